@@ -1,0 +1,51 @@
+# Two commands for a new user: `make quickstart` and `make test`. All that they make stays in this folder.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+CORES ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+# Caches that tools would keep in the home folder. Paths with spaces: quoted by the shell, never split.
+export XDG_CACHE_HOME := $(CURDIR)/$(VENV)/cache
+export MPLCONFIGDIR := $(CURDIR)/$(VENV)/cache/matplotlib
+export PIP_NO_CACHE_DIR := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install quickstart test lint clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+
+install: $(READY) ## make .venv with the pinned packages
+
+$(READY): envs/lock.txt pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Detrojan needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	"$(PYTHON)" -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement envs/lock.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(READY)
+
+quickstart: $(READY) ## run the default study: minutes on two cores
+	$(BIN)/snakemake --profile local --cores $(CORES)
+	$(BIN)/python -m detrojan.show results
+
+test: $(READY) ## run all tests that need neither GPU nor cluster
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(VENV)/ready-lint ## run the linters and the type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/mypy
+
+$(VENV)/ready-lint: envs/lock-lint.txt $(READY)
+	$(BIN)/python -m pip install --quiet --requirement envs/lock-lint.txt
+	touch $@
+
+clean: ## remove .venv and the caches, but no results
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
