@@ -1,0 +1,110 @@
+"""Where a result comes from: digests of code, versions, commit.
+
+Snakemake watches a rule's script, not what the script imports. So each rule has a ``code`` param:
+the digest of all package source that its job can run, computed by reading, never by importing.
+"""
+
+import ast
+import functools
+import hashlib
+import json
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+from detrojan.registry import PACKAGE
+
+
+def code_digest(*files: str | Path) -> str:
+    """Return a digest of ``files`` and of the package modules that they import, directly or not.
+
+    Comments, docstrings and layout don't count, so editing them reruns nothing.
+    """
+    seen: set[Path] = set()
+    waiting = [Path(file).resolve() for file in files]
+    while waiting:
+        file = waiting.pop()
+        if file not in seen:
+            seen.add(file)
+            waiting += _module(file)[1]
+    total = hashlib.sha256()
+    for file in sorted(seen, key=lambda file: (file.name, _module(file)[0])):
+        total.update(_module(file)[0].encode())
+    return total.hexdigest()[:16]
+
+
+@functools.cache
+def _module(file: Path) -> tuple[str, list[Path]]:
+    """Return the digest of one file and the package files that it imports."""
+    tree = ast.parse(file.read_text(), str(file))
+    imported: set[Path] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            imported.update(_package_files(node.module))
+            for alias in node.names:
+                imported.update(_package_files(f"{node.module}.{alias.name}"))
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                imported.update(_package_files(alias.name))
+    text = json.dumps(_canonical(tree))
+    return hashlib.sha256(text.encode()).hexdigest(), sorted(imported)
+
+
+def _package_files(module: str) -> list[Path]:
+    """Return the files that importing ``module`` runs, if it is one of ours: its package's too."""
+    parts = module.split(".")
+    if parts[0] != PACKAGE.name:
+        return []
+    found = []
+    for depth in range(2, len(parts) + 1):
+        stem = PACKAGE.joinpath(*parts[1:depth])
+        found += [file for file in (stem.with_suffix(".py"), stem / "__init__.py") if file.is_file()]
+    return found
+
+
+def _canonical(node: object) -> object:
+    """Return a syntax tree as plain lists, without docstrings, positions and empty fields.
+
+    Empty fields are left out because Python versions differ in which ones they have.
+    """
+    if isinstance(node, ast.AST):
+        fields = dict(ast.iter_fields(node))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                fields["body"] = node.body[isinstance(first.value.value, str) :]
+        kept = {key: _canonical(value) for key, value in fields.items() if value not in (None, [])}
+        return [type(node).__name__, kept]
+    if isinstance(node, list):
+        return [_canonical(item) for item in node]
+    return node if isinstance(node, str | int | float | bool) else repr(node)
+
+
+@functools.cache
+def git_commit() -> str:
+    """Return the commit of this code's checkout, ``-dirty`` if it was edited since; else ``unknown``."""
+    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        top = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return top.stdout.strip()
+
+
+@functools.cache
+def versions() -> str:
+    """Return the versions that a result may depend on, as JSON."""
+    packages = ("detrojan", "torch", "torchvision", "numpy", "pillow")
+    return json.dumps({"python": platform.python_version()} | {name: version(name) for name in packages})
+
+
+def origin(code: str) -> dict[str, str]:
+    """Return the columns of a row that say where it comes from; ``code`` is its digest of code."""
+    return {"code": code, "versions": versions(), "git_commit": git_commit()}

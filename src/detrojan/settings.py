@@ -1,0 +1,45 @@
+"""Settings that study files hold and stages use: how images are varied and networks are trained.
+
+Free of torch, because the Snakefile checks them while it is parsed.
+"""
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Augmentation(BaseModel):
+    """How training images are varied, each on its own: zero padding and a random crop, then a flip."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    crop_padding: int = Field(4, ge=0, description="black border before the random crop, pixels")
+    flip: bool = Field(False, description="mirror left to right with probability 1/2")
+
+
+NO_AUGMENTATION = Augmentation(crop_padding=0, flip=False)
+
+
+class Optimization(BaseModel):
+    """SGD with momentum, the learning rate set once an epoch.
+
+    The defaults are the survey's (arXiv 2411.11200; its benchmark's configuration for all data sets
+    and architectures). Its cosine runs over 100 epochs however many there are; here the period is
+    ``epochs``, so a shortened run still ends near zero.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(100, ge=1, description="passes over the images")
+    batch_size: int = Field(128, ge=2, description="images a step")
+    lr: float = Field(0.01, gt=0, description="learning rate of the first epoch")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD, without Nesterov")
+    weight_decay: float = Field(5e-4, ge=0, description="on all parameters, normalization included")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate")
+
+    def lr_at(self, epoch: int) -> float:
+        """Return the learning rate of ``epoch``, the first being 0."""
+        if self.schedule == "constant":
+            return self.lr
+        return self.lr / 2 * (1 + math.cos(math.pi * epoch / self.epochs))
