@@ -1,0 +1,392 @@
+"""Files come back as they were written, whole or not at all, and a broken one is named."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from detrojan import artifacts
+from detrojan.data import DefenderSample, ImageSet, TriggeredSample
+from detrojan.settings import Augmentation
+
+SCHEMA = pa.schema([pa.field("draw", pa.int32()), pa.field("acc", pa.float64())])
+ROWS = [{"draw": 1, "acc": 0.5}, {"draw": 2, "acc": None}]
+
+
+def assert_same(first, second):
+    assert first.info == second.info
+    for name in ("images", "labels", "index", "true_labels"):
+        one, other = getattr(first, name), getattr(second, name)
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+
+
+def refuses(read, path, message):
+    """Check that ``read`` refuses ``path`` with a ValueError of one line that names it."""
+    with pytest.raises(ValueError, match=message) as caught:
+        read(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ")
+    assert "\n" not in text
+
+
+@pytest.fixture
+def sample(toy_images):
+    images = toy_images()
+    return DefenderSample(images[torch.tensor([7, 2, 0])], images[torch.tensor([5])])
+
+
+# --- whole -----------------------------------------------------------------------------------------
+
+
+def write_half(target, error=RuntimeError):
+    with artifacts.whole(target) as partial:
+        partial.write_text("half")
+        raise error
+
+
+def write_half_a_folder(target):
+    with artifacts.whole(target) as partial:
+        partial.mkdir()
+        (partial / "new").write_text("half")
+        raise RuntimeError
+
+
+def test_whole_renames_a_finished_file(tmp_path):
+    target = tmp_path / "new" / "folder" / "file.txt"
+    with artifacts.whole(target) as partial:
+        partial.write_text("new")
+        assert partial.parent == target.parent  # a rename can't cross file systems
+        assert not target.exists()
+    assert target.read_text() == "new"
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_whole_leaves_nothing_of_a_crash(tmp_path):
+    target = tmp_path / "file.txt"
+    with pytest.raises(KeyboardInterrupt):
+        write_half(target, KeyboardInterrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whole_keeps_the_old_target_until_the_end(tmp_path):
+    target = tmp_path / "file.txt"
+    target.write_text("old")
+    with pytest.raises(RuntimeError):
+        write_half(target)
+    assert target.read_text() == "old"
+    with artifacts.whole(target) as partial:
+        partial.write_text("new")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_whole_folder(tmp_path):
+    target = tmp_path / "weights"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with pytest.raises(RuntimeError):
+        write_half_a_folder(target)
+    assert [file.name for file in target.iterdir()] == ["old"]
+    with artifacts.whole(target) as partial:
+        partial.mkdir()
+        (partial / "new").write_text("new")
+    assert [file.name for file in target.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("left_over", ["file", "folder"])
+def test_whole_clears_what_a_killed_job_left(tmp_path, left_over):
+    target = tmp_path / "file.txt"
+    with artifacts.whole(target) as partial:
+        name = partial.name
+        partial.write_text("old")
+    left = tmp_path / name
+    left.mkdir() if left_over == "folder" else left.write_text("half")
+    with artifacts.whole(target) as partial:
+        assert not partial.exists()
+        partial.write_text("new")
+    assert target.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        artifacts.write_images,
+        artifacts.write_poisoned,
+        lambda images, path: artifacts.write_samples({0: DefenderSample(images, images)}, path),
+        lambda images, path: artifacts.write_rows(ROWS, path, SCHEMA),
+        lambda images, path: artifacts.write_tensors({"images": images.images}, path),
+    ],
+    ids=["images", "poisoned", "samples", "rows", "tensors"],
+)
+def test_every_write_is_whole(tmp_path, toy_images, monkeypatch, write):
+    def full_disk(content, partial, *_args, **_options):
+        partial.write_text("half")
+        raise OSError("no space left on device")
+
+    target = tmp_path / "artifact"
+    target.write_text("old")
+    monkeypatch.setattr(artifacts.pq, "write_table", full_disk)
+    monkeypatch.setattr(artifacts, "save_file", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        write(toy_images(), target)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
+
+
+# --- tables and cards ------------------------------------------------------------------------------
+
+
+def test_rows_come_back(tmp_path):
+    path = tmp_path / "rows.parquet"
+    artifacts.write_rows(ROWS, path, SCHEMA)
+    assert artifacts.read_table(path, SCHEMA).to_pylist() == ROWS
+
+
+def test_no_rows_come_back(tmp_path):
+    path = tmp_path / "rows.parquet"
+    artifacts.write_rows([], path, SCHEMA)
+    table = artifacts.read_table(path, SCHEMA)
+    assert (table.num_rows, table.schema) == (0, SCHEMA)
+
+
+@pytest.mark.parametrize("row", [{"draw": 1}, {"draw": 1, "acc": 0.5, "asr": 0.1}])
+def test_rows_have_every_column_and_no_other(tmp_path, row):
+    with pytest.raises(AssertionError):
+        artifacts.write_rows([row], tmp_path / "rows.parquet", SCHEMA)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("schema", "differing"),
+    [
+        (pa.schema([SCHEMA.field("draw")]), r"\(acc: double\)"),
+        (pa.schema([*SCHEMA, pa.field("asr", pa.float64())]), r"\(asr: double\)"),
+        (pa.schema([pa.field("draw", pa.int64()), SCHEMA.field("acc")]), r"\(draw: int32, draw: int64\)"),
+        (pa.schema([SCHEMA.field("draw").with_nullable(False), SCHEMA.field("acc")]), "int32 not null"),
+        (pa.schema([SCHEMA.field("acc"), SCHEMA.field("draw")]), "another order"),
+    ],
+)
+def test_table_of_another_schema(tmp_path, schema, differing):
+    path = tmp_path / "rows.parquet"
+    artifacts.write_rows(ROWS, path, SCHEMA)
+    refuses(lambda path: artifacts.read_table(path, schema), path, differing)
+
+
+def test_missing_files(tmp_path):
+    for read in (artifacts.read_table, artifacts.read_images, artifacts.read_samples):
+        refuses(read, tmp_path / "none.parquet", "no such Parquet table; run the workflow again")
+    refuses(artifacts.read_card, tmp_path / "none.json", "no such card")
+    refuses(artifacts.read_tensors, tmp_path / "none.safetensors", "no such safetensors file")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 200, -1])
+def test_truncated_table(tmp_path, toy_images, kept):
+    path = tmp_path / "train.parquet"
+    artifacts.write_images(toy_images(), path)
+    path.write_bytes(path.read_bytes()[:kept])
+    for read in (artifacts.read_table, artifacts.read_images, artifacts.read_samples):
+        refuses(read, path, "not a whole Parquet table")
+
+
+def test_cards_come_back(tmp_path):
+    path = tmp_path / "card.json"
+    card = {"psnr": None, "ratio": 0.1, "classes": ["a", "ü"]}
+    artifacts.write_card(card, path)
+    assert artifacts.read_card(path) == card
+    path.write_text(path.read_text()[:-5])
+    refuses(artifacts.read_card, path, "not a whole card")
+
+
+def test_a_card_that_is_not_finite_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        artifacts.write_card({"psnr": float("nan")}, tmp_path / "card.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- images ----------------------------------------------------------------------------------------
+
+
+def test_images_come_back(tmp_path, toy_images):
+    images = toy_images(augmentation=Augmentation(crop_padding=2, flip=True))
+    artifacts.write_images(images, tmp_path / "train.parquet")
+    assert_same(artifacts.read_images(tmp_path / "train.parquet"), images)
+
+
+def test_image_table_is_the_documented_one(tmp_path, toy_images):
+    images = toy_images()
+    artifacts.write_images(images, tmp_path / "train.parquet")
+    table = pq.read_table(tmp_path / "train.parquet")
+    expected = [("index", pa.int32()), ("image", pa.binary(192)), ("label", pa.int16())]
+    assert [(field.name, field.type) for field in table.schema] == expected
+    # Rows, columns, then red, green, blue.
+    pixels = np.frombuffer(table["image"][3].as_py(), np.uint8).reshape(8, 8, 3)
+    assert pixels[2, 5].tolist() == images.images[3, :, 2, 5].tolist()
+
+
+def test_images_that_do_not_lie_in_order_come_back(tmp_path, toy_images):
+    images = toy_images()
+    channels_last = images.images.contiguous(memory_format=torch.channels_last)
+    artifacts.write_images(dataclasses.replace(images, images=channels_last), tmp_path / "a.parquet")
+    assert_same(artifacts.read_images(tmp_path / "a.parquet"), images)
+
+
+def test_row_groups_are_put_together(tmp_path, toy_images):
+    images = toy_images()
+    artifacts.write_images(images, tmp_path / "a.parquet")
+    table = pq.read_table(tmp_path / "a.parquet")
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=5)
+    assert_same(artifacts.read_images(tmp_path / "a.parquet"), images)
+
+
+def test_poisoned_rows_come_back_with_their_true_labels(tmp_path, toy_images):
+    images = toy_images()
+    rows = ImageSet(images.images, torch.ones_like(images.labels), images.index, images.info, images.labels)
+    artifacts.write_poisoned(rows, tmp_path / "train.parquet")
+    read = artifacts.read_images(tmp_path / "train.parquet")
+    assert_same(read, rows)
+    assert read.labels.tolist() != read.true_labels.tolist()
+
+
+def test_no_images_come_back(tmp_path, toy_images):
+    nothing = toy_images()[torch.tensor([], dtype=torch.int64)]
+    artifacts.write_images(nothing, tmp_path / "clean.parquet")
+    assert_same(artifacts.read_images(tmp_path / "clean.parquet"), nothing)
+    artifacts.write_poisoned(nothing, tmp_path / "poisoned.parquet")
+    assert_same(artifacts.read_images(tmp_path / "poisoned.parquet"), nothing)
+
+
+def test_images_of_another_size_than_the_table_says(tmp_path, toy_images):
+    path = tmp_path / "train.parquet"
+    artifacts.write_images(toy_images(side=8), path)
+    table = pq.read_table(path)
+    card = json.loads(table.schema.metadata[b"detrojan"]) | {"height": 9}
+    pq.write_table(table.replace_schema_metadata({"detrojan": json.dumps(card)}), path)
+    refuses(artifacts.read_images, path, r"fixed_size_binary\[192\], but 9×8 RGB is 216 bytes")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (None, "detrojan"),
+        ({"detrojan": "{"}, "not a whole image table"),
+        ({"detrojan": "{}"}, "augmentation"),
+        ({"detrojan": '{"augmentation": {}}'}, "height"),
+        ({"detrojan": '{"augmentation": {"rotation": 3}}'}, "rotation"),
+    ],
+)
+def test_images_without_their_metadata(tmp_path, toy_images, metadata, message):
+    path = tmp_path / "train.parquet"
+    artifacts.write_images(toy_images(), path)
+    pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
+    refuses(artifacts.read_images, path, message)
+
+
+@pytest.mark.parametrize("column", ["index", "image", "label"])
+def test_images_without_a_column(tmp_path, toy_images, column):
+    path = tmp_path / "train.parquet"
+    artifacts.write_images(toy_images(), path)
+    pq.write_table(pq.read_table(path).drop_columns([column]), path)
+    refuses(artifacts.read_images, path, column)
+
+
+def test_images_with_a_label_out_of_range(tmp_path, toy_images):
+    path = tmp_path / "train.parquet"
+    artifacts.write_images(toy_images(), path)
+    table = pq.read_table(path)
+    labels = pa.array([4] * 12, pa.int16())
+    pq.write_table(table.set_column(2, "label", labels), path)
+    refuses(artifacts.read_images, path, "labels run from 4 to 4, but the 4 classes are 0 to 3")
+
+
+# --- samples ---------------------------------------------------------------------------------------
+
+
+def stamped_copies(sample):
+    return TriggeredSample(
+        *(dataclasses.replace(part, images=255 - part.images) for part in (sample.train, sample.validation))
+    )
+
+
+def test_samples_come_back(tmp_path, toy_images, sample):
+    other = DefenderSample(toy_images()[torch.tensor([1])], toy_images()[torch.tensor([0])])
+    artifacts.write_samples({4: sample, 2: other}, tmp_path / "samples.parquet")
+    read = artifacts.read_samples(tmp_path / "samples.parquet")
+    assert set(read) == {2, 4}
+    for draw, expected in ((2, other), (4, sample)):
+        assert_same(read[draw].train, expected.train)
+        assert_same(read[draw].validation, expected.validation)
+        assert read[draw].triggered is None
+        assert read[draw].chosen == {}
+
+
+def test_sample_without_validation_comes_back(tmp_path, sample, toy_images):
+    nothing = toy_images()[torch.tensor([], dtype=torch.int64)]
+    artifacts.write_samples({0: DefenderSample(sample.train, nothing)}, tmp_path / "samples.parquet")
+    (read,) = artifacts.read_samples(tmp_path / "samples.parquet").values()
+    assert_same(read.train, sample.train)
+    assert_same(read.validation, nothing)
+
+
+def test_stamped_samples_come_back(tmp_path, sample):
+    clean, stamped = tmp_path / "samples.parquet", tmp_path / "stamped.parquet"
+    copies = stamped_copies(sample)
+    artifacts.write_samples({0: sample}, clean)
+    artifacts.write_stamped({0: copies}, stamped)
+    read = artifacts.read_samples(clean, stamped)[0]
+    assert_same(read.train, sample.train)
+    assert_same(read.triggered.train, copies.train)
+    assert_same(read.triggered.validation, copies.validation)
+
+
+@pytest.mark.parametrize("fault", ["another draw", "another order", "another split"])
+def test_stamped_samples_of_other_images(tmp_path, sample, fault):
+    clean, stamped = tmp_path / "samples.parquet", tmp_path / "stamped.parquet"
+    copies = stamped_copies(sample)
+    if fault == "another order":
+        copies = TriggeredSample(copies.train[torch.tensor([1, 0, 2])], copies.validation)
+    if fault == "another split":
+        copies = TriggeredSample(copies.validation, copies.train)
+    artifacts.write_samples({0: sample}, clean)
+    artifacts.write_stamped({1 if fault == "another draw" else 0: copies}, stamped)
+    refuses(
+        lambda path: artifacts.read_samples(clean, path),
+        stamped,
+        r"not the copies of .*samples.parquet \(draw 0\)",
+    )
+
+
+def test_images_are_no_sample(tmp_path, toy_images):
+    artifacts.write_images(toy_images(), tmp_path / "train.parquet")
+    refuses(artifacts.read_samples, tmp_path / "train.parquet", "draw")
+
+
+# --- tensors ---------------------------------------------------------------------------------------
+
+
+def test_tensors_come_back(tmp_path):
+    path = tmp_path / "trigger.safetensors"
+    tensors = {
+        "pattern": torch.arange(24, dtype=torch.uint8).view(2, 3, 4).permute(2, 0, 1),
+        "mask": torch.tensor([True, False]),
+        "signal": torch.tensor([0.1, -2.5], requires_grad=True),
+        "none": torch.empty(0, 3),
+    }
+    artifacts.write_tensors(tensors, path, seed=3, names=["a", "b"])
+    read, metadata = artifacts.read_tensors(path)
+    assert metadata == {"seed": 3, "names": ["a", "b"]}
+    assert read.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert read[name].dtype == value.dtype
+        assert torch.equal(read[name], value)
+
+
+def test_no_tensors_come_back(tmp_path):
+    artifacts.write_tensors({}, tmp_path / "trigger.safetensors")
+    assert artifacts.read_tensors(tmp_path / "trigger.safetensors") == ({}, {})
