@@ -1,0 +1,236 @@
+"""Parquet shards as the Hugging Face hub keeps image data sets: an image column and a label column."""
+
+import contextlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from detrojan.datasets.base import (
+    Labels,
+    RawImages,
+    Source,
+    Split,
+    count,
+    decode_all,
+    refuse_missing_classes,
+)
+
+IMAGE_COLUMNS = ("image", "img")
+ROWS_AT_ONCE = 1024  # bounds how much encoded data is in memory
+SHARD = re.compile(r"-(\d+)-of-(\d+)\.parquet$")
+
+
+class HuggingFaceParquet(Source):
+    """Images of Parquet shards, in the order of the shards' names and of their rows.
+
+    The image column is ``image`` or ``img``: a struct of ``bytes`` and ``path``, or plain binary.
+    Where ``bytes`` is null, ``path`` is read, relative to the shard's folder. Class names come from
+    the features that the ``datasets`` library stores in the schema; without them the label's number
+    is its name.
+    """
+
+    path: Path = Field(description="folder that holds the shards, in itself or in data/")
+    train: str | None = Field(None, description="pattern of the training shards under path, as data/train-*")
+    test: str | None = Field(None, description="pattern of the test shards, as valid-*.parquet")
+    label_column: str = Field("label", description="integer column of the labels")
+
+    def counts(self, split: Split) -> Counter[int]:
+        """Return how many rows each label has, read from the label column alone.
+
+        Raises:
+            ValueError: shards are missing or broken, or labels are null, negative or have gaps.
+        """
+        return count(self._checked_labels()[0][split])
+
+    def read(self, split: Split, side: int) -> RawImages:
+        """Return all images of a split as RGB, resized to ``side`` × ``side`` pixels.
+
+        Raises:
+            ValueError: as for :meth:`counts`, or an image is missing or broken.
+        """
+        labels, classes = self._checked_labels()
+        encoded = (image for shard in self._shards(split) for image in _encoded(shard))
+        return RawImages(decode_all(encoded, len(labels[split]), side), labels[split], classes)
+
+    def _shards(self, split: Split) -> list[Path]:
+        pattern = self.train if split == "train" else self.test
+        patterns = [pattern] if pattern else [f"{split}-*.parquet", f"{split}.parquet"]
+        folders = [self.path] if pattern else [self.path, self.path / "data"]
+        for folder in folders:
+            for candidate in patterns:
+                shards = sorted(file for file in folder.glob(candidate) if not file.name.startswith("."))
+                if shards:
+                    _refuse_missing_shards(shards)
+                    return shards
+        raise ValueError(
+            f"{self.path}: no file like {' or '.join(patterns)} in it"
+            f"{'' if pattern else ' or in its folder data'}; set path to the folder of the shards, and "
+            f"{split} to a pattern of their names if they are called otherwise"
+        )
+
+    def _checked_labels(self) -> tuple[dict[Split, Labels], tuple[str, ...]]:
+        """Return the labels of both splits, in order, and the name of each class."""
+        splits: tuple[Split, Split] = ("train", "test")
+        shards = {split: self._shards(split) for split in splits}
+        names = self._class_names([*shards["train"], *shards["test"]])
+        read = {split: [_labels(shard, self.label_column) for shard in shards[split]] for split in splits}
+        if names is None:
+            names = tuple(map(str, range(_num_classes(shards["train"][0], read["train"], read["test"]))))
+        for split in splits:
+            for shard, labels in zip(shards[split], read[split], strict=True):
+                beyond = np.flatnonzero(labels >= len(names))
+                if len(beyond):
+                    raise ValueError(
+                        f"{shard}, row {beyond[0]}: label {labels[beyond[0]]}, but the schema names "
+                        f"{len(names)} classes, 0 to {len(names) - 1}: mend the label or the names"
+                    )
+        joined = {split: np.concatenate(read[split]) for split in splits}
+        refuse_missing_classes(joined["train"], names, shards["train"][0])
+        return joined, names
+
+    def _class_names(self, shards: list[Path]) -> tuple[str, ...] | None:
+        """Return the class names that all shards agree on; None where none has any."""
+        first = _schema_names(shards[0], self.label_column)
+        for shard in shards[1:]:
+            if (names := _schema_names(shard, self.label_column)) != first:
+                raise ValueError(
+                    f"{shard}: its class names ({_listed(names)}) are not those of {shards[0]} "
+                    f"({_listed(first)}): all shards must be of one data set"
+                )
+        return first
+
+
+def _refuse_missing_shards(shards: list[Path]) -> None:
+    numbered = [match for shard in shards if (match := SHARD.search(shard.name))]
+    for total in {int(match[2]) for match in numbered}:
+        there = {int(match[1]) for match in numbered if int(match[2]) == total}
+        if absent := sorted(set(range(total)) - there):
+            raise ValueError(
+                f"{shards[0]}: shard {absent[0]} of 0 to {total - 1} is missing beside it; fetch it"
+            )
+
+
+@contextlib.contextmanager
+def _opened(shard: Path) -> Iterator[pq.ParquetFile]:
+    """Yield an open shard; an error of the library while it is in use becomes one that names it."""
+    try:
+        # No memory map: on a network file system the loss of the file would be a bus error.
+        with pq.ParquetFile(shard, memory_map=False) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{shard}: not a whole Parquet file ({reason}); fetch it again") from error
+
+
+def _schema_names(shard: Path, column: str) -> tuple[str, ...] | None:
+    with _opened(shard) as file:
+        raw = (file.schema_arrow.metadata or {}).get(b"huggingface")
+    if raw is None:
+        return None
+    try:
+        feature: Any = json.loads(raw).get("info", {}).get("features", {}).get(column, {})
+        names = feature.get("names")
+        return None if names is None else tuple(map(str, names))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"{shard}: its schema's 'huggingface' metadata is broken ({error}); write the file again"
+        ) from error
+
+
+def _listed(names: tuple[str, ...] | None) -> str:
+    return "none" if names is None else f"{len(names)}: {', '.join(names[:3])}, ..."
+
+
+def _labels(shard: Path, column: str) -> Labels:
+    with _opened(shard) as file:
+        _refuse_missing_column(shard, file, column)
+        kind = file.schema_arrow.field(column).type
+        if not pa.types.is_integer(kind):
+            raise ValueError(f"{shard}: column {column} is {kind}, but labels must be integers, 0 to K - 1")
+        values = file.read(columns=[column])[column]
+    if not len(values):
+        raise ValueError(f"{shard}: it has no rows; fetch it again or remove it")
+    if values.null_count:
+        row = pc.index(pc.is_null(values), value=True).as_py()
+        raise ValueError(
+            f"{shard}, row {row}: its {column} is null; give every image a label or drop the row"
+        )
+    labels: Labels = values.to_numpy().astype(np.int64)
+    if labels.min() < 0:
+        row = int(np.flatnonzero(labels < 0)[0])
+        raise ValueError(
+            f"{shard}, row {row}: label {labels[row]}, but labels start at 0 (the hub marks unlabelled test "
+            "images with -1: choose a split that has labels)"
+        )
+    return labels
+
+
+def _num_classes(where: Path, train: list[Labels], test: list[Labels]) -> int:
+    largest = max(int(labels.max()) for labels in [*train, *test])
+    if largest >= sum(map(len, train)):
+        # Said here, because a column of identifiers would make a billion classes.
+        raise ValueError(
+            f"{where}: labels up to {largest}, but only {sum(map(len, train))} training images: every class "
+            "needs one, so number the labels from 0 without gaps, or set label_column to another column"
+        )
+    return largest + 1
+
+
+def _encoded(shard: Path) -> Iterator[tuple[str, Path | bytes]]:
+    """Yield the name of each row's image, for errors, and the image's content or file."""
+    with _opened(shard) as file:
+        column = next((name for name in IMAGE_COLUMNS if name in file.schema_arrow.names), None)
+        if column is None:
+            _refuse_missing_column(shard, file, " or ".join(IMAGE_COLUMNS))
+        _refuse_type(shard, file.schema_arrow.field(column))
+        row = 0
+        # Errors of whoever takes the rows aren't raised in here, so this names broken shards only.
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
+            for value in batch.column(0).to_pylist():
+                yield _content(shard, row, value)
+                row += 1
+
+
+def _refuse_missing_column(shard: Path, file: pq.ParquetFile, column: str) -> None:
+    found = file.schema_arrow.names
+    if column not in found:
+        raise ValueError(
+            f"{shard}: no column {column}; it has {', '.join(found)}: rename one, or set label_column if "
+            "it is the label that has another name"
+        )
+
+
+def _refuse_type(shard: Path, column: pa.Field) -> None:
+    kind = column.type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not _is_binary(kind):
+        raise ValueError(
+            f"{shard}: column {column.name} is {column.type}, but must be binary or a struct "
+            "of bytes and path"
+        )
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _content(shard: Path, row: int, value: Any) -> tuple[str, Path | bytes]:
+    name = f"{shard}, row {row}"
+    if isinstance(value, bytes):
+        return name, value
+    if value and value["bytes"] is not None:
+        return name, value["bytes"]
+    if value and value.get("path"):
+        file = shard.parent / value["path"]
+        return f"{name} ({file})", file
+    raise ValueError(f"{name}: its image is null; give it bytes, or a path relative to {shard.parent}")

@@ -1,0 +1,838 @@
+"""Data sources: right pixels, labels and counts on made data; a clear error for whatever is broken."""
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import types
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from detrojan import ingest, registry
+from detrojan.datasets import torchvision_folder
+from detrojan.datasets.base import RawImages, Source, decode, decode_all, resize_all, split_counts
+from detrojan.datasets.digits import Digits
+from detrojan.datasets.huggingface_parquet import HuggingFaceParquet
+from detrojan.datasets.image_folder import ImageFolder
+from detrojan.datasets.torchvision_folder import TorchvisionFolder
+from detrojan.settings import NO_AUGMENTATION
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def encoded(array, kind="PNG"):
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def save(path, array=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise(8, 8, 3) if array is None else array).save(path)
+
+
+# --- decoding --------------------------------------------------------------------------------------
+
+
+def test_lossless_images_keep_their_pixels_and_order():
+    pixels = noise(5, 8, 8, 3)
+    contents = [(str(row), encoded(image)) for row, image in enumerate(pixels)]
+    assert np.array_equal(decode_all(iter(contents), 5, 8), pixels)
+
+
+def test_resize_is_pillows_antialiased_bilinear():
+    image = noise(20, 30, 3)
+    expected = np.asarray(Image.fromarray(image).resize((8, 8), Image.Resampling.BILINEAR))
+    assert np.array_equal(decode_all([("x", encoded(image))], 1, 8)[0], expected)
+    assert np.array_equal(resize_all(image[np.newaxis], 8)[0], expected)
+    # Single-pixel stripes become grey: sampling without a filter would keep 0 or 255.
+    stripes = np.zeros((32, 32, 3), np.uint8)
+    stripes[:, ::2] = 255
+    assert 100 < resize_all(stripes[np.newaxis], 8)[0, 4, 4, 0] < 155
+
+
+def rgba():
+    pixels = np.zeros((2, 2, 4), np.uint8)
+    pixels[..., 0], pixels[0, :, 3] = 255, 255  # red above, transparent red below
+    return encoded(pixels)
+
+
+def palette():
+    image = Image.new("P", (2, 2), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def animation():
+    frames = [Image.new("RGB", (2, 2), colour) for colour in ("blue", "red")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "PNG", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+def cmyk():
+    buffer = io.BytesIO()
+    Image.new("CMYK", (2, 2), (0, 255, 255, 0)).save(buffer, "TIFF")
+    return buffer.getvalue()
+
+
+def turned():
+    """A wide picture whose EXIF entry says that it stands upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 2), (1, 2, 3)).save(buffer, "PNG", exif=exif)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "top", "bottom"),
+    [
+        (encoded(np.full((2, 2), 77, np.uint8)), (77,) * 3, (77,) * 3),
+        (encoded(np.full((2, 2), True)), (255,) * 3, (255,) * 3),
+        (encoded(np.full((2, 2), 0x4DFF, np.uint16)), (0x4D,) * 3, (0x4D,) * 3),
+        (rgba(), (255, 0, 0), (255, 255, 255)),
+        (palette(), (10, 20, 30), (10, 20, 30)),
+        (cmyk(), (255, 0, 0), (255, 0, 0)),
+        (animation(), (0, 0, 255), (0, 0, 255)),
+    ],
+    ids=["grey", "1 bit", "16 bits", "alpha", "palette", "cmyk", "animation"],
+)
+def test_every_kind_of_pixel_becomes_rgb(content, top, bottom):
+    image = decode("x", content)
+    assert (image.mode, image.getpixel((0, 0)), image.getpixel((0, 1))) == ("RGB", top, bottom)
+
+
+def test_exif_orientation_is_left_alone():
+    assert decode("x", turned()).size == (4, 2)
+
+
+def flipped_bit(content):
+    middle = content.index(b"IDAT") + 20
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+JPEG = encoded(noise(32, 32, 3), "JPEG")
+PNG = encoded(noise(32, 32, 3))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "an empty file"),
+        (b"no image at all", "an unknown format"),
+        (JPEG[: len(JPEG) // 2], "truncated"),
+        (PNG[: len(PNG) // 2], "Truncated|truncated|broken"),
+        (flipped_bit(PNG), "broken|CRC|checksum"),
+        (encoded(np.ones((2, 2), np.float32), "TIFF"), "floating-point"),
+        (encoded(np.full((2, 2), 1 << 20, np.int32), "TIFF"), "more than 16 bits"),
+        (Path("/nowhere/x.png"), "No such file"),
+    ],
+    ids=["empty", "text", "cut JPEG", "cut PNG", "flipped bit", "float", "32 bits", "missing"],
+)
+def test_broken_image_is_named(content, reason):
+    with pytest.raises(ValueError, match=rf"folder/x\.png: no .*image \(.*({reason})"):
+        decode_all([("folder/x.png", content)], 1, 8)
+
+
+# --- counts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "held_out", "per_class", "reserved"),
+    [
+        (100, 0, None, 0),
+        (100, 0.05, None, 5),
+        (50, 0.05, None, 2),  # 2.5, and 3.5 below: half to even
+        (70, 0.05, None, 4),
+        (3, 0.01, None, 1),
+        (100, 0.05, 40, 2),
+        (30, 0.1, 40, 3),
+    ],
+)
+def test_split_counts(number, held_out, per_class, reserved):
+    train, pool = split_counts(Counter({0: number}), held_out, per_class)
+    assert pool == {0: reserved}
+    assert train == {0: min(number, per_class or number) - reserved}
+
+
+def test_split_counts_leaves_a_training_image():
+    with pytest.raises(ValueError, match=r"class 1 has 1 training images.*lower held_out"):
+        split_counts(Counter({0: 9, 1: 1}), 0.1, None)
+
+
+# --- digits ----------------------------------------------------------------------------------------
+
+
+def test_digits():
+    from sklearn.datasets import load_digits
+
+    bundled = load_digits()
+    source = Digits()
+    train, test = source.read("train", 8), source.read("test", 8)
+    assert (len(train.labels), len(test.labels)) == (1442, 355)
+    assert Counter(train.labels.tolist()) == source.counts("train")
+    assert Counter(test.labels.tolist()) == source.counts("test")
+    threes = np.flatnonzero(bundled.target == 3)
+    fifth = np.rint(bundled.images[threes[4]] / 16 * 255)
+    assert np.array_equal(test.images[test.labels == 3][0], np.stack([fifth] * 3, axis=-1))
+    assert np.array_equal(
+        train.images[train.labels == 3][4, ..., 1], np.rint(bundled.images[threes[5]] / 16 * 255)
+    )
+    assert source.read("test", 16).images.shape == (355, 16, 16, 3)
+
+
+# --- image folders ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes, three training images and one test image each."""
+    for split, number in (("train", 3), ("test", 1)):
+        for label, name in enumerate(("cat", "dog")):
+            for row in range(number):
+                save(tmp_path / split / name / f"{row}.png", np.full((8, 8, 3), 100 * label + row, np.uint8))
+    return tmp_path
+
+
+def test_image_folder(folder):
+    (folder / "train/cat/.hidden.png").write_bytes(b"")
+    (folder / "train/cat/Thumbs.db").write_bytes(b"")
+    (folder / "train/dog/readme.txt").write_text("no image")
+    (folder / "train/.cache").mkdir()
+    save(folder / "train/dog/3.JPG", np.full((8, 8), 200, np.uint8))
+    source = ImageFolder(path=folder)
+    raw = source.read("train", 8)
+    assert raw.classes == source.read("test", 8).classes == ("cat", "dog")
+    assert raw.images[:, 3, 3, 1].tolist() == [0, 1, 2, 100, 101, 102, 200]
+    assert raw.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert (source.counts("train"), source.counts("test")) == (Counter({0: 3, 1: 4}), Counter({0: 1, 1: 1}))
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (
+            lambda f: [file.unlink() for file in (f / "train/cat").iterdir()],
+            r"train/cat: a class folder without",
+        ),
+        (lambda f: (f / "train/cat/more").mkdir(), r"train/cat/more: a folder inside a class folder"),
+        (lambda f: (f / "train/emu").mkdir(), r"test/emu: no such class folder, but train has one"),
+        (lambda f: save(f / "test/emu/0.png"), r"train/emu: no such class folder, but test has one"),
+        (lambda f: (f / "test").rename(f / "tset"), r"test: no such folder; path must name"),
+        (lambda f: (f / "train/cat/0.png").write_bytes(PNG[:99]), r"train/cat/0\.png: no .*image"),
+        (lambda f: (f / "train/cat/x.png").mkdir(), r"train/cat/x\.png: no whole image"),
+    ],
+)
+def test_image_folder_refuses(folder, broken, message):
+    broken(folder)
+    with pytest.raises(ValueError, match=message):
+        ImageFolder(path=folder).read("train", 8)
+
+
+# --- Parquet ---------------------------------------------------------------------------------------
+
+
+def write_shard(path, labels, images=None, *, names=None, label="label", image="image"):
+    """Write a shard; ``images`` holds values for the image column, by default PNG of a solid colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if images is None:
+        images = [
+            {"bytes": encoded(np.full((8, 8, 3), 9 * n, np.uint8)), "path": None} for n in range(len(labels))
+        ]
+    struct = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    kind = struct if any(isinstance(value, dict) for value in images) else None
+    table = pa.table({image: pa.array(images, kind), label: pa.array(labels)})
+    if names:
+        features = {"info": {"features": {label: {"names": names, "_type": "ClassLabel"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    pq.write_table(table, path, row_group_size=2)
+
+
+@pytest.mark.parametrize("inner", ["", "data"])
+@pytest.mark.parametrize("names", [None, ["cat", "dog"]])
+def test_parquet_shards(tmp_path, inner, names):
+    write_shard(tmp_path / inner / "train-00000-of-00002.parquet", [0, 1, 1], names=names)
+    write_shard(tmp_path / inner / "train-00001-of-00002.parquet", [0], names=names)
+    write_shard(tmp_path / inner / "test.parquet", [1, 0], names=names)
+    source = HuggingFaceParquet(path=tmp_path)
+    raw = source.read("train", 8)
+    assert raw.images[:, 0, 0, 2].tolist() == [0, 9, 18, 0]
+    assert raw.labels.tolist() == [0, 1, 1, 0]
+    assert raw.classes == source.read("test", 8).classes == tuple(names or ("0", "1"))
+    assert (source.counts("train"), source.counts("test")) == (Counter({0: 2, 1: 2}), Counter({0: 1, 1: 1}))
+
+
+def test_parquet_of_other_names(tmp_path):
+    pixels = noise(8, 8, 3)
+    write_shard(tmp_path / "a/train-0.parquet", [0], [encoded(pixels)], label="fine", image="img")
+    write_shard(tmp_path / "a/valid-0.parquet", [0], [encoded(pixels)], label="fine", image="img")
+    source = HuggingFaceParquet(path=tmp_path, train="a/train-*", test="a/valid-*", label_column="fine")
+    assert np.array_equal(source.read("test", 8).images[0], pixels)
+
+
+def test_parquet_of_paths(tmp_path):
+    pixels = noise(8, 8, 3)
+    save(tmp_path / "images/0.png", pixels)
+    for split in ("train", "test"):
+        write_shard(tmp_path / f"{split}.parquet", [0], [{"bytes": None, "path": "images/0.png"}])
+    source = HuggingFaceParquet(path=tmp_path)
+    assert np.array_equal(source.read("train", 8).images[0], pixels)
+    (tmp_path / "images/0.png").unlink()
+    with pytest.raises(
+        ValueError, match=r"train\.parquet, row 0 \(.*0\.png\): no whole image \(No such file"
+    ):
+        source.read("train", 8)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def good():
+    return {"bytes": encoded(noise(8, 8, 3)), "path": None}
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda f: write_shard(f, [0, None, 1]), r"row 1: its label is null"),
+        (lambda f: write_shard(f, [0, 1, -1]), r"row 2: label -1, but labels start at 0"),
+        (lambda f: write_shard(f, [0, 2, 2]), r"no training image of class 1 \(1\)"),
+        (lambda f: write_shard(f, [0, 10**9, 2]), r"labels up to 1000000000, but only 3 training images"),
+        (lambda f: write_shard(f, ["a", "b"]), r"column label is string, but labels must be integers"),
+        (lambda f: write_shard(f, [0, 1], label="y"), r"no column label; it has image, y"),
+        (lambda f: write_shard(f, [0, 1], image="x"), r"no column image or img; it has x, label"),
+        (lambda f: write_shard(f, [0, 1], ["a", "b"]), r"column image is string, but must be binary"),
+        (lambda f: write_shard(f, [0, 1], [good(), None]), r"row 1: its image is null"),
+        (lambda f: write_shard(f, [0, 1], [good(), {}]), r"row 1: its image is null"),
+        (
+            lambda f: write_shard(f, [0, 1, 0], [good(), good(), {"bytes": PNG[:99]}]),
+            r"row 2: no whole image",
+        ),
+        (lambda f: write_shard(f, [0, 1], names=["cat", "dog"]), r"its class names \(none\) are not those"),
+        (truncate, r"not a whole Parquet file"),
+        (lambda f: f.write_bytes(b""), r"not a whole Parquet file"),
+        (lambda f: f.rename(f.with_name("other")), r"no file like train-\*\.parquet or train\.parquet"),
+        (
+            lambda f: f.rename(f.with_name("train-00001-of-00002.parquet")),
+            r"shard 0 of 0 to 1 is missing",
+        ),
+    ],
+)
+def test_parquet_refuses(tmp_path, broken, message):
+    for split in ("train", "test"):
+        write_shard(tmp_path / f"{split}.parquet", [0, 1])
+    broken(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=message) as raised:
+        HuggingFaceParquet(path=tmp_path).read("train", 8)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_parquet_labels_stay_within_the_names(tmp_path):
+    for split, labels in (("train", [0, 1]), ("test", [0, 2])):
+        write_shard(tmp_path / f"{split}.parquet", labels, names=["cat", "dog"])
+    with pytest.raises(ValueError, match=r"test\.parquet, row 1: label 2, but the schema names 2 classes"):
+        HuggingFaceParquet(path=tmp_path).counts("train")
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test", "num_classes"),
+    [("cifar10", 5170, 1017, 10), ("gtsrb", 9803, 3158, 43), ("tiny-imagenet", 4500, 500, 10)],
+)
+def test_real_parquet(name, train, test, num_classes):
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"{SHARED / name} is not on this machine")
+    source = HuggingFaceParquet(path=SHARED / name)
+    assert (source.counts("train").total(), source.counts("test").total()) == (train, test)
+    assert len(source.counts("train")) == num_classes
+    if name == "tiny-imagenet":
+        raw = source.read("test", 64)
+        assert raw.images.shape == (500, 64, 64, 3)
+        assert Counter(raw.labels.tolist()) == dict.fromkeys(range(10), 50)
+
+
+# --- CIFAR-10 --------------------------------------------------------------------------------------
+
+
+def python_two(pixels, labels):
+    """Return a batch as numpy 1 on Python 2 pickled it: byte strings, and numpy's old module names."""
+    raw = pixels.tobytes()
+    dtype = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
+        + b"(K\x01(K%cM\x00\x0ct" % len(labels)  # a version, then the shape (N, 3072)
+        + dtype
+        + b"\x89T%btb" % (len(raw).to_bytes(4, "little") + raw)
+    )
+    numbers = b"(l" + b"".join(b"K%ca" % label for label in labels)
+    return b"\x80\x02}(U\x04data" + array + b"U\x06labels" + numbers + b"U\x0bbatch_labelU\x05batchu."
+
+
+def cifar_pixels(count, seed):
+    return noise(count, 3072, seed=seed)
+
+
+def write_cifar(root, kind):
+    """Write six batches of ten images in one of the forms that CIFAR-10 comes in; return batch 1's pixels."""
+    folder = root / ("cifar-10-batches-bin" if kind == "binary" else "cifar-10-batches-py")
+    folder.mkdir(parents=True)
+    for seed, name in enumerate([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]):
+        pixels, labels = cifar_pixels(10, seed), list(range(10))
+        if kind == "binary":
+            records = np.concatenate([np.array(labels, np.uint8)[:, np.newaxis], pixels], axis=1)
+            (folder / f"{name}.bin").write_bytes(records.tobytes())
+        elif kind == "python 2":
+            (folder / name).write_bytes(python_two(pixels, labels))
+        else:
+            content = {"data": pixels, "labels": labels, "batch_label": name, "filenames": ["x.png"] * 10}
+            (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    return folder
+
+
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("kind", ["binary", "python 2", "python 3"])
+def test_cifar10(tmp_path, kind, inner):
+    folder = write_cifar(tmp_path, kind)
+    source = TorchvisionFolder(path=folder if inner else tmp_path, layout="cifar10")
+    raw = source.read("train", 32)
+    assert raw.images.shape == (50, 32, 32, 3)
+    assert raw.images[13, 2, 5].tolist() == cifar_pixels(10, 1)[3].reshape(3, 32, 32)[:, 2, 5].tolist()
+    assert raw.labels.tolist() == list(range(10)) * 5
+    assert raw.classes[:2] == ("airplane", "automobile")
+    assert np.array_equal(source.read("test", 16).images, resize_all(source.read("test", 32).images, 16))
+    assert (source.counts("train"), source.counts("test")) == (
+        Counter(dict.fromkeys(range(10), 5)),
+        Counter(range(10)),
+    )
+
+
+def test_python_two_batch_is_one():
+    """The made batch is what an unrestricted unpickler reads as CIFAR's."""
+    batch = pickle.loads(python_two(cifar_pixels(10, 0), range(10)), encoding="latin1")
+    assert np.array_equal(batch["data"], cifar_pixels(10, 0))
+    assert batch["labels"] == list(range(10))
+
+
+def test_cifar10_prefers_the_binary_batches(tmp_path):
+    write_cifar(tmp_path, "binary")
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py/data_batch_1").write_bytes(b"never read")
+    assert len(TorchvisionFolder(path=tmp_path, layout="cifar10").read("train", 32).labels) == 50
+
+
+class Command:
+    """A pickle of this runs a shell command when it's loaded."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def test_malicious_pickle_is_refused_and_not_run(tmp_path):
+    folder, marker = write_cifar(tmp_path, "python 3"), tmp_path / "marker"
+    (folder / "data_batch_2").write_bytes(pickle.dumps({"data": Command(f"touch {marker}")}, protocol=2))
+    with pytest.raises(ValueError, match=r"data_batch_2: .*asks for posix\.system, which is refused"):
+        TorchvisionFolder(path=tmp_path, layout="cifar10").read("train", 32)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "module_and_name", ["builtins\neval", "builtins\ngetattr", "numpy\nload", "codecs\nencode", "os\nsystem"]
+)
+@pytest.mark.parametrize("opcode", ["global", "stack"])
+def test_unpickler_refuses_every_other_name(tmp_path, module_and_name, opcode):
+    folder = write_cifar(tmp_path, "python 3")
+    module, name = (part.encode() for part in module_and_name.split("\n"))
+    asks = (
+        b"c%b\n%b\n" % (module, name)
+        if opcode == "global"
+        else b"\x8c%c%b\x8c%c%b\x93" % (len(module), module, len(name), name)
+    )
+    (folder / "test_batch").write_bytes(b"\x80\x04" + asks + b"(tR.")
+    with pytest.raises(ValueError, match=r"test_batch: not a batch of CIFAR-10 \(it asks for"):
+        TorchvisionFolder(path=tmp_path, layout="cifar10").counts("test")
+
+
+def repickled(**changes):
+    content = {"data": cifar_pixels(10, 0), "labels": list(range(10))} | changes
+    return pickle.dumps(content, protocol=2)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not a batch"),
+        (repickled()[:-5000], "not a batch"),
+        (pickle.dumps([1, 2], protocol=2), "not a batch"),
+        (repickled(labels=[0]), "1 labels, but images of shape"),
+        (repickled(labels=[*range(9), 10]), "image 9: label 10"),
+        (repickled(data=cifar_pixels(10, 0).astype(np.int16)), "'i2', not bytes"),
+        (repickled(data=np.asfortranarray(cifar_pixels(10, 0))), "C order"),
+    ],
+)
+def test_broken_batch_is_named(tmp_path, content, reason):
+    folder = write_cifar(tmp_path, "python 3")
+    (folder / "test_batch").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"test_batch.*{reason}"):
+        TorchvisionFolder(path=tmp_path, layout="cifar10").read("test", 32)
+
+
+def test_broken_binary_batch_is_named(tmp_path):
+    folder = write_cifar(tmp_path, "binary")
+    truncate(folder / "data_batch_3.bin")
+    (folder / "test_batch.bin").unlink()
+    source = TorchvisionFolder(path=tmp_path, layout="cifar10")
+    with pytest.raises(ValueError, match=r"data_batch_3\.bin: 30710 bytes are no whole number of records"):
+        source.read("train", 32)
+    with pytest.raises(ValueError, match=r"test_batch\.bin: this batch is missing"):
+        source.counts("test")
+
+
+# --- GTSRB -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gtsrb(tmp_path):
+    """Two training images of each class (one of class 0 only without a table) and three test images."""
+    training = tmp_path / "gtsrb/GTSRB/Training"
+    for label in range(43):
+        rows = [f"0000{n}_00000.ppm;9;7;1;1;5;5;{label}" for n in range(2)]
+        for n in range(2):
+            save(training / f"{label:05}/0000{n}_00000.ppm", np.full((7, 9, 3), label + n, np.uint8))
+        table = training / f"{label:05}/GT-{label:05}.csv"
+        table.write_text(
+            "\n".join(["Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId", *rows]) + "\n"
+        )
+    (training / "00000/GT-00000.csv").unlink()
+    (training / "Readme.txt").write_text("about")
+    lines = ["Filename;Width;Height;Roi.X1;Roi.Y1;Roi.X2;Roi.Y2;ClassId"]
+    for n, label in enumerate((42, 0, 7)):
+        save(tmp_path / f"gtsrb/GTSRB/Final_Test/Images/0000{n}.ppm", np.full((7, 9, 3), 200 + n, np.uint8))
+        lines.append(f"0000{n}.ppm;9;7;1;1;5;5;{label}")
+    (tmp_path / "gtsrb/GT-final_test.csv").write_text("\r\n".join(lines))
+    return tmp_path
+
+
+@pytest.mark.parametrize("inner", [".", "gtsrb", "gtsrb/GTSRB"])
+def test_gtsrb(gtsrb, inner):
+    source = TorchvisionFolder(path=gtsrb / inner, layout="gtsrb")
+    train, test = source.read("train", 4), source.read("test", 4)
+    assert train.images[:, 1, 1, 0].tolist() == [label + n for label in range(43) for n in range(2)]
+    assert train.labels.tolist() == [label for label in range(43) for _ in range(2)]
+    assert len(train.classes) == len(set(train.classes)) == 43
+    assert (test.labels.tolist(), test.images[:, 0, 0, 2].tolist()) == ([42, 0, 7], [200, 201, 202])
+    assert source.counts("train") == dict.fromkeys(range(43), 2)
+    assert source.counts("test") == {42: 1, 0: 1, 7: 1}
+
+
+def test_gtsrb_prefers_the_final_training_set(gtsrb):
+    for label in range(43):
+        save(gtsrb / f"gtsrb/GTSRB/Final_Training/Images/{label:05}/00000_00000.ppm")
+    assert TorchvisionFolder(path=gtsrb, layout="gtsrb").counts("train").total() == 43
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (
+            lambda f: (f / "GTSRB/Training/00007/00001_00000.ppm").unlink(),
+            r"00007/00001_00000\.ppm: no whole",
+        ),
+        (lambda f: (f / "GTSRB/Training/00000").rename(f / "x"), r"Training/00000: no \.ppm images there"),
+        (lambda f: (f / "GTSRB/Training").rename(f / "x"), r"GTSRB: no folder .*Training; unpack"),
+        (
+            lambda f: (f / "GTSRB/Training/00007/GT-00007.csv").write_text("Filename;ClassId\nx.ppm;8\n"),
+            r"GT-00007\.csv: x\.ppm has ClassId 8, but lies in the folder of class 7",
+        ),
+        (
+            lambda f: (f / "GTSRB/Training/00007/GT-00007.csv").write_text("Filename;ClassId\nx.ppm;43\n"),
+            r"GT-00007\.csv, line 2: .*'43', but a row needs a file and a class from 0 to 42",
+        ),
+        (
+            lambda f: (f / "GTSRB/Training/00007/GT-00007.csv").write_text("Filename\nx.ppm\n"),
+            r"GT-00007\.csv, line 2: .*ClassId None",
+        ),
+        (lambda f: (f / "GTSRB/Training/00007/GT-00007.csv").write_text(""), r"GT-00007\.csv: no rows"),
+        (lambda f: (f / "GTSRB/Training/00007/GT-00007.csv").write_bytes(b"\xff"), r"csv: can't be read"),
+    ],
+)
+def test_gtsrb_refuses(gtsrb, broken, message):
+    broken(gtsrb / "gtsrb")
+    with pytest.raises(ValueError, match=message):
+        TorchvisionFolder(path=gtsrb, layout="gtsrb").read("train", 4)
+
+
+def test_gtsrb_needs_the_test_labels(gtsrb):
+    (gtsrb / "gtsrb/GT-final_test.csv").unlink()
+    with pytest.raises(ValueError, match=r"gtsrb/GT-final_test\.csv: can't be read"):
+        TorchvisionFolder(path=gtsrb, layout="gtsrb").counts("test")
+
+
+# --- Tiny-ImageNet ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Two classes, listed against the alphabet; a grey JPEG among the training images."""
+    folder = tmp_path / "tiny-imagenet-200"
+    for label, wnid in enumerate(("n01", "n02")):
+        save(folder / f"train/{wnid}/images/{wnid}_0.JPEG", np.full((8, 8, 3), 100 * label, np.uint8))
+        save(folder / f"train/{wnid}/images/{wnid}_1.JPEG", np.full((8, 8), 100 * label + 50, np.uint8))
+        (folder / f"train/{wnid}/{wnid}_boxes.txt").write_text("boxes")
+        save(folder / f"val/images/val_{label}.JPEG", np.full((8, 8, 3), 100 * label + 20, np.uint8))
+    (folder / "wnids.txt").write_text("n02\nn01\n")
+    (folder / "words.txt").write_text("n01\tgoldfish, Carassius auratus\nn03\tbullfrog\n")
+    annotations = "val_1.JPEG\tn01\t0\t0\t8\t8\nval_0.JPEG\tn02\t0\t0\t8\t8\n"
+    (folder / "val/val_annotations.txt").write_text(annotations)
+    return tmp_path
+
+
+@pytest.mark.parametrize("inner", [".", "tiny-imagenet-200"])
+def test_tiny_imagenet(tiny, inner):
+    source = TorchvisionFolder(path=tiny / inner, layout="tiny_imagenet")
+    train, test = source.read("train", 8), source.read("test", 8)
+    assert train.classes == test.classes == ("goldfish, Carassius auratus", "n02")
+    assert train.images[:, 4, 4, 0].tolist() == [0, 50, 100, 150]
+    assert train.labels.tolist() == [0, 0, 1, 1]
+    assert (test.labels.tolist(), test.images[:, 4, 4, 0].tolist()) == ([0, 1], [120, 20])
+    assert (source.counts("train"), source.counts("test")) == (Counter({0: 2, 1: 2}), Counter({0: 1, 1: 1}))
+
+
+@pytest.mark.parametrize(
+    ("split", "broken", "message"),
+    [
+        ("train", lambda f: (f / "wnids.txt").unlink(), r"wnids\.txt: can't be read"),
+        ("train", lambda f: (f / "wnids.txt").write_text("\n"), r"wnids\.txt: it names no class"),
+        ("train", lambda f: (f / "train/n02/images").rename(f / "x"), r"n02/images: no \.jpeg images there"),
+        ("train", lambda f: truncate(f / "train/n01/images/n01_0.JPEG"), r"n01_0\.JPEG: no .*image"),
+        ("test", lambda f: (f / "val/images/val_0.JPEG").unlink(), r"val_0\.JPEG: no whole image"),
+        (
+            "test",
+            lambda f: (f / "val/val_annotations.txt").write_text("val_0.JPEG\tn09\n"),
+            r"val_annotations\.txt, line 1: 'n09' is no class of wnids\.txt",
+        ),
+        ("test", lambda f: (f / "val/val_annotations.txt").write_text(""), r"val_annotations\.txt: no rows"),
+    ],
+)
+def test_tiny_imagenet_refuses(tiny, split, broken, message):
+    broken(tiny / "tiny-imagenet-200")
+    with pytest.raises(ValueError, match=message):
+        TorchvisionFolder(path=tiny, layout="tiny_imagenet").read(split, 8)
+
+
+# --- downloads -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", list(torchvision_folder.LAYOUTS))
+def test_absent_folder_says_what_to_do(tmp_path, layout):
+    source = TorchvisionFolder(path=tmp_path / "x", layout=layout)
+    for ask in (lambda: source.counts("train"), lambda: source.read("train", 8)):
+        with pytest.raises(ValueError, match=rf"/x: no {layout} in it .*download: true"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("layout", "train", "test"),
+    [("cifar10", 50000, 10000), ("gtsrb", 39209, 12630), ("tiny_imagenet", 100000, 10000)],
+)
+def test_published_counts_before_a_download(tmp_path, layout, train, test):
+    source = TorchvisionFolder(path=tmp_path / "x", layout=layout, download=True)
+    assert (source.counts("train").total(), source.counts("test").total()) == (train, test)
+    assert not (tmp_path / "x").exists()
+
+
+def stand_in_torchvision(monkeypatch, download):
+    """Put a torchvision in place whose downloads call ``download`` with the folder to unpack into."""
+    utils = types.SimpleNamespace(download_and_extract_archive=lambda url, root, **_: download(Path(root)))
+    datasets = types.SimpleNamespace(
+        utils=utils,
+        CIFAR10=types.SimpleNamespace(url="u", filename="f", tgz_md5="m"),
+        GTSRB=lambda root, split, download: (Path(root) / "gtsrb/GTSRB/Final_Test").mkdir(parents=True),
+    )
+    vision = types.SimpleNamespace(torchvision=types.SimpleNamespace(datasets=datasets))
+    monkeypatch.setitem(sys.modules, "detrojan.vision", vision)
+
+
+def test_download_is_read_and_leaves_nothing_else(tmp_path, monkeypatch):
+    stand_in_torchvision(monkeypatch, lambda root: write_cifar(root, "python 2"))
+    source = TorchvisionFolder(path=tmp_path / "x", layout="cifar10", download=True)
+    assert len(source.read("train", 32).labels) == 50
+    assert [entry.name for entry in (tmp_path / "x").iterdir()] == ["cifar-10-batches-py"]
+    stand_in_torchvision(monkeypatch, lambda root: pytest.fail("it is there already"))
+    assert source.counts("test").total() == 10
+    assert len(source.read("test", 32).labels) == 10
+
+
+def test_gtsrb_download_is_the_final_training_set(tmp_path, monkeypatch):
+    def download(root):
+        for label in range(43):
+            save(root / f"GTSRB/Final_Training/Images/{label:05}/00000_00000.ppm")
+
+    stand_in_torchvision(monkeypatch, download)
+    source = TorchvisionFolder(path=tmp_path, layout="gtsrb", download=True)
+    assert source.read("train", 8).labels.tolist() == list(range(43))
+
+
+def test_failed_download_leaves_nothing(tmp_path, monkeypatch):
+    def fail(root):
+        (root / "tiny-imagenet-200").mkdir()
+        raise OSError("network is unreachable")
+
+    stand_in_torchvision(monkeypatch, fail)
+    source = TorchvisionFolder(path=tmp_path / "x", layout="tiny_imagenet", download=True)
+    with pytest.raises(ValueError, match=r"could not download tiny_imagenet \(network is unreachable\)"):
+        source.read("train", 8)
+    assert not list((tmp_path / "x").iterdir())
+
+
+# --- all sources -----------------------------------------------------------------------------------
+
+
+def test_sources_are_declared_and_free_of_torch():
+    """What the Snakefile does with a source: read its settings, load it, count its images."""
+    code = (
+        "import sys; from detrojan import registry\n"
+        "names = registry.names('datasets')\n"
+        "for name in names: registry.declared('datasets', name)\n"
+        "for name in names: registry.load('datasets', name, {'path': '.', 'layout': 'gtsrb'} "
+        "if name == 'torchvision_folder' else {} if name == 'digits' else {'path': '.'})\n"
+        "registry.load('datasets', 'digits').counts('train')\n"
+        "heavy = {'torch', 'torchvision', 'sklearn', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy; print(*names)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["digits", "huggingface_parquet", "image_folder", "torchvision_folder"]
+
+
+@pytest.mark.parametrize("name", registry.names("datasets"))
+def test_declared_settings_are_the_classs(name):
+    source = {"path": "x"} | ({"layout": "gtsrb"} if name == "torchvision_folder" else {})
+    settings = {} if name == "digits" else source
+    declared = registry.declared("datasets", name).settings(**settings)
+    assert declared.model_dump() == registry.load("datasets", name, settings).model_dump()
+
+
+# --- ingest ----------------------------------------------------------------------------------------
+
+
+class Made(Source):
+    """Twenty training images of class 0, ten of class 1, three test images; class names as given."""
+
+    def read(self, split, side):
+        labels = np.array(([0, 0, 1] * 10) if split == "train" else [0, 1, 1], np.int64)
+        return RawImages(noise(len(labels), side, side, 3, seed=len(split)), labels, ("cat", "dog"))
+
+
+OPTIONS = {
+    "name": "made",
+    "side": 4,
+    "held_out": 0.1,
+    "per_class": None,
+    "augmentation": NO_AUGMENTATION,
+    "mean": None,
+    "std": None,
+}
+
+
+def build(source=None, **changes):
+    return ingest.build(source or Made(), **(OPTIONS | changes))
+
+
+@pytest.mark.parametrize("held_out", [0, 0.05, 0.1, 0.25])
+@pytest.mark.parametrize("per_class", [None, 6, 15])
+def test_build_keeps_what_the_planner_counts(held_out, per_class):
+    raw = Made().read("train", 4)
+    train, pool, test = build(held_out=held_out, per_class=per_class)
+    counted = split_counts(Counter(raw.labels.tolist()), held_out, per_class)
+    for images, expected in zip((train, pool), counted, strict=True):
+        assert Counter(images.labels.tolist()) == +expected
+        assert torch.equal(images.index, images.index.sort().values)
+    # Together they are the limited split, each image once, at the row that its index says.
+    both = torch.cat([train.index, pool.index])
+    assert sorted(both.tolist()) == list(range(len(both)))
+    kept = np.sort(np.concatenate([np.flatnonzero(raw.labels == label)[:per_class] for label in (0, 1)]))
+    pixels = torch.cat([train.images, pool.images])[both.argsort()].permute(0, 2, 3, 1)
+    assert np.array_equal(pixels.numpy(), raw.images[kept])
+    assert (len(test), test.index.tolist()) == (3, [0, 1, 2])
+
+
+def test_build_describes_the_data_set():
+    train, pool, test = build()
+    pixels = train.images.double() / 255
+    assert train.info == pool.info == test.info
+    assert train.info.classes == ("cat", "dog")
+    assert train.info.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist(), abs=1e-12)
+    assert train.info.std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist(), abs=1e-12)
+    assert train.images.is_contiguous(memory_format=torch.channels_last)
+    assert train.labels is train.true_labels
+
+
+def test_build_is_repeatable_and_keyed_by_name():
+    assert torch.equal(build()[1].index, build()[1].index)
+    assert not torch.equal(build(held_out=0.5)[1].index, build(held_out=0.5, name="other")[1].index)
+    assert build()[0].info.digest == build(name="other", held_out=0.5)[0].info.digest
+    assert build()[0].info.digest != build(per_class=9)[0].info.digest
+
+
+def test_given_statistics_are_kept_and_a_flat_channel_divides_by_something():
+    class Flat(Made):
+        def read(self, split, side):
+            raw = super().read(split, side)
+            return RawImages(np.full_like(raw.images, 51), raw.labels, raw.classes)
+
+    info = build(Flat(), mean=(0.0, 0.0, 0.0))[0].info
+    assert (info.mean, info.std) == ((0.0, 0.0, 0.0), (1 / 255,) * 3)
+    info = build(Flat(), std=(1.0, 1.0, 1.0))[0].info
+    assert (info.mean, info.std) == (pytest.approx((0.2,) * 3), (1.0, 1.0, 1.0))
+
+
+class Edited(Made):
+    """``Made`` with one split's labels or class names put in place."""
+
+    split: str
+    labels: list[int] | None = None
+    classes: tuple[str, ...] = ("cat", "dog")
+
+    def read(self, split, side):
+        raw = super().read(split, side)
+        if split != self.split:
+            return raw
+        labels = raw.labels if self.labels is None else np.array(self.labels, np.int64)
+        return RawImages(raw.images[: len(labels)], labels, self.classes)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            Edited(split="test", classes=("cat", "emu")),
+            r"data set made: the classes of train \(2: cat, dog\)",
+        ),
+        (Edited(split="train", labels=[0, 0, 0]), r"data set made: no training image of class 1 \(dog\)"),
+        (Edited(split="test", labels=[0, 2]), r"data set made: labels of split test run from 0 to 2"),
+        (Edited(split="test", labels=[]), r"data set made: split test has no images"),
+        (Edited(split="train", labels=[0, 0, 1]), r"class 1 has 1 training images, and held_out 0\.1"),
+    ],
+)
+def test_build_refuses(source, message):
+    with pytest.raises(ValueError, match=message):
+        build(source)
