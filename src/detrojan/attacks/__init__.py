@@ -1,0 +1,1 @@
+"""Attacks: one file each, in the folder that is its threat model."""

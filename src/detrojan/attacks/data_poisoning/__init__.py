@@ -1,0 +1,1 @@
+"""Attacks that change training images and labels, and nothing else."""
