@@ -1,0 +1,1 @@
+"""Methods that are given clean images too, SPC of each class."""

@@ -1,0 +1,144 @@
+"""FP: Fine-Pruning, drop the channels that clean images leave most idle, then fine-tune.
+
+Source: Liu, Dolan-Gavitt, Garg, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural
+Networks", RAID 2018 (arXiv 1805.12185); steps, tolerance and fine-tuning of the survey's benchmark
+(arXiv 2411.11200). The paper prunes one channel at a time and tolerates a drop of about 4 %.
+Departures from that benchmark, whose sweep has slips: the last mask *within* the tolerance is kept,
+not the first beyond it; at step k, k features are masked, not k - 1; a gain in accuracy never stops
+the sweep; and validation images are not augmented, so the points of the sweep are comparable. As
+there, features are ranked by their signed mean.
+"""
+
+import copy
+import math
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from detrojan import data, training
+from detrojan.data import DefenderSample, ImageSet
+from detrojan.defenses.base import FineTuning
+from detrojan.errors import NotApplicableError
+
+BATCH_SIZE = 512  # images a forward pass without gradients
+SWEEP_ELEMENTS = 2**24  # masked feature values held at once, which bounds the memory of the sweep
+
+
+class FP(FineTuning):
+    """Prune the last convolution's channels in order of rising mean activation, then fine-tune."""
+
+    min_spc: ClassVar[int] = 2
+    smoke: ClassVar[dict[str, object]] = {"epochs": 2}
+
+    step: float = Field(
+        0.01, gt=0, le=1, description="share of the channels pruned from one point to the next"
+    )
+    tolerance: float = Field(
+        0.1, ge=0, lt=1, description="relative drop of validation accuracy that stops it"
+    )
+
+    def __call__(self, model: nn.Module, clean: DefenderSample, *, rng: torch.Generator) -> nn.Module:
+        """Return a pruned and fine-tuned copy of ``model``; pruned columns stay exactly zero."""
+        repaired = copy.deepcopy(model).eval()
+        head, groups = _prunable(repaired)
+        activity = _features(repaired, clean.train).mean(0).view(groups, -1).mean(1)
+        order = activity.argsort(stable=True)
+        accuracies = _sweep(repaired, clean.validation, order, self._step(groups))
+        accepted = _last_accepted(accuracies, self.tolerance)
+        num_pruned = min(accepted * self._step(groups), math.floor(0.99 * groups))
+        clean.chosen.update(
+            {
+                "num_pruned": num_pruned,
+                "num_channels": groups,
+                "validation_accuracy": [accuracies[0], accuracies[accepted]],
+            }
+        )
+        mask = torch.zeros(groups, dtype=torch.bool, device=order.device)
+        mask[order[:num_pruned]] = True
+        columns = mask.repeat_interleave(head.in_features // groups)
+
+        def prune() -> None:
+            with torch.no_grad():
+                head.weight[:, columns] = 0
+
+        prune()
+        training.fit(
+            repaired,
+            clean.train,
+            self.optimization,
+            rng=rng,
+            augmentation=clean.train.info.augmentation,
+            after_step=prune,
+        )
+        return repaired
+
+    def _step(self, groups: int) -> int:
+        return math.ceil(self.step * groups)
+
+
+def _prunable(model: nn.Module) -> tuple[nn.Linear, int]:
+    """Return the first linear layer of the head and the number of channels that feed it.
+
+    Where pooling keeps several positions (VGG: 7×7), a channel is that many neighbouring columns,
+    and its activity their mean: a channel of the last convolution goes as a whole.
+    """
+    last = getattr(model, "head", None)
+    linear = next((m for m in last.modules() if isinstance(m, nn.Linear)), None) if last else None
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    if linear is None or not convolutions:
+        raise NotApplicableError("FP needs convolutions and a head with a linear layer")
+    channels = convolutions[-1].out_channels
+    if linear.in_features % channels:
+        raise NotApplicableError(
+            f"FP prunes the last convolution's {channels} channels, but the head takes "
+            f"{linear.in_features} features, which is no multiple"
+        )
+    return linear, channels
+
+
+@torch.inference_mode()
+def _features(model: nn.Module, images: ImageSet) -> Tensor:
+    """Return the head's inputs (N, D), in eval mode."""
+    seen: list[Tensor] = []
+    hook = model.head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))  # type: ignore[union-attr, operator]
+    try:
+        for batch in images.images.split(BATCH_SIZE):
+            model(data.to_float(batch))
+    finally:
+        hook.remove()
+    return torch.cat(seen)
+
+
+@torch.inference_mode()
+def _sweep(model: nn.Module, images: ImageSet, order: Tensor, step: int) -> list[float]:
+    """Return the accuracy on ``images`` with the first 0, step, 2 step, ... channels of ``order`` masked.
+
+    Setting input columns of the head's first layer to zero is setting those features to zero, so the
+    backbone runs once and only the head sees each mask.
+    """
+    features = _features(model, images)
+    groups = len(order)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(groups, device=order.device)
+    column_rank = rank.repeat_interleave(features.shape[1] // groups)
+    accuracies = []
+    points = torch.arange(0, groups, step, device=order.device)
+    for some in points.split(max(1, SWEEP_ELEMENTS // features.numel())):
+        masked = features * (column_rank >= some[:, None, None])
+        predicted = model.head(masked.flatten(0, 1)).argmax(1).view(len(some), -1)  # type: ignore[operator]
+        accuracies += (predicted == images.labels).double().mean(1).tolist()
+    return accuracies
+
+
+def _last_accepted(accuracies: list[float], tolerance: float) -> int:
+    """Return the last point before the accuracy first falls by ``tolerance`` of the unpruned one or more."""
+    unpruned = accuracies[0]
+    if unpruned == 0:
+        return 0
+    for point, accuracy in enumerate(accuracies):
+        # Shares of a few images: the small term makes 1.0 - 0.9 a drop of 0.1 and not of less.
+        if (unpruned - accuracy) / unpruned >= tolerance - 1e-9:
+            return point - 1
+    return len(accuracies) - 1

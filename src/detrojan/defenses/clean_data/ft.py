@@ -1,0 +1,30 @@
+"""FT: vanilla fine-tuning on the defender's clean images.
+
+Source: one of the two seminal baselines, usually credited to Liu, Xie, Srivastava, "Neural
+Trojans", ICCD 2017 (arXiv 1710.00942); hyperparameters of the survey's benchmark (arXiv 2411.11200).
+Departures: the cosine ends with the last epoch (there its period is 100 epochs, which is the same at
+the default), and no mixed precision on a CPU.
+"""
+
+import copy
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from detrojan import training
+from detrojan.data import DefenderSample
+from detrojan.defenses.base import FineTuning
+
+
+class FT(FineTuning):
+    """Train all weights on; nothing in the clean images supports the backdoor, so it may fade."""
+
+    smoke: ClassVar[dict[str, object]] = {"epochs": 2}
+
+    def __call__(self, model: nn.Module, clean: DefenderSample, *, rng: torch.Generator) -> nn.Module:
+        """Return a fine-tuned copy of ``model``; it chooses nothing, so it trains on every image."""
+        repaired = copy.deepcopy(model)
+        images = clean.everything
+        training.fit(repaired, images, self.optimization, rng=rng, augmentation=images.info.augmentation)
+        return repaired

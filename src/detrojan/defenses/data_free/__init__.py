@@ -1,0 +1,1 @@
+"""Methods that are given the model alone."""

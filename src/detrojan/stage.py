@@ -1,0 +1,79 @@
+"""What every script does first and last: cell, log, random state, one clear line on bad input.
+
+The only module that knows Snakemake's script object and its wildcards.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detrojan.cells import Cell
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def run(snakemake: Any) -> Iterator[Cell]:
+    """Yield the job's cell; log to the rule's log file and, from warnings up, to the terminal.
+
+    Bad input (``ValueError``, ``OSError``) and divergence end the job with one line that names the
+    rule and the cell; any other error is a bug and shows its traceback too. Both are in the log.
+    """
+    # What a job may know stands in its inputs, wildcards and params, or it could not rerun when that
+    # changes. The config also holds paths of test data, which a defense must not see.
+    snakemake.config.clear()
+    cell = Cell.from_wildcards(dict(snakemake.wildcards.items()))
+    _log_to(Path(snakemake.log[0]))
+    _configure_torch(snakemake.threads)
+    where = f"rule {snakemake.rule}, {cell}" if str(cell) else f"rule {snakemake.rule}"
+    logger.info("%s", where)
+    started = time.monotonic()
+    try:
+        yield cell
+    except (ValueError, OSError, ArithmeticError) as error:
+        logger.debug("traceback", exc_info=True)
+        logger.error("%s: %s", where, error)
+        raise SystemExit(1) from None
+    except Exception as error:
+        error.add_note(f"({where})")
+        logger.exception("%s: a bug", where)
+        raise
+    logger.info("done in %.1f s", time.monotonic() - started)
+
+
+def device() -> "torch.device":
+    """Return the GPU if the job sees one, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _log_to(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(path, mode="w")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    terminal = logging.StreamHandler()
+    terminal.setLevel(logging.WARNING)
+    terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[file, terminal], force=True)
+    logging.getLogger("detrojan").setLevel(logging.DEBUG)
+
+
+def _configure_torch(threads: int) -> None:
+    """Make torch deterministic and give it the job's threads, if the script has imported it at all."""
+    if "torch" not in sys.modules:
+        return
+    import torch
+
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when CUDA starts, which is later
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.set_num_threads(threads)
