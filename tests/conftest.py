@@ -9,7 +9,7 @@ from detrojan.data import DatasetInfo, ImageSet
 from detrojan.settings import NO_AUGMENTATION
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def toy_images():
     """Return a function that makes clean images of noise, with the classes taking turns.
 

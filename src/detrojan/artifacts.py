@@ -359,7 +359,7 @@ def write_model(model: "models.Classifier", path: FilePath, **metadata: object) 
 
 
 def read_model(path: FilePath) -> "models.Classifier":
-    """Return the classifier at ``path``, on the CPU, in eval mode and channels_last.
+    """Return the classifier at ``path``, on the CPU and in eval mode.
 
     Raises:
         ValueError: the file is broken, or its tensors are not those of the architecture that it names.

@@ -215,7 +215,7 @@ class Loader:
         self._augmentation = augmentation
         padding = augmentation.crop_padding
         # Height, width, channels: the crop below then gathers whole pixels, and its result is
-        # channels_last as the convolutions want it. Padded once, not once a batch.
+        # the order that convolutions on a GPU want. Padded once, not once a batch.
         pixels = torch.nn.functional.pad(images.images, [padding] * 4)
         self._pixels = pixels.permute(0, 2, 3, 1).contiguous()
 

@@ -73,7 +73,7 @@ def evaluate(
             "ra": None,
         }
         if run["status"] == OK:
-            model = artifacts.read_model(weights(run["draw"])).to(device)
+            model = artifacts.read_model(weights(run["draw"])).place(device)
             clean = predict(model, test)
             row["acc"] = metrics.accuracy(clean, test.labels)
             tables.append(_predictions(run["draw"], test, clean, triggered=False))

@@ -60,7 +60,7 @@ def train(
     build = models.Build(name.architecture, architecture, images.num_classes, info.mean, info.std)
     with streams.global_stream(streams.stream("init", *name)):
         model = models.build(build)
-    model.to(device)
+    model.place(device)
     decides = {
         "name": name,
         "build": dataclasses.asdict(build),
@@ -97,7 +97,7 @@ def train(
         "device": cost.device,
         **provenance.origin(code),
     }
-    return Trained(model.cpu(), [dataclasses.asdict(epoch) for epoch in history], card, checkpoint)
+    return Trained(model.place(torch.device("cpu")), [dataclasses.asdict(epoch) for epoch in history], card, checkpoint)
 
 
 def _digest(images: ImageSet) -> str:

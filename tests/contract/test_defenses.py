@@ -1,0 +1,142 @@
+"""Every defense of the registry keeps the interface; a new file is tested without a change here."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from detrojan import artifacts, defending, models, poisoning, registry, rng, sampling
+from detrojan.cells import Draws, Model, Shard
+from detrojan.data import DefenderSample
+from detrojan.defenses.base import Defense
+from detrojan.tables import NOT_APPLICABLE, OK
+
+# Classes, side, SPC: the smallest sample that can be split, an odd one, and the three data sets' shapes.
+SETTINGS = ((10, 32, 2), (10, 64, 3), (43, 32, 2), (200, 64, 2))
+OTHER_ARCHITECTURES = ("efficientnet_b3", "mobilenet_v3_large", "vgg19_bn")
+STREAM = ("defend", "toy")
+
+
+@pytest.fixture(params=registry.names("defenses"), scope="module")
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def defense(name):
+    return registry.load("defenses", name, smoke=True)
+
+
+@pytest.fixture(scope="module")
+def make_setting(toy_images):
+    """Return a function that makes a model and the samples of two draws, triggered copies among them."""
+
+    def make(name, num_classes, side, spc, architecture="preactresnet18"):
+        pool = toy_images(num_classes=num_classes, side=side, count=(spc + 1) * num_classes)
+        samples = sampling.draw_samples(pool, "toy", spc, range(2))
+        attack = registry.load("attacks", "badnets")
+        trigger = attack.learn_trigger(pool, rng=rng.stream("trigger"))
+        triggered = poisoning.stamp(attack, trigger, samples)
+        if registry.threat_model("defenses", name) == "known_trigger":
+            samples = {draw: dataclasses.replace(s, triggered=triggered[draw]) for draw, s in samples.items()}
+        settings = {"width": 4} if architecture == "preactresnet18" else {}
+        spec = models.Build(architecture, settings, num_classes, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+        with rng.global_stream(rng.stream("init")):
+            return models.build(spec), samples
+
+    return make
+
+
+def run(defense, model, sample):
+    return defense(model, dataclasses.replace(sample, chosen={}), rng=rng.stream(*STREAM))
+
+
+def test_defense_is_declared_in_full(name, defense):
+    assert isinstance(defense, Defense)
+    assert all(field.description for field in type(defense).model_fields.values())
+    assert registry.threat_model("defenses", name) in ("data_free", "clean_data", "known_trigger")
+
+
+@dataclasses.dataclass
+class Trial:
+    """A defense run twice on equal inputs, and what these were before."""
+
+    model: models.Classifier
+    sample: DefenderSample
+    before: dict[str, torch.Tensor]
+    images_before: torch.Tensor
+    global_state_kept: bool
+    repaired: tuple[models.Classifier, models.Classifier]
+
+
+@pytest.fixture(scope="module", params=SETTINGS, ids="{0[0]}-classes-{0[1]}-px-spc-{0[2]}".format)
+def trial(request, name, defense, make_setting):
+    model, samples = make_setting(name, *request.param)
+    before, images = copy.deepcopy(model.state_dict()), samples[0].everything.images.clone()
+    state = torch.get_rng_state()
+    repaired = run(defense, model, samples[0]), run(defense, model, samples[0])
+    kept = torch.equal(torch.get_rng_state(), state)
+    return Trial(model, samples[0], before, images, kept, repaired)
+
+
+def test_defense_is_pure(trial):
+    assert trial.global_state_kept
+    assert torch.equal(trial.sample.everything.images, trial.images_before)
+    assert not trial.model.training
+    torch.testing.assert_close(trial.model.state_dict(), trial.before, rtol=0, atol=0)
+
+
+def test_defense_is_deterministic(trial):
+    first, again = (model.state_dict() for model in trial.repaired)
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+
+
+def test_repaired_model_is_whole(trial, tmp_path):
+    repaired = trial.repaired[0]
+    assert not repaired.training
+    assert {k: v.shape for k, v in repaired.state_dict().items()} == {
+        k: v.shape for k, v in trial.model.state_dict().items()
+    }
+    images = trial.sample.train.images[:8].float() / 255
+    with torch.inference_mode():
+        logits = repaired(images)
+        artifacts.write_model(repaired, tmp_path / "model.safetensors")
+        assert torch.equal(artifacts.read_model(tmp_path / "model.safetensors")(images), logits)
+    assert logits.isfinite().all()
+
+
+def test_a_draw_is_the_same_alone_and_in_a_shard(name, defense, make_setting, tmp_path):
+    model, samples = make_setting(name, *SETTINGS[0])
+
+    def weights(folder, draws):
+        (tmp_path / folder).mkdir()
+        shard = Shard(Model("toy", "preactresnet18", "badnets", 0.1, 0), name, 2, draws)
+        rows = defending.run_shard(defense, model, samples, shard, tmp_path / folder, code="")
+        assert [row["status"] for row in rows] == [OK] * len(draws)
+        return artifacts.read_tensors(tmp_path / folder / "draw-1.safetensors")[0]
+
+    torch.testing.assert_close(
+        weights("alone", Draws(1, 1)), weights("shard", Draws(0, 1)), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("architecture", OTHER_ARCHITECTURES)
+def test_defense_works_on_every_architecture(name, defense, make_setting, architecture):
+    model, samples = make_setting(name, 10, 32, 2, architecture)
+    before = copy.deepcopy(model.state_dict())
+    repaired = run(defense, model, samples[0])
+    artifacts.check_finite(repaired, name)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_too_small_a_sample_is_a_row_with_a_reason(name, defense, make_setting, tmp_path):
+    model, samples = make_setting(name, 10, 32, 1)
+    shard = Shard(Model("toy", "preactresnet18", "badnets", 0.1, 0), name, 1, Draws(0, 0))
+    (row,) = defending.run_shard(defense, model, samples, shard, tmp_path, code="")
+    if defense.min_spc > 1:
+        assert row["status"] == NOT_APPLICABLE
+        assert f"needs {defense.min_spc} clean samples per class" in row["reason"]
+        assert not list(tmp_path.iterdir())
+    else:
+        assert row["status"] == OK

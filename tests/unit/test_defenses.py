@@ -1,0 +1,300 @@
+"""The core step of each defense, against hand-made networks where the answer is known."""
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from detrojan import data, models, registry, rng, sampling, structure
+from detrojan.data import DatasetInfo, DefenderSample, ImageSet, TriggeredSample
+from detrojan.defenses.clean_data import fp as fp_module
+from detrojan.defenses.data_free import clp as clp_module
+from detrojan.defenses.known_trigger import grad_prune as gp_module
+from detrojan.settings import NO_AUGMENTATION
+
+SIDE = 8
+
+
+@pytest.fixture
+def sample(toy_images):
+    return sampling.draw_samples(toy_images(count=48), "toy", 10, [0])[0]
+
+
+def load(name, **settings):
+    return registry.load("defenses", name, settings)
+
+
+def defend(defense, model, clean):
+    return defense(model, clean, rng=rng.stream("test"))
+
+
+# --- FT --------------------------------------------------------------------------------------------
+
+
+def test_ft_fits_every_image_and_chooses_nothing(toy_model, sample):
+    repaired = defend(load("ft", epochs=60, lr=0.05), toy_model, sample)
+    everything = sample.everything
+    with torch.inference_mode():
+        predicted = repaired(data.to_float(everything.images)).argmax(1)
+    assert (predicted == everything.labels).double().mean() > 0.95
+    assert sample.chosen == {}
+
+
+def test_ft_moves_nothing_but_statistics_at_a_vanishing_rate(toy_model, sample):
+    repaired = defend(load("ft", epochs=1, lr=1e-12), toy_model, sample)
+    for (name, before), after in zip(toy_model.named_parameters(), repaired.parameters(), strict=True):
+        torch.testing.assert_close(before, after, rtol=0, atol=1e-9, msg=name)
+    norm = repaired.network.layer1[0].bn1
+    assert not torch.equal(norm.running_mean, toy_model.network.layer1[0].bn1.running_mean)
+
+
+# --- FP --------------------------------------------------------------------------------------------
+
+
+def test_fp_sweep_on_cached_features_equals_masking_the_model(toy_model, sample):
+    head = toy_model.head
+    order = torch.randperm(head.in_features, generator=rng.stream("order"))
+    accuracies = fp_module._sweep(toy_model, sample.validation, order, 3)
+    assert len(accuracies) == math.ceil(head.in_features / 3)
+    for point in (0, 1, 4, 7, 10):
+        masked = copy.deepcopy(toy_model)
+        masked.head.weight.data[:, order[: 3 * point]] = 0
+        with torch.inference_mode():
+            predicted = masked(data.to_float(sample.validation.images)).argmax(1)
+        brute_force = (predicted == sample.validation.labels).double().mean().item()
+        assert accuracies[point] == pytest.approx(brute_force), point
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "accepted"),
+    [
+        ([1.0, 1.0, 0.95, 0.5, 1.0], 2),  # what comes after the first violation doesn't count
+        ([1.0, 0.9, 0.9], 0),  # a drop of exactly the tolerance is one too many
+        ([0.5, 0.9, 0.6, 0.46, 0.45], 3),  # a gain never stops the sweep
+        ([0.0, 0.0, 0.0], 0),  # nothing to lose: no pruning
+        ([0.8, 0.8, 0.8], 2),
+    ],
+)
+def test_fp_accepts_the_last_point_within_the_tolerance(accuracies, accepted):
+    assert fp_module._last_accepted(accuracies, 0.1) == accepted
+
+
+def test_fp_prunes_idle_channels_and_keeps_them_at_zero(toy_model, sample):
+    planted = copy.deepcopy(toy_model)
+    # Feature 3 never moves and votes for class 0; every other feature is active on clean images.
+    planted.network.layer4[1].conv2.weight.data[3] = 0
+    planted.network.layer4[0].conv2.weight.data[3] = 0
+    planted.network.layer4[0].shortcut.weight.data[3] = 0
+    for block in planted.network.layer4:
+        block.conv2.weight.data[:] = block.conv2.weight.abs() * (torch.arange(32) != 3).view(-1, 1, 1, 1)
+    planted.network.layer4[0].shortcut.weight.data.abs_()
+    planted.head.weight.data[0, 3] = 50
+    clean = dataclasses.replace(sample, chosen={})
+    repaired = defend(load("fp", epochs=3, step=0.01), planted, clean)
+    activity = fp_module._features(planted, clean.train).mean(0)
+    assert activity.argmin() == 3
+    if clean.chosen["num_pruned"]:
+        assert (repaired.head.weight[:, 3] == 0).all()
+    zero_columns = (repaired.head.weight == 0).all(0).sum()
+    assert zero_columns == clean.chosen["num_pruned"]
+
+
+def test_fp_prunes_whole_channels_of_vgg():
+    with torch.device("meta"):
+        network = registry.load("models", "vgg19_bn").network(10)
+    model = models.Classifier(network, models.Build("vgg19_bn", {}, 10, (0.0,) * 3, (1.0,) * 3))
+    linear, channels = fp_module._prunable(model)
+    assert linear is network.classifier[0]
+    assert (linear.in_features, channels) == (25088, 512)
+
+
+# --- CLP -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("groups", [1, 8], ids=["full", "depthwise"])
+def test_clp_bounds_equal_one_svd_a_channel(groups):
+    generator = torch.Generator().manual_seed(0)
+    convolution, norm = nn.Conv2d(8, 16, 3, groups=groups), nn.BatchNorm2d(16)
+    norm.weight.data.normal_(generator=generator)
+    norm.running_var.uniform_(0.1, 2, generator=generator)
+    bounds = clp_module.channel_bounds(convolution, norm)
+    for channel in range(16):
+        matrix = convolution.weight[channel].detach().double().flatten(1)
+        largest = torch.linalg.svdvals(matrix)[0]
+        scale = norm.weight[channel].double().abs() / (norm.running_var[channel].double() + norm.eps).sqrt()
+        assert bounds[channel].item() == pytest.approx((largest * scale).item(), rel=1e-6)
+
+
+def one_layer(channels=64):
+    """Return one convolution with i.i.d. weights and its normalization."""
+    layers = nn.Sequential(nn.Conv2d(3, channels, 3), nn.BatchNorm2d(channels))
+    layers[0].weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    return layers.eval()
+
+
+def test_clp_prunes_the_planted_channel_alone():
+    model = one_layer()
+    model[0].weight.data[17] *= 100
+    clean = DefenderSample(data.empty(2), data.empty(2))
+    repaired = defend(load("clp", u=3), model, clean)
+    assert clean.chosen == {"num_pruned": 1, "pruned": ["1:17"]}
+    with torch.inference_mode():
+        maps = repaired(torch.rand(2, 3, 8, 8))
+    assert (maps[:, 17] == 0).all()
+    assert (maps[:, :17] != 0).any()
+
+
+def test_clp_cannot_reach_ten_deviations_with_few_channels():
+    model = one_layer(101)  # (n - 1) / sqrt(n) < 10 up to 101 channels
+    model[0].weight.data[0] *= 1e6
+    repaired = defend(load("clp", u=10), model, DefenderSample(data.empty(2), data.empty(2)))
+    torch.testing.assert_close(repaired.state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_clp_ignores_bounds_that_are_not_finite():
+    model = one_layer()
+    model[0].weight.data[17] *= 100
+    model[1].running_var[3] = -1  # no root: the bound of a channel that broke
+    clean = DefenderSample(data.empty(2), data.empty(2))
+    defend(load("clp", u=3), model, clean)
+    assert clean.chosen["pruned"] == ["1:17"]
+
+
+# --- Grad-Prune ------------------------------------------------------------------------------------
+
+
+class Planted(nn.Module):
+    """Two classes: filter 0 sees brightness, filter 1 the trigger alone, filters 2 and 3 nothing.
+
+    Bright images are class 1, dark ones class 0; a white corner pixel outvotes brightness for class 0.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.bn = nn.BatchNorm2d(4)
+        self.linear = nn.Linear(4, 2)
+        with torch.no_grad():
+            self.conv.weight.zero_()
+            self.conv.bias.zero_()
+            self.conv.weight[0, 0] = 1.0  # red: what the images show
+            self.conv.weight[1, 1] = 1.0  # green: the trigger
+            self.conv.weight[2:, 2] = 0.01
+            self.linear.weight.zero_()
+            self.linear.weight[1, 0], self.linear.weight[0, 0] = 4.0, -4.0
+            self.linear.weight[0, 1] = 100.0
+            self.linear.bias.copy_(torch.tensor([2.0, -2.0]))
+
+    def forward(self, images):
+        return self.linear(F.relu(self.bn(self.conv(images))).mean((2, 3)))
+
+
+@pytest.fixture
+def planted():
+    build = models.Build("planted", {}, 2, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return models.Classifier(Planted(), build).eval()
+
+
+@pytest.fixture
+def planted_sample():
+    """Return dark and bright red images, and copies whose corner is green."""
+    info = DatasetInfo(SIDE, SIDE, ("dark", "bright"), (0.0,) * 3, (1.0,) * 3, NO_AUGMENTATION)
+
+    def split(count, first):
+        labels = torch.arange(count) % 2
+        images = torch.zeros(count, 3, SIDE, SIDE, dtype=torch.uint8)
+        images[:, 0] = (labels * 255).view(-1, 1, 1).to(torch.uint8)
+        index = torch.arange(first, first + count)
+        stamped = images.clone()
+        stamped[:, 1, -3:, -3:] = 255
+        return ImageSet.clean(images, labels, index, info), ImageSet.clean(stamped, labels, index, info)
+
+    train, stamped_train = split(16, 0)
+    validation, stamped_validation = split(8, 16)
+    return DefenderSample(train, validation, TriggeredSample(stamped_train, stamped_validation))
+
+
+def share(model, images, labels):
+    with torch.inference_mode():
+        return float((model(data.to_float(images)).argmax(1) == labels).double().mean())
+
+
+def test_grad_prune_removes_the_planted_filter_and_nothing_else(planted, planted_sample):
+    validation, stamped = planted_sample.validation, planted_sample.triggered.validation
+    assert share(planted, validation.images, validation.labels) == 1
+    assert share(planted, stamped.images, torch.zeros(8)) == 1  # the backdoor works
+    filters = gp_module.Filters(pruned := copy.deepcopy(planted))
+    filters.remove(filters.scores(pruned, planted_sample.triggered.train))
+    assert filters.removed_names() == ["conv:1"]
+    assert share(pruned, stamped.images, stamped.labels) == 1
+    before, after = planted.network.state_dict(), pruned.network.state_dict()
+    for name in ("conv.weight", "conv.bias", "bn.weight", "bn.bias"):
+        assert (after[name][1] == 0).all(), name
+        kept = [0, 2, 3]
+        assert torch.equal(after[name][kept], before[name][kept]), name
+    for name in ("linear.weight", "linear.bias", "bn.running_mean", "bn.running_var"):
+        assert torch.equal(after[name], before[name]), name
+
+
+def test_grad_prune_repairs_the_planted_model(planted, planted_sample):
+    repaired = defend(load("grad_prune", max_epochs=5), planted, planted_sample)
+    assert planted_sample.chosen["pruned"] == ["conv:1"]
+    assert (repaired.network.conv.weight[1] == 0).all()  # tuning did not let it grow back
+    assert (repaired.network.bn.weight[1] == 0).all()
+    stamped = planted_sample.triggered.validation
+    assert share(repaired, stamped.images, stamped.labels) == 1
+
+
+def test_grad_prune_scores_equal_a_loop_over_filters(toy_model, sample):
+    filters = gp_module.Filters(toy_model)
+    scores = filters.scores(toy_model, sample.train)
+    logits = toy_model(data.to_float(sample.train.images))
+    loss = F.cross_entropy(logits, sample.train.labels)
+    gradients = torch.autograd.grad(loss, [layer.weight for layer in filters.layers])
+    slow = [gradient[k].abs().mean() for gradient in gradients for k in range(len(gradient))]
+    assert len(slow) == len(filters)
+    torch.testing.assert_close(scores, torch.stack(slow), rtol=1e-5, atol=1e-8)
+
+
+def test_grad_prune_never_picks_a_filter_twice(toy_model, sample):
+    filters = gp_module.Filters(model := copy.deepcopy(toy_model))
+    for _ in range(30):
+        filters.remove(filters.scores(model, sample.train))
+    assert len(set(filters.removed)) == 30
+
+
+def test_grad_prune_candidates_and_their_norms_follow_the_data_flow(toy_model):
+    pairs = structure.convolution_norms(toy_model.network)
+    assert pairs["layer2.0.conv1"] == "layer2.0.bn2"
+    assert pairs["layer2.0.conv2"] is pairs["layer2.0.shortcut"] is pairs["conv1"] is None
+    assert len(pairs) == 20
+
+
+def test_grad_prune_leaves_a_model_alone_that_has_nothing_to_unlearn(toy_model, sample):
+    fitted = defend(load("ft", epochs=80, lr=0.05), toy_model, sample)
+    same = dataclasses.replace(sample, triggered=TriggeredSample(sample.train, sample.validation), chosen={})
+    before, _ = gp_module._evaluate(fitted, sample.validation)
+    repaired = defend(load("grad_prune", max_rounds=5, max_epochs=1), fitted, same)
+    after, _ = gp_module._evaluate(repaired, sample.validation)
+    assert after > before - 0.1
+
+
+def test_grad_prune_stops_on_a_gradient_that_is_not_finite(toy_model, sample):
+    broken = copy.deepcopy(toy_model)
+    broken.network.linear.bias.data[0] = math.inf
+    clean = dataclasses.replace(sample, triggered=TriggeredSample(sample.train, sample.validation))
+    with pytest.raises(ArithmeticError, match="not finite"):
+        defend(load("grad_prune"), broken, clean)
+
+
+@pytest.mark.parametrize("criterion", ["clean", "joint"])
+def test_grad_prune_criterion_decides_which_loss_picks_the_epoch(planted, planted_sample, criterion):
+    defense = load("grad_prune", criterion=criterion)
+    clean_loss = gp_module._evaluate(planted, planted_sample.validation)[1]
+    unlearning = gp_module._evaluate(planted, planted_sample.triggered.validation)[1]
+    expected = clean_loss + (unlearning if criterion == "joint" else 0)
+    assert defense._tuning_loss(planted, planted_sample) == pytest.approx(expected)
