@@ -8,11 +8,13 @@ import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detrojan.cells import Cell
+from detrojan.registry import PACKAGE
 
 if TYPE_CHECKING:
     import torch
@@ -24,8 +26,9 @@ logger = logging.getLogger(__name__)
 def run(snakemake: Any) -> Iterator[Cell]:
     """Yield the job's cell; log to the rule's log file and, from warnings up, to the terminal.
 
-    Bad input (``ValueError``, ``OSError``) and divergence end the job with one line that names the
-    rule and the cell; any other error is a bug and shows its traceback too. Both are in the log.
+    Bad input that our code refuses (``ValueError``, ``OSError``) and divergence end the job with one
+    line that names the rule and the cell, in the log and on the terminal. Any other error is a bug
+    and shows its traceback too.
     """
     # What a job may know stands in its inputs, wildcards and params, or it could not rerun when that
     # changes. The config also holds paths of test data, which a defense must not see.
@@ -38,11 +41,10 @@ def run(snakemake: Any) -> Iterator[Cell]:
     started = time.monotonic()
     try:
         yield cell
-    except (ValueError, OSError, ArithmeticError) as error:
-        logger.debug("traceback", exc_info=True)
-        logger.error("%s: %s", where, error)
-        raise SystemExit(1) from None
     except Exception as error:
+        if isinstance(error, (ValueError, OSError, ArithmeticError)) and _is_ours(error):
+            logger.error("%s: %s", where, error)
+            raise SystemExit(1) from None
         error.add_note(f"({where})")
         logger.exception("%s: a bug", where)
         raise
@@ -56,6 +58,12 @@ def device() -> "torch.device":
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _is_ours(error: Exception) -> bool:
+    """Return whether our own code raised ``error``; what a library raises is a bug of ours."""
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(raised_in).is_relative_to(PACKAGE)
+
+
 def _log_to(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path, mode="w")
@@ -64,7 +72,6 @@ def _log_to(path: Path) -> None:
     terminal.setLevel(logging.WARNING)
     terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[file, terminal], force=True)
-    logging.getLogger("detrojan").setLevel(logging.DEBUG)
 
 
 def _configure_torch(threads: int) -> None:

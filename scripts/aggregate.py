@@ -1,0 +1,16 @@
+"""Gather all metrics and cards into the tables of the study (rule ``aggregate``)."""
+
+from typing import TYPE_CHECKING
+
+from detrojan import artifacts, stage
+from detrojan.analysis import collect, summary
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with stage.run(snakemake) as cell:
+    cells = collect.cells(snakemake.input.metrics)
+    models = collect.models(cells, snakemake.input.models, snakemake.input.poisoned)
+    artifacts.write_table(cells, snakemake.output.cells, collect.CELLS)
+    artifacts.write_table(models, snakemake.output.models, collect.MODELS)
+    artifacts.write_table(summary.summarize(cells), snakemake.output.summary, summary.SUMMARY)

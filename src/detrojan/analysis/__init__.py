@@ -1,0 +1,1 @@
+"""From the metrics of single cells to tables, figures and the report."""
