@@ -117,7 +117,7 @@ class ImageSet:
         order = torch.argsort(self.index)
         found = torch.searchsorted(self.index[order], rows.index).clamp(max=max(len(self) - 1, 0))
         places = order[found]
-        if not torch.equal(self.index[places], rows.index) or len(places.unique()) != len(rows):
+        if not torch.equal(self.index[places], rows.index) or torch.bincount(places).gt(1).any():
             raise ValueError(
                 "poisoned rows don't match the training set: an index is missing there or comes twice; "
                 "delete both files and run again"
@@ -258,6 +258,6 @@ class Loader:
 
 def empty(num_classes: int) -> ImageSet:
     """Return a set of no images, 0×0 pixels."""
-    info = DatasetInfo(0, 0, tuple(map(str, range(num_classes))), (0.0,) * 3, (1.0,) * 3)  # type: ignore[arg-type]
+    info = DatasetInfo(0, 0, tuple(map(str, range(num_classes))), (0.0,) * 3, (1.0,) * 3)
     nothing = torch.empty(0, dtype=torch.int64)
     return ImageSet.clean(torch.empty(0, 3, 0, 0, dtype=torch.uint8), nothing, nothing, info)

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from detrojan import artifacts, data
+from detrojan import artifacts, data, inference
 from detrojan import rng as streams
 from detrojan.cells import Shard
 from detrojan.cost import meter
@@ -74,18 +73,13 @@ def _repair(defense: Defense, model: Classifier, sample: DefenderSample, rng: to
     assert isinstance(repaired, Classifier), f"a defense should return a classifier, not {type(repaired)}"
     artifacts.check_finite(repaired, "the repaired model")
     # Finite weights can still overflow: a variance near zero, a channel scaled out of range.
-    if len(sample.train) and not bool(_logits(repaired, sample).isfinite().all()):
+    if len(sample.train) and not bool(inference.logits(repaired, sample.train).isfinite().all()):
         raise DivergedError("the repaired model's logits of the defender's own images are not finite")
     return repaired
 
 
 def _spc(sample: DefenderSample) -> int:
     return int(torch.bincount(sample.everything.labels).max())
-
-
-@torch.inference_mode()
-def _logits(model: nn.Module, sample: DefenderSample) -> torch.Tensor:
-    return torch.cat([model(data.to_float(batch)) for batch in sample.train.images.split(512)])
 
 
 def _empty_sample(model: Classifier) -> DefenderSample:

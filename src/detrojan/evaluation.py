@@ -9,13 +9,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from detrojan import artifacts, data, metrics
+from detrojan import artifacts, inference, metrics
 from detrojan.cells import Shard
 from detrojan.cost import Cost, device_name
 from detrojan.data import ImageSet
 from detrojan.tables import OK, RUNS, required, run_row
-
-BATCH_SIZE = 1024
 
 METRICS = pa.schema(
     [
@@ -38,11 +36,9 @@ PREDICTIONS = pa.schema(
 )
 
 
-@torch.inference_mode()
 def predict(model: nn.Module, images: ImageSet) -> Tensor:
-    """Return the predicted class of each image, int64 (N,), in eval mode and float32."""
-    batches = images.images.split(BATCH_SIZE)
-    return torch.cat([model(data.to_float(batch)).argmax(1) for batch in batches])
+    """Return the predicted class of each image, int64 (N,), of a model in eval mode."""
+    return inference.logits(model, images).argmax(1)
 
 
 def evaluate(

@@ -54,7 +54,7 @@ def ssim(clean: Tensor, triggered: Tensor) -> float:
     taps /= taps.sum()
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     scores = []
-    for x, y in zip(clean.split(256), triggered.split(256), strict=True):  # bounds the memory
+    for x, y in zip(torch.split(clean, 256), torch.split(triggered, 256), strict=True):  # bounds the memory
         a, b = (part.double().flatten(0, 1)[:, None] for part in (x, y))
         stacked = torch.cat([a, b, a * a, b * b, a * b])
         blurred = F.conv2d(F.conv2d(stacked, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))

@@ -106,7 +106,7 @@ def preview(rows: ImageSet, train: ImageSet) -> Image.Image:
     clean = _originals(shown, train).images.int()
     triggered = shown.images.int()
     difference = (128 + AMPLIFICATION * (triggered - clean)).clamp(0, 255)
-    captions = ("clean", "triggered", f"difference ×{AMPLIFICATION}")
+    captions = ("clean", "triggered", f"difference x{AMPLIFICATION}")
     margin, gap = 84, 4
     step = PREVIEW_SIDE + gap
     sheet = Image.new("RGB", (margin + step * len(shown), step * len(captions)), "white")

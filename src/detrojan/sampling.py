@@ -51,7 +51,8 @@ def _draw(pool: ImageSet, dataset: str, spc: int, draw: int) -> DefenderSample:
     # Shuffled, because the order of a file should mean nothing: a method that takes "the last
     # tenth" must not get the last classes.
     order = streams.stream("sample order", dataset, spc, draw)
-    return DefenderSample(*(pool[_shuffled(torch.cat(rows), order)] for rows in (train, validation)))
+    fit_to, choose_by = (pool[_shuffled(torch.cat(rows), order)] for rows in (train, validation))
+    return DefenderSample(fit_to, choose_by)
 
 
 def _shuffled(rows: Tensor, rng: torch.Generator) -> Tensor:

@@ -90,7 +90,7 @@ def test_a_result_without_weights_is_a_row_with_its_reason(run, tmp_path, how, s
 
 @pytest.mark.parametrize("how", ["type error", "runtime error", "value error"])
 def test_a_bug_fails_the_job(run, how):
-    with pytest.raises((TypeError, RuntimeError, ValueError), match="bug|mat1"):
+    with pytest.raises((TypeError, RuntimeError, ValueError), match=r"bug|mat1"):
         run(how)
 
 

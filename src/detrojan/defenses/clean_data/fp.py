@@ -17,12 +17,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detrojan import data, training
+from detrojan import inference, training
 from detrojan.data import DefenderSample, ImageSet
 from detrojan.defenses.base import FineTuning
 from detrojan.errors import NotApplicableError
+from detrojan.models import Classifier
 
-BATCH_SIZE = 512  # images a forward pass without gradients
 SWEEP_ELEMENTS = 2**24  # masked feature values held at once, which bounds the memory of the sweep
 
 
@@ -84,8 +84,7 @@ def _prunable(model: nn.Module) -> tuple[nn.Linear, int]:
     Where pooling keeps several positions (VGG: 7×7), a channel is that many neighbouring columns,
     and its activity their mean: a channel of the last convolution goes as a whole.
     """
-    last = getattr(model, "head", None)
-    linear = next((m for m in last.modules() if isinstance(m, nn.Linear)), None) if last else None
+    linear = next((m for m in _head(model).modules() if isinstance(m, nn.Linear)), None)
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     if linear is None or not convolutions:
         raise NotApplicableError("FP needs convolutions and a head with a linear layer")
@@ -98,14 +97,17 @@ def _prunable(model: nn.Module) -> tuple[nn.Linear, int]:
     return linear, channels
 
 
-@torch.inference_mode()
+def _head(model: nn.Module) -> nn.Module:
+    assert isinstance(model, Classifier)
+    return model.head
+
+
 def _features(model: nn.Module, images: ImageSet) -> Tensor:
     """Return the head's inputs (N, D), in eval mode."""
     seen: list[Tensor] = []
-    hook = model.head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))  # type: ignore[union-attr, operator]
+    hook = _head(model).register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     try:
-        for batch in images.images.split(BATCH_SIZE):
-            model(data.to_float(batch))
+        inference.logits(model, images)
     finally:
         hook.remove()
     return torch.cat(seen)
@@ -125,9 +127,9 @@ def _sweep(model: nn.Module, images: ImageSet, order: Tensor, step: int) -> list
     column_rank = rank.repeat_interleave(features.shape[1] // groups)
     accuracies = []
     points = torch.arange(0, groups, step, device=order.device)
-    for some in points.split(max(1, SWEEP_ELEMENTS // features.numel())):
+    for some in torch.split(points, max(1, SWEEP_ELEMENTS // features.numel())):
         masked = features * (column_rank >= some[:, None, None])
-        predicted = model.head(masked.flatten(0, 1)).argmax(1).view(len(some), -1)  # type: ignore[operator]
+        predicted = _head(model)(masked.flatten(0, 1)).argmax(1).view(len(some), -1)
         accuracies += (predicted == images.labels).double().mean(1).tolist()
     return accuracies
 

@@ -58,7 +58,7 @@ def channel_bounds(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     if kernels.shape[1] < kernels.shape[2]:
         kernels = kernels.transpose(1, 2)
     gram = kernels.transpose(1, 2) @ kernels  # on the smaller side: at most 9×9 for 3×3 kernels
-    singular = torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt()
+    singular: Tensor = torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt()
     assert norm.running_var is not None
     gain = norm.weight.double().abs() / (norm.running_var.double() + norm.eps).sqrt()
     return singular * gain

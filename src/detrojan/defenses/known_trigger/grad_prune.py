@@ -12,14 +12,14 @@ excitation are no candidates. Caps on rounds and epochs are ours, the code has n
 
 import copy
 import math
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrojan import data, training
+from detrojan import data, inference, training
 from detrojan import rng as streams
 from detrojan.data import Batch, DefenderSample, ImageSet
 from detrojan.defenses.base import Defense
@@ -27,7 +27,7 @@ from detrojan.errors import DivergedError, NotApplicableError
 from detrojan.settings import Optimization
 from detrojan.structure import convolution_norms
 
-BATCH_SIZE = 512  # images a pass that takes no step
+BATCH_SIZE = 512  # images a pass that takes no step; it bounds the memory, not the result
 
 
 class GradPrune(Defense):
@@ -36,9 +36,7 @@ class GradPrune(Defense):
     min_spc: ClassVar[int] = 2
     smoke: ClassVar[dict[str, object]] = {"max_rounds": 3, "max_epochs": 2, "patience": 2}
 
-    max_drop: float = Field(
-        0.1, gt=0, le=1, description="drop of clean validation accuracy that ends pruning"
-    )
+    max_drop: float = Field(0.1, gt=0, le=1, description="drop of validation accuracy that ends pruning")
     patience: int = Field(10, ge=1, description="rounds without a better unlearning loss that end pruning")
     max_rounds: int = Field(500, ge=1, description="cap on filters removed, one a round")
     lr: float = Field(1e-3, gt=0, description="learning rate of the fine-tuning, constant")
@@ -67,7 +65,7 @@ class GradPrune(Defense):
         return repaired
 
     def _prune(self, model: nn.Module, filters: "Filters", clean: DefenderSample) -> int:
-        """Remove filters one by one; leave ``model`` at its best unlearning loss; return how many are gone."""
+        """Remove filters one by one; leave ``model`` at its best unlearning loss; return their number."""
         assert clean.triggered is not None
         accuracy, _ = _evaluate(model, clean.validation)
         _, best_loss = _evaluate(model, clean.triggered.validation)
@@ -156,8 +154,10 @@ class Filters:
         if not pairs:
             raise NotApplicableError("Grad-Prune needs convolutions; this model has none")
         self.names = list(pairs)
-        self.layers = [network.get_submodule(name) for name in pairs]
-        self.norms = [network.get_submodule(norm) if norm else None for norm in pairs.values()]
+        self.layers = [cast("nn.Conv2d", network.get_submodule(name)) for name in pairs]
+        self.norms = [
+            cast("nn.BatchNorm2d", network.get_submodule(norm)) if norm else None for norm in pairs.values()
+        ]
         self.sizes = [len(layer.weight) for layer in self.layers]
         self.removed: list[Filter] = []
 
@@ -172,9 +172,9 @@ class Filters:
         """
         weights = [layer.weight for layer in self.layers]
         totals = [torch.zeros_like(weight) for weight in weights]
-        for rows in torch.arange(len(triggered), device=triggered.device).split(BATCH_SIZE):
-            logits = model(data.to_float(triggered.images[rows]))
-            loss = F.cross_entropy(logits, triggered.labels[rows], reduction="sum") / len(triggered)
+        batches = (torch.split(part, BATCH_SIZE) for part in (triggered.images, triggered.labels))
+        for images, labels in zip(*batches, strict=True):
+            loss = F.cross_entropy(model(data.to_float(images)), labels, reduction="sum") / len(triggered)
             for total, gradient in zip(totals, torch.autograd.grad(loss, weights), strict=True):
                 total.add_(gradient)
         scores = torch.cat([total.abs().flatten(1).mean(1) for total in totals])
@@ -214,10 +214,9 @@ class Filters:
                         parameter[channels] = 0
 
 
-@torch.inference_mode()
 def _evaluate(model: nn.Module, images: ImageSet) -> tuple[float, float]:
-    """Return accuracy and mean cross-entropy of ``images``, in eval mode."""
-    logits = torch.cat([model(data.to_float(batch)) for batch in images.images.split(BATCH_SIZE)])
+    """Return accuracy and mean cross-entropy of ``images``, of a model in eval mode."""
+    logits = inference.logits(model, images)
     right = (logits.argmax(1) == images.labels).double().mean()
     return float(right), float(F.cross_entropy(logits, images.labels))
 
