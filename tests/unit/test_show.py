@@ -1,0 +1,130 @@
+"""The terminal table: numbers, failures, notes, and how it behaves without a terminal."""
+
+import io
+import json
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from detrojan import artifacts, show
+from detrojan.analysis import collect, summary, views
+
+ORIGIN = {"code": "c0de", "versions": json.dumps({"torch": "2.13.0"}), "git_commit": "abc"}
+
+
+def cell(attack, defense, draw=0, *, threat_model="clean_data", spc=2, status="ok", reason=None, **measures):
+    return (
+        dict.fromkeys(collect.CELLS.names)
+        | {"dataset": "digits", "architecture": "net", "attack": attack, "seed": 0, "draw": draw}
+        | {"ratio": 0.0 if attack == "none" else 0.05, "defense": defense, "threat_model": threat_model}
+        | {"spc": spc, "status": status, "reason": reason, "chosen": "{}", "hyperparameters": "{}"}
+        | {"seconds": 2.0, "peak_memory_bytes": 1, "forward_passes": 1, "backward_passes": 1, "device": "cpu"}
+        | {"num_test": 10, "num_triggered": 9}
+        | ORIGIN
+        | measures
+    )
+
+
+def model(attack, **measures):
+    return (
+        dict.fromkeys(collect.MODELS.names)
+        | {"dataset": "digits", "architecture": "net", "attack": attack, "seed": 0, "num_train": 100}
+        | {"ratio": 0.0 if attack == "none" else 0.05, "num_poisoned": 5, "effective_ratio": 0.05}
+        | {"num_parameters": 7, "architecture_settings": "{}", "optimization": "{}", "epochs": 1}
+        | {"train_loss": 0.1, "train_accuracy": 0.9, "seconds": 3.0, "images_per_second": 9.0}
+        | {"peak_memory_bytes": 1, "device": "cpu"}
+        | ORIGIN
+        | measures
+    )
+
+
+@pytest.fixture
+def tables():
+    untouched = {"threat_model": "none", "spc": 0}
+    cells = [
+        cell("none", "none", acc=0.99, **untouched),
+        cell("none", "gp", status="not_applicable", reason="no attack, no trigger"),
+        cell("sig", "ft", 0, acc=0.9, asr=0.1, ra=0.8),
+        cell("sig", "ft", 1, acc=0.8, asr=0.1, ra=0.6),
+        cell("sig", "none", acc=0.98, asr=0.25, ra=0.7, **untouched),
+    ]
+    models = [model("none", acc=0.99), model("sig", acc=0.98, asr=0.25, ra=0.7)]
+    cells = pa.Table.from_pylist(cells, collect.CELLS)
+    return cells, pa.Table.from_pylist(models, collect.MODELS), summary.summarize(cells)
+
+
+@pytest.fixture
+def folder(tables, tmp_path):
+    for (name, schema), table in zip(show.TABLES.items(), tables, strict=True):
+        artifacts.write_table(table, tmp_path / "tables" / f"{name}.parquet", schema)
+    return tmp_path
+
+
+def shown(tables, folder, width=100):
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    show.show(*tables, folder, console)
+    return console.file.getvalue()
+
+
+def test_groups_and_numbers(tables, tmp_path):
+    lines = [line.split() for line in shown(tables, tmp_path).splitlines()]
+    titles = [line for line in lines if line[:1] == ["digits"] and line[1] == "·"]
+    assert [title[4:] for title in titles[:2]] == [["no", "attack"], ["sig,", "ratio", "0.05"]]
+    sig = lines.index(titles[1])
+    assert lines[sig + 2] == ["untouched", "98.0", "25.0", "70.0", "1/1", "2.0"]
+    # Student's t with one degree of freedom: 12.706; the standard error of 0.9 and 0.8 is 0.05. The
+    # upper end is clipped at 1, the lower one is not; of RA both are.
+    assert " ".join(lines[sig + 3]) == "ft clean_data 2 85.0 ± 63.5 10.0 ± 0.0 70.0 ± 70.0 2/2 2.0"
+
+
+def test_undefined_is_a_dash_and_failures_have_reasons(tables, tmp_path):
+    text = shown(tables, tmp_path)
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "untouched 99.0 – – 1/1 2.0" in lines
+    assert "gp clean_data 2 – – – 0/1 –" in lines
+    assert "1 of 5 cells have no result:" in text
+    assert "1 × not_applicable: gp on digits · net · no attack: no attack, no trigger" in text
+
+
+def test_notes_tell_intervals_weak_attacks_and_paths(tables, folder):
+    text = shown(tables, folder)
+    assert text.count("95 %") == 1
+    assert "over draws of one model" in text
+    assert "digits · net · sig, ratio 0.05, seed 0: ASR 25.0 %" in text
+    assert f"{folder}/tables/summary.parquet" in text
+    assert "not made yet" in text
+    artifacts.write_text("page", folder / "report" / "index.html")
+    assert "not made yet" not in shown(tables, folder)
+
+
+def test_what_intervals_are_over():
+    def note(*over):
+        return views.interval_note(pa.table({"interval_over": pa.array(over, pa.string())}))
+
+    assert "one cell" in note(None)
+    assert "over models." in note("models", None)
+    assert "two or more" in note("models", "draws")
+
+
+def test_a_narrow_terminal_drops_columns_and_says_so(tables, tmp_path):
+    text = shown(tables, tmp_path, width=45)
+    assert "is given" not in text.splitlines()[1]
+    assert "ASR %" in text.splitlines()[1]
+    assert "narrow: without is given" in text
+    assert max(map(len, text.split("Every number")[0].splitlines())) <= 45
+
+
+def test_the_command_without_a_terminal(folder, capsys):
+    assert show.main([str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "untouched" in out
+    assert "\x1b" not in out
+
+
+def test_missing_tables_are_one_line(tmp_path, capsys):
+    assert show.main([str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert "cells.parquet" in captured.err
