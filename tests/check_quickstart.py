@@ -1,0 +1,39 @@
+"""Check what the quickstart made: ``python tests/check_quickstart.py results``."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+results = Path(sys.argv[1])
+cells = pd.read_parquet(results / "tables" / "cells.parquet")
+models = pd.read_parquet(results / "tables" / "models.parquet").set_index("attack")
+
+# 3 models: untouched and CLP once each; FT, FP and Grad-Prune at 2 SPC and 3 draws.
+assert len(cells) == 3 * (2 + 3 * 2 * 3), len(cells)
+not_ok = cells[cells["status"] != "ok"]
+assert set(zip(not_ok["attack"], not_ok["defense"], not_ok["status"], strict=True)) == {
+    ("none", "grad_prune", "not_applicable")
+}
+
+# The attacks took, and cost no accuracy.
+for attack in ("badnets", "blended"):
+    assert models.loc[attack, "asr"] >= 0.9, models["asr"]
+    assert models.loc[attack, "acc"] >= models.loc["none", "acc"] - 0.02, models["acc"]
+
+# A defense more than halves BadNets' ASR at little cost; every defense changes what models answer.
+mean = cells.groupby(["attack", "defense", "spc"])[["acc", "asr"]].mean()
+badnets = mean.loc["badnets"]
+repaired = badnets[
+    (badnets["asr"] < models.loc["badnets", "asr"] / 2)
+    & (badnets["acc"] > models.loc["badnets", "acc"] - 0.1)
+]
+assert {"fp", "grad_prune"} & set(repaired.index.get_level_values("defense")), badnets
+untouched = mean.xs("none", level="defense").droplevel("spc")
+for (attack, defense, spc), row in mean.dropna(how="all").iterrows():
+    if defense != "none":
+        assert (row.dropna() != untouched.loc[attack].dropna()).any(), (attack, defense, spc)
+
+page = (results / "report" / "index.html").read_text()
+assert "http://" not in page.replace("http://www.w3.org/", ""), "the report asks for the network"
+assert (results / "report" / "effect.svg").stat().st_size > 0
