@@ -16,10 +16,13 @@ from pathlib import Path
 from detrojan.registry import PACKAGE
 
 
+@functools.cache
 def code_digest(*files: str | Path) -> str:
     """Return a digest of ``files`` and of the package modules that they import, directly or not.
 
-    Comments, docstrings and layout don't count, so editing them reruns nothing.
+    Comments, docstrings and layout don't count, so editing them reruns nothing; nor does where the
+    checkout lies. Imports inside functions count. A method that is loaded by its name is not seen:
+    its file must be among ``files``.
     """
     seen: set[Path] = set()
     waiting = [Path(file).resolve() for file in files]
@@ -37,13 +40,14 @@ def code_digest(*files: str | Path) -> str:
 @functools.cache
 def _module(file: Path) -> tuple[str, list[Path]]:
     """Return the digest of one file and the package files that it imports."""
-    tree = ast.parse(file.read_text(), str(file))
+    tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
     imported: set[Path] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            imported.update(_package_files(node.module))
-            for alias in node.names:
-                imported.update(_package_files(f"{node.module}.{alias.name}"))
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}: a relative import, which digests don't follow: make it absolute"
+            module = node.module or ""
+            for name in [module, *(f"{module}.{alias.name}" for alias in node.names)]:
+                imported.update(_package_files(name))
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 imported.update(_package_files(alias.name))
@@ -86,16 +90,10 @@ def git_commit() -> str:
     """Return the commit of this code's checkout, ``-dirty`` if it was edited since; else ``unknown``."""
     command = ["git", "-C", str(PACKAGE), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
-        top = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
+        described = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
-    return top.stdout.strip()
+    return described.stdout.strip()
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import ast
 import functools
 import importlib
 import inspect
+import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -36,8 +37,16 @@ class Declared(NamedTuple):
 @functools.cache
 def _files(kind: Kind) -> dict[str, Path]:
     folder = PACKAGE / kind
-    files = [*folder.glob("*.py"), *folder.glob("[a-z]*/*.py")]
-    return {path.stem: path for path in sorted(files) if path.stem not in ("__init__", "base")}
+    files = sorted([*folder.glob("*.py"), *folder.glob("[a-z]*/*.py")])
+    found: dict[str, Path] = {}
+    for file in files:
+        if file.stem not in ("__init__", "base"):
+            # The name goes into paths, whose patterns are in rules/common.smk.
+            assert re.fullmatch("[a-z0-9_]+", file.stem), f"{file}: name it in lower case, as my_method.py"
+            assert file.stem != NO_METHOD, f"{file}: {NO_METHOD} is the control's name, choose another"
+            assert file.stem not in found, f"{file} and {found[file.stem]} have one name: rename one"
+            found[file.stem] = file
+    return found
 
 
 def names(kind: Kind) -> list[str]:
@@ -69,14 +78,13 @@ def load(kind: Kind, name: str, settings: dict[str, Any] | None = None, *, smoke
     """
     file = path(kind, name).relative_to(PACKAGE.parent).with_suffix("")
     module = importlib.import_module(".".join(file.parts))
-    classes = [
+    classes: list[Any] = [
         value
         for _, value in inspect.getmembers(module, inspect.isclass)
         if value.__module__ == module.__name__ and issubclass(value, pydantic.BaseModel)
     ]
     assert len(classes) == 1, f"{file}.py should have one class of settings, not {len(classes)}"
-    method = classes[0]
-    return method(**((method.smoke if smoke else {}) | (settings or {})))
+    return classes[0](**((classes[0].smoke if smoke else {}) | (settings or {})))
 
 
 @functools.cache
@@ -85,14 +93,13 @@ def declared(kind: Kind, name: str) -> Declared:
 
     Bases inside the package are read too. A field whose type or default is more than a plain
     value can't be declared so: keep hyperparameters numbers, texts, flags and lists of them.
+
+    Raises:
+        ValueError: there is no such method.
     """
     file = path(kind, name)
-    classes = [
-        node.name
-        for node in ast.parse(file.read_text(), str(file)).body
-        if isinstance(node, ast.ClassDef) and _bases(file, node)
-    ]
-    assert len(classes) == 1, f"{file} should have one class of settings, not {classes}"
+    classes = [node.name for node in _classes(file).values() if _is_settings(file, node)]
+    assert len(classes) == 1, f"{file} should have one class of settings, not {classes or 'none'}"
     fields, constants = _class_fields(file, classes[0])
     settings: type[pydantic.BaseModel] = pydantic.create_model(
         classes[0],
@@ -103,27 +110,39 @@ def declared(kind: Kind, name: str) -> Declared:
     return Declared(settings, constants)
 
 
+@functools.cache
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"), str(file))
+
+
+def _classes(file: Path) -> dict[str, ast.ClassDef]:
+    return {node.name: node for node in _tree(file).body if isinstance(node, ast.ClassDef)}
+
+
+def _is_settings(file: Path, node: ast.ClassDef) -> bool:
+    """Return whether a class is a pydantic model, by itself or by a base in the package."""
+    return any(isinstance(base, ast.Name) and base.id == "BaseModel" for base in node.bases) or any(
+        _is_settings(origin, _classes(origin)[name]) for origin, name in _bases(file, node)
+    )
+
+
 def _bases(file: Path, node: ast.ClassDef) -> list[tuple[Path, str]]:
-    """Return the file and name of each base class of ``node`` that ``file`` imports from the package."""
-    tree = ast.parse(file.read_text(), str(file))
-    origins = {
-        alias.asname or alias.name: PACKAGE.parent.joinpath(*(statement.module or "").split("."))
-        for statement in tree.body
-        if isinstance(statement, ast.ImportFrom)
-        for alias in statement.names
-    }
-    bases = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id in origins]
-    found = [(origins[base].with_suffix(".py"), base) for base in bases]
-    return [(origin, base) for origin, base in found if origin.is_file()]
+    """Return the file and name of each base class of ``node`` that the package defines."""
+    origins = {name: (file, name) for name in _classes(file)}
+    for statement in _tree(file).body:
+        if isinstance(statement, ast.ImportFrom):
+            module = PACKAGE.parent.joinpath(*(statement.module or "").split(".")).with_suffix(".py")
+            if module.is_file():
+                origins |= {alias.asname or alias.name: (module, alias.name) for alias in statement.names}
+    return [origins[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in origins]
 
 
 def _class_fields(file: Path, class_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the fields (type and default) and constants of a class and of its bases in the package."""
-    tree = ast.parse(file.read_text(), str(file))
-    node = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name)
+    node = _classes(file)[class_name]
     fields: dict[str, Any] = {}
     constants: dict[str, Any] = {}
-    for base in _bases(file, node):
+    for base in reversed(_bases(file, node)):  # the first base wins, as in Python
         inherited = _class_fields(*base)
         fields |= inherited[0]
         constants |= inherited[1]
@@ -136,8 +155,7 @@ def _class_fields(file: Path, class_name: str) -> tuple[dict[str, Any], dict[str
                 constants[target] = _plain(statement.value)
         else:
             # pydantic resolves the annotation's text in this module: plain types, Literal and Path.
-            default = ... if statement.value is None else _default(statement.value)
-            fields[target] = (annotation, default)
+            fields[target] = (annotation, _default(statement.value, f"{file}, field {target}"))
     return fields, constants
 
 
@@ -148,9 +166,17 @@ def _plain(node: ast.expr) -> Any:
         return ast.unparse(node)
 
 
-def _default(node: ast.expr) -> Any:
-    """Return a field's default: a plain value, or pydantic's ``Field`` with plain arguments."""
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == "Field":
-        keywords = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
-        return Field(*(ast.literal_eval(a) for a in node.args), **keywords)
-    return ast.literal_eval(node)
+def _default(node: ast.expr | None, where: str) -> Any:
+    """Return a field's default: none, a plain value, or pydantic's ``Field`` with plain arguments."""
+    if node is None:
+        return ...
+    try:
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Field":
+            keywords = {k.arg: ast.literal_eval(k.value) for k in node.keywords if k.arg}
+            return Field(*(ast.literal_eval(a) for a in node.args), **keywords)
+        return ast.literal_eval(node)
+    except ValueError:
+        raise AssertionError(
+            f"{where}: {ast.unparse(node)} has more in it than plain values, but study files are checked "
+            "without importing methods: write the values themselves"
+        ) from None

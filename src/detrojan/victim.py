@@ -97,7 +97,9 @@ def train(
         "device": cost.device,
         **provenance.origin(code),
     }
-    return Trained(model.place(torch.device("cpu")), [dataclasses.asdict(epoch) for epoch in history], card, checkpoint)
+    return Trained(
+        model.place(torch.device("cpu")), [dataclasses.asdict(epoch) for epoch in history], card, checkpoint
+    )
 
 
 def _digest(images: ImageSet) -> str:

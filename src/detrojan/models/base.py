@@ -115,4 +115,3 @@ def restore(spec: Build, weights: Mapping[str, Tensor]) -> Classifier:
 def _network(spec: Build) -> nn.Module:
     architecture: Architecture = registry.load("models", spec.architecture, spec.settings)
     return architecture.network(spec.num_classes)
-
