@@ -1,4 +1,7 @@
 # Path patterns, and the functions that give a rule its inputs and params. One wildcard an axis.
+import shlex
+import sys
+
 import snakemake.jobs
 
 from detrojan import cells, provenance, registry
@@ -6,6 +9,9 @@ from detrojan import cells, provenance, registry
 # Each rule's `code` param covers its script. Snakemake also reruns what is older than the script's
 # file, and every checkout makes files anew; there is no setting for that but one on the command line.
 snakemake.jobs.get_script_mtime = lambda path: 0.0
+
+# Snakemake puts the interpreter's path into shell commands as it is; a clone may lie in "my projects".
+sys.executable = shlex.quote(sys.executable)
 
 MODEL = "{dataset}/{architecture}/{attack}/ratio-{ratio}/seed-{seed}"
 SHARD = f"{MODEL}/{{defense}}/spc-{{spc}}/draws-{{draws}}"

@@ -116,9 +116,7 @@ def test_a_draw_is_the_same_alone_and_in_a_shard(name, defense, make_setting, tm
         assert [row["status"] for row in rows] == [OK] * len(draws)
         return artifacts.read_tensors(tmp_path / folder / "draw-1.safetensors")[0]
 
-    torch.testing.assert_close(
-        weights("alone", Draws(1, 1)), weights("shard", Draws(0, 1)), rtol=0, atol=0
-    )
+    torch.testing.assert_close(weights("alone", Draws(1, 1)), weights("shard", Draws(0, 1)), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("architecture", OTHER_ARCHITECTURES)
