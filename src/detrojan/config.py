@@ -368,7 +368,8 @@ def _wrong_filters(raw: Any) -> Iterator[str]:
         for axis in condition:
             if axis in FILTER_AXES and axis not in axes:
                 shared = "trigger" if axes == TRIGGER_AXES else "model"
-                yield f"{path}.{axis}: can't differ here, since a {shared} is shared: use {', '.join(axes)}"
+                only = ", ".join(axes)
+                yield f"{path}.{axis}: one {shared} serves every {axis}: use {only}"
 
 
 def _wrong_settings(raw: Any) -> Iterator[str]:
