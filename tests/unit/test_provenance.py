@@ -1,0 +1,208 @@
+"""Digests of code: what changes them, and what must not."""
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from detrojan import provenance, registry
+from detrojan.provenance import PACKAGE, code_digest
+
+LEAF = '''
+"""A leaf."""
+
+import math
+
+STEP = 0.1
+
+
+def step(size: float) -> float:
+    """Return a step."""
+    # As large as it gets.
+    return math.floor(size) + STEP
+'''
+FILES = {
+    "leaf.py": LEAF,
+    "middle.py": "from detrojan import leaf\n\n\ndef two():\n    return leaf.step(2)\n",
+    "lazy.py": "def late():\n    from detrojan.group.inner import VALUE\n\n    return VALUE\n",
+    "plain.py": "import detrojan.leaf\n",
+    "group/__init__.py": "from detrojan.group import other\n",
+    "group/inner.py": "VALUE = 1\n",
+    "group/other.py": "OTHER = 1\n",
+    "apart.py": "ALONE = 1\n",
+    "circle.py": "from detrojan import round\n",
+    "round.py": "from detrojan import circle\n",
+}
+
+
+class Toy:
+    """A small package in place of ours, and a script that imports part of it."""
+
+    def __init__(self, folder):
+        self.folder = folder / "detrojan"
+        self.script = folder / "script.py"
+        for name, text in FILES.items():
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).write_text(text)
+
+    def digest(self, script):
+        self.script.write_text(textwrap.dedent(script))
+        provenance._module.cache_clear()
+        code_digest.cache_clear()
+        return code_digest(self.script)
+
+    def edit(self, name, old, new):
+        text = (self.folder / name).read_text()
+        assert old in text
+        (self.folder / name).write_text(text.replace(old, new))
+
+
+@pytest.fixture
+def toy(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "a" / "detrojan")
+    yield Toy(tmp_path / "a")
+    provenance._module.cache_clear()
+    code_digest.cache_clear()
+
+
+SCRIPT = "from detrojan import middle\nprint(middle.two(), 3)\n"
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        "# Why.\nfrom detrojan import middle\nprint(middle.two(), 3)  # what\n",
+        '"""What the script does."""\nfrom detrojan import middle\nprint(middle.two(), 3)\n',
+        "\n\nfrom detrojan import (\n    middle,\n)\n\nprint(\n    middle.two(),\n    0b11,\n)\n",
+    ],
+)
+def test_comments_docstrings_and_layout_do_not_count(toy, same):
+    assert toy.digest(same) == toy.digest(SCRIPT)
+
+
+def test_comments_and_docstrings_of_imports_do_not_count(toy):
+    before = toy.digest(SCRIPT)
+    toy.edit("leaf.py", '"""A leaf."""\n', "\n\n\n")
+    toy.edit("leaf.py", '    """Return a step."""\n    # As large as it gets.\n', '    """Return more."""\n')
+    assert toy.digest(SCRIPT) == before
+
+
+def test_a_docstring_alone_is_an_empty_body(toy):
+    one = toy.digest('class A:\n    """One."""\n')
+    assert toy.digest('class A:\n    """Two."""\n') == one
+    assert toy.digest("class A:\n    x = 1\n") != one
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "from detrojan import middle\nprint(middle.two(), 4)\n",
+        "from detrojan import middle\nprint(middle.two(), 3.0)\n",
+        "from detrojan import middle\nprint(middle.two(), '3')\n",
+        "from detrojan import middle\nprint(middle.two(), b'3')\n",
+        "from detrojan import middle\nprint(middle.two())\n",
+        "from detrojan import middle\nprint(middle.two(), None)\n",
+    ],
+)
+def test_a_changed_value_counts(toy, other):
+    assert toy.digest(other) != toy.digest(SCRIPT)
+
+
+@pytest.mark.parametrize(
+    ("script", "file", "old", "new"),
+    [
+        ("from detrojan import leaf\n", "leaf.py", "0.1", "0.2"),
+        ("from detrojan.leaf import step\n", "leaf.py", "0.1", "0.2"),
+        ("import detrojan.leaf as l\n", "leaf.py", "floor", "ceil"),
+        (SCRIPT, "leaf.py", "0.1", "0.2"),  # through middle
+        ("from detrojan import plain\n", "leaf.py", "0.1", "0.2"),
+        ("from detrojan import lazy\n", "group/inner.py", "1", "2"),  # imported in a function
+        ("def f():\n    import detrojan.lazy\n", "group/inner.py", "1", "2"),
+        # Importing a module of a package runs the package's __init__, and what that imports.
+        ("from detrojan.group import inner\n", "group/other.py", "1", "2"),
+        ("from detrojan import circle\n", "round.py", "circle", "circle, leaf"),
+    ],
+)
+def test_a_change_in_an_imported_module_counts(toy, script, file, old, new):
+    before = toy.digest(script)
+    toy.edit(file, old, new)
+    assert toy.digest(script) != before
+
+
+@pytest.mark.parametrize("file", ["apart.py", "group/inner.py", "lazy.py"])
+def test_modules_that_are_not_imported_do_not_count(toy, file):
+    before = toy.digest(SCRIPT)
+    (toy.folder / file).write_text("CHANGED = 2\n")
+    assert toy.digest(SCRIPT) == before
+
+
+def test_a_checkout_elsewhere_has_the_same_digest(toy, tmp_path, monkeypatch):
+    before = toy.digest(SCRIPT)
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "b c" / "detrojan")
+    assert Toy(tmp_path / "b c").digest(SCRIPT) == before
+
+
+def test_relative_imports_are_refused(toy):
+    with pytest.raises(AssertionError, match="relative import"):
+        toy.digest("from . import leaf\n")
+
+
+# --- our own package -------------------------------------------------------------------------------
+
+PROGRAM = """
+import json, sys
+from detrojan import provenance, registry
+digests = {
+    f"{kind}/{name}": provenance.code_digest(registry.path(kind, name))
+    for kind in ("datasets", "models", "attacks", "defenses") for name in registry.names(kind)
+}
+print(json.dumps([digests, str(registry.PACKAGE), "torch" in sys.modules]))
+"""
+
+
+def digests_at(folder):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def test_our_digests_are_the_same_in_another_checkout(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "detrojan", ignore=shutil.ignore_patterns("__pycache__"))
+    here, place_here, _ = digests_at(PACKAGE.parent)
+    there, place_there, has_torch = digests_at(tmp_path)
+    assert place_here != place_there
+    assert here == there
+    assert not has_torch  # computed by reading alone
+    assert len(set(here.values())) == len(here)
+
+
+def test_a_defense_does_not_depend_on_another(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "detrojan", ignore=shutil.ignore_patterns("__pycache__"))
+    before, _, _ = digests_at(tmp_path)
+    file = tmp_path / "detrojan" / "defenses" / "data_free" / "clp.py"
+    file.write_text(file.read_text() + "\nSOMETHING = 1\n")
+    after, _, _ = digests_at(tmp_path)
+    assert [name for name in before if before[name] != after[name]] == ["defenses/clp"]
+
+
+def test_what_is_shared_reaches_all_that_use_it(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "detrojan", ignore=shutil.ignore_patterns("__pycache__"))
+    before, _, _ = digests_at(tmp_path)
+    file = tmp_path / "detrojan" / "training.py"
+    file.write_text(file.read_text() + "\nSOMETHING = 1\n")
+    after, _, _ = digests_at(tmp_path)
+    changed = {name for name in before if before[name] != after[name]}
+    assert {"defenses/ft", "defenses/fp", "defenses/grad_prune"} <= changed
+    assert not {"defenses/clp", "datasets/digits"} & changed
+
+
+def test_origin_has_what_every_row_carries():
+    origin = provenance.origin("abc")
+    assert origin["code"] == "abc"
+    assert {"python", "torch", "detrojan"} <= set(json.loads(origin["versions"]))
+    assert origin["git_commit"]
+    assert registry.PACKAGE == PACKAGE
