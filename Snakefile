@@ -1,7 +1,6 @@
 """Detrojan: poison, train, defend, evaluate, aggregate, report."""
 
-from detrojan import config as study_files
-from detrojan import grid, planning
+from detrojan import grid, planning, study_files
 
 # Another study replaces the default one; `--config` alone changes it.
 if not workflow.overwrite_configfiles:
@@ -28,9 +27,9 @@ localrules:
 
 
 rule all:
+    default_target: True
     input:
         "results/tables/cells.parquet",
         "results/tables/models.parquet",
         "results/tables/summary.parquet",
         "results/report/index.html",
-    default_target: True

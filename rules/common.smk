@@ -122,8 +122,12 @@ def attacked_models():
 
 
 def all_poison_cards(wildcards):
-    return sorted({f"results/poisoned/{model_path(POISONED, model)}/card.json" for model in attacked_models()})
+    return sorted(
+        {f"results/poisoned/{model_path(POISONED, model)}/card.json" for model in attacked_models()}
+    )
 
 
 def all_previews(wildcards):
-    return sorted({f"results/poisoned/{model_path(POISONED, model)}/preview.png" for model in attacked_models()})
+    return sorted(
+        {f"results/poisoned/{model_path(POISONED, model)}/preview.png" for model in attacked_models()}
+    )

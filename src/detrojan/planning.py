@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 
 from detrojan import registry
 from detrojan.cells import NO_METHOD, NO_SAMPLES
-from detrojan.config import Study, StudyError
+from detrojan.config import Study
 from detrojan.grid import models, shards
+from detrojan.study_files import StudyError
 
 
 def check(study: Study) -> None:
@@ -32,6 +33,7 @@ def check(study: Study) -> None:
         mistakes += _wrong_target(study, name, train, test)
         mistakes += _too_few_samples(study, name, pool)
         mistakes += _impossible_ratios(study, name, train)
+        mistakes += _images_too_small(study, name)
     if mistakes:
         raise StudyError(mistakes)
 
@@ -103,3 +105,15 @@ def _rounded(ratio: float, *, up: bool = False) -> str:
     """Return ``ratio`` with four digits, never on the far side of it: what it suggests must hold."""
     scale = 10.0 ** (3 - math.floor(math.log10(ratio)))
     return f"{(math.ceil if up else math.floor)(ratio * scale) / scale:.4g}"
+
+
+def _images_too_small(study: Study, name: str) -> Iterator[str]:
+    side = study.datasets[name].image_size
+    asked = {model.architecture for model in models(study) if model.dataset == name}
+    for architecture in sorted(asked):
+        smallest = registry.declared("models", architecture).constants["min_side"]
+        if side < smallest:
+            yield (
+                f"datasets.{name}.image_size: {side} pixels, but {architecture} takes {smallest} or more: "
+                "raise it, or leave the architecture out"
+            )

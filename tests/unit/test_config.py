@@ -9,10 +9,11 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from detrojan import config, planning, registry, settings
+from detrojan import config, planning, registry, settings, study_files
 from detrojan.cells import NO_METHOD, Draws
-from detrojan.config import Filter, StudyError, load_study
+from detrojan.config import Filter
 from detrojan.grid import shards
+from detrojan.study_files import StudyError, load_study
 
 ROOT = Path(__file__).parents[2]
 
@@ -255,7 +256,7 @@ def test_one_line_a_path_where_a_value_may_have_several_types():
     class Either(BaseModel):
         size: int | Literal["auto"] | list[int] = "auto"
 
-    assert list(config._check(Either, {"size": "big"}, "x")) == [
+    assert list(study_files._check(Either, {"size": "big"}, "x")) == [
         "x.size: should be a whole number or 'auto' or a list, such as [a, b], found 'big'"
     ]
 

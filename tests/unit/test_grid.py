@@ -4,8 +4,8 @@ import pytest
 
 from detrojan import registry
 from detrojan.cells import NO_METHOD, ONE_DRAW, Draws, Model, ratio_text, untouched
-from detrojan.config import load_study
 from detrojan.grid import models, shards
+from detrojan.study_files import load_study
 from tests.unit.test_config import minimal
 
 

@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 
 from detrojan import planning
-from detrojan.config import StudyError, load_study
 from detrojan.datasets.digits import Digits
 from detrojan.planning import _rounded, check
+from detrojan.study_files import StudyError, load_study
 from tests.unit.test_config import minimal
 
 TRAIN = {0: 143, 1: 146, 2: 142, 3: 147, 4: 145, 5: 146, 6: 145, 7: 144, 8: 140, 9: 144}  # 1,442 digits
@@ -150,3 +150,13 @@ def test_digits_are_those_counted_here():
     train, _, _ = planning._counts(load_study(minimal()), "digits")
     assert train == TRAIN
     assert train.total() == 1442
+
+
+def test_images_that_an_architecture_cannot_take_are_refused():
+    raw = minimal(architectures=["preactresnet18", "vgg19_bn"])
+    raw["datasets"]["digits"]["image_size"] = 31
+    with pytest.raises(
+        StudyError, match=r"datasets.digits.image_size: 31 pixels, but vgg19_bn takes"
+    ) as caught:
+        check(load_study(raw))
+    assert len(caught.value.mistakes) == 1

@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 
 from detrojan import planning
-from detrojan.config import StudyError, load_study
+from detrojan.study_files import StudyError, load_study
 
 SNAKEFILE = Path(__file__).parents[2] / "Snakefile"
 STUDY = """

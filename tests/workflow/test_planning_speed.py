@@ -10,8 +10,8 @@ from pathlib import Path
 import yaml
 
 from detrojan import planning
-from detrojan.config import load_study
 from detrojan.grid import models, shards
+from detrojan.study_files import load_study
 
 ROOT = Path(__file__).parents[2]
 DRY_RUN = [

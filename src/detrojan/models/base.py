@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -11,9 +12,15 @@ from detrojan import registry
 
 
 class Architecture(BaseModel):
-    """Base of the architectures; a subclass's fields are what a study may set of it."""
+    """Base of the architectures; a subclass's fields are what a study may set of it.
+
+    Class variables:
+        min_side: of the images that it can take, pixels.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_side: ClassVar[int] = 1
 
     def network(self, num_classes: int) -> nn.Module:
         """Return a fresh network from normalized images (N, 3, H, W) to logits (N, num_classes).

@@ -6,6 +6,8 @@ adapted to small images: of a 32×32 image the last map is 1×1, which the avera
 (139,622,218 parameters for 10 classes, 119.6 million of them in the head).
 """
 
+from typing import ClassVar
+
 from torch import nn
 
 from detrojan.models.base import Architecture
@@ -14,6 +16,8 @@ from detrojan.vision import torchvision
 
 class Vgg19Bn(Architecture):
     """Settings of VGG-19-BN: none."""
+
+    min_side: ClassVar[int] = 32  # five poolings halve it
 
     def network(self, num_classes: int) -> nn.Module:
         """Return a fresh VGG-19-BN in torchvision's initialization."""
