@@ -8,6 +8,9 @@ from detrojan import rng as streams
 from detrojan.data import DatasetInfo, ImageSet
 from detrojan.settings import NO_AUGMENTATION
 
+# The tests run side by side, a worker a core.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def toy_images():

@@ -13,7 +13,6 @@ from detrojan.data import DefenderSample, ImageSet, TriggeredSample
 
 PREVIEW_IMAGES = 8
 PREVIEW_SIDE = 96  # pixels of one picture in a preview
-AMPLIFICATION = 5
 
 
 def poison(
@@ -101,12 +100,17 @@ def card(attack: Attack, rows: ImageSet, train: ImageSet, target: int) -> dict[s
 
 
 def preview(rows: ImageSet, train: ImageSet) -> Image.Image:
-    """Return a picture of the first poisoned images: clean, triggered, and their difference amplified."""
-    shown = rows[torch.arange(min(PREVIEW_IMAGES, len(rows)))]
+    """Return a picture of some poisoned images: clean, triggered, and their difference.
+
+    The difference is scaled so that the largest change shown is black or white, on grey.
+    """
+    # Spread over the set: some data sets are sorted by class.
+    shown = rows[torch.linspace(0, len(rows) - 1, min(PREVIEW_IMAGES, len(rows))).round().long()]
     clean = _originals(shown, train).images.int()
     triggered = shown.images.int()
-    difference = (128 + AMPLIFICATION * (triggered - clean)).clamp(0, 255)
-    captions = ("clean", "triggered", f"difference x{AMPLIFICATION}")
+    scale = 127 / max(1, metrics.linf(clean, triggered))
+    difference = 128 + scale * (triggered - clean)
+    captions = ("clean", "triggered", f"difference x{scale:.1f}")
     margin, gap = 84, 4
     step = PREVIEW_SIDE + gap
     sheet = Image.new("RGB", (margin + step * len(shown), step * len(captions)), "white")

@@ -40,9 +40,11 @@ def child(rng: torch.Generator, *names: Name) -> torch.Generator:
 def global_stream(rng: torch.Generator) -> Iterator[None]:
     """Give layers that draw from torch's global generators (dropout) the stream ``rng``.
 
-    The global states of the CPU and of every visible GPU are as before when the block ends.
+    The global states of the CPU and of the GPU in use are as before when the block ends.
     """
-    devices = list(range(torch.cuda.device_count()))
+    # Asking a GPU for its state would start a context on it, and take its memory.
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = [torch.cuda.current_device()] if started else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(rng.initial_seed())
         yield

@@ -55,13 +55,13 @@ class FP(FineTuning):
                 "validation_accuracy": [accuracies[0], accuracies[accepted]],
             }
         )
-        mask = torch.zeros(groups, dtype=torch.bool, device=order.device)
-        mask[order[:num_pruned]] = True
-        columns = mask.repeat_interleave(head.in_features // groups)
+        keep = torch.ones(groups, device=order.device)
+        keep[order[:num_pruned]] = 0
+        columns = keep.repeat_interleave(head.in_features // groups)
 
+        @torch.no_grad()
         def prune() -> None:
-            with torch.no_grad():
-                head.weight[:, columns] = 0
+            head.weight.mul_(columns)
 
         prune()
         training.fit(

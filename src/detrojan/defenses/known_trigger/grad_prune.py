@@ -12,6 +12,7 @@ excitation are no candidates. Caps on rounds and epochs are ours, the code has n
 
 import copy
 import math
+from collections.abc import Callable
 from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -123,7 +124,7 @@ class GradPrune(Defense):
             optimization,
             rng=streams.child(rng, "tune"),
             loss=both,
-            after_step=filters.clear_removed,
+            after_step=filters.keeper(),
             after_epoch=keep_best,
         )
         model.load_state_dict(best)
@@ -194,9 +195,21 @@ class Filters:
             place -= size
         self._clear(self.removed[-1:])
 
-    def clear_removed(self) -> None:
-        """Set all that removing has zeroed to zero again, after an optimizer step moved it."""
-        self._clear(self.removed)
+    def keeper(self) -> Callable[[], None]:
+        """Return a function that sets all that removing has zeroed to zero again, after a step moved it."""
+        masks = []
+        for layer, channels in self._by_layer(self.removed).items():
+            for parameter in self._parameters(layer):
+                keep = torch.ones_like(parameter)
+                keep[channels] = 0
+                masks.append((parameter, keep))
+
+        @torch.no_grad()
+        def clear() -> None:
+            for parameter, keep in masks:
+                parameter.mul_(keep)
+
+        return clear
 
     def removed_names(self) -> list[str]:
         """Return the removed filters, in order, as ``layer:channel``."""
@@ -204,14 +217,23 @@ class Filters:
 
     @torch.no_grad()
     def _clear(self, filters: list[Filter]) -> None:
-        for layer in {f.layer for f in filters}:
-            channels = [f.channel for f in filters if f.layer == layer]
-            modules = [self.layers[layer], *([self.norms[layer]] if self.norms[layer] else [])]
-            for module in modules:
-                assert module is not None
-                for parameter in (module.weight, module.bias):
-                    if parameter is not None:
-                        parameter[channels] = 0
+        for layer, channels in self._by_layer(filters).items():
+            for parameter in self._parameters(layer):
+                parameter[channels] = 0
+
+    @staticmethod
+    def _by_layer(filters: list[Filter]) -> dict[int, list[int]]:
+        return {
+            layer: [f.channel for f in filters if f.layer == layer] for layer in {f.layer for f in filters}
+        }
+
+    def _parameters(self, layer: int) -> list[Tensor]:
+        """Return the tensors whose row is zeroed with a filter: kernel, bias, its norm's scale and shift."""
+        modules = (self.layers[layer], self.norms[layer])
+        tensors = [
+            tensor for module in modules if module is not None for tensor in (module.weight, module.bias)
+        ]
+        return [tensor for tensor in tensors if tensor is not None]
 
 
 def _evaluate(model: nn.Module, images: ImageSet) -> tuple[float, float]:
