@@ -166,9 +166,9 @@ def test_last_lines(tmp_path):
 
 def test_a_mistake_in_the_study_is_shown_without_where_it_was_read(run):
     message = (
-        'StudyError in file "/work/Snakefile", line 12:\n'
+        'StudyError in file "/clone/Snakefile", line 12:\n'
         "the study file has a mistake:\n  grid.spc: missing\n"
-        '  File "/work/Snakefile", line 12, in <module>\n  File "/work/config.py", line 3, in load_study'
+        '  File "/clone/Snakefile", line 12, in <module>\n  File "/clone/config.py", line 3, in load_study'
     )
     text = run(record(message, LogEvent.ERROR, logging.ERROR, exception="StudyError"))
     assert text == "the study file has a mistake:\n  grid.spc: missing\n"

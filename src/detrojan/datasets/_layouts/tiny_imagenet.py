@@ -1,0 +1,79 @@
+"""Tiny-ImageNet, in the folders of its archive.
+
+Source: Stanford CS231n's Tiny ImageNet.
+"""
+
+from pathlib import Path
+
+from detrojan.datasets._layouts.base import File, file_labels, first_folder, lines, listing, read_files
+from detrojan.datasets.base import Labels, RawImages, Split
+
+FOLDER = "tiny-imagenet-200"
+PUBLISHED: dict[Split, tuple[int, ...]] = {"train": (500,) * 200, "test": (50,) * 200}
+ARCHIVE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+
+
+def find(path: Path) -> Path | None:
+    """Return the folder that holds the images of both splits; None if there is none."""
+    return first_folder([path / FOLDER, path], "wnids.txt", "train", "val")
+
+
+def _wnids(folder: Path) -> list[str]:
+    """Return the WordNet id of each label: the labels follow the ids' alphabetical order."""
+    wnids = sorted({line.strip() for line in lines(folder / "wnids.txt")} - {""})
+    if not wnids:
+        raise ValueError(f"{folder / 'wnids.txt'}: it names no class; unpack the archive again")
+    return wnids
+
+
+def _files(folder: Path, split: Split) -> list[File]:
+    wnids = _wnids(folder)
+    if split == "train":
+        return [
+            (file, label)
+            for label, wnid in enumerate(wnids)
+            for file in listing(folder / "train" / wnid / "images", ".jpeg")
+        ]
+    # The images of the folder test have no labels; those of val are what everyone tests on.
+    table = folder / "val" / "val_annotations.txt"
+    files = []
+    for number, line in enumerate(lines(table), 1):
+        name, _, rest = line.partition("\t")
+        wnid = rest.partition("\t")[0]
+        if wnid not in wnids:
+            raise ValueError(
+                f"{table}, line {number}: {wnid!r} is no class of wnids.txt; unpack the archive again"
+            )
+        files.append((folder / "val" / "images" / name, wnids.index(wnid)))
+    if not files:
+        raise ValueError(f"{table}: no rows; unpack the archive again")
+    return files
+
+
+def labels(folder: Path, split: Split) -> Labels:
+    """Return the labels of a split; decodes no image.
+
+    Raises:
+        ValueError: a folder or table is missing or broken.
+    """
+    return file_labels(_files(folder, split))
+
+
+def read(folder: Path, split: Split, side: int) -> RawImages:
+    """Return the images of a split as RGB, resized to ``side`` × ``side`` pixels.
+
+    Raises:
+        ValueError: a folder, table or image is missing or broken.
+    """
+    words = folder / "words.txt"
+    names = dict(line.split("\t", 1) for line in lines(words) if "\t" in line) if words.is_file() else {}
+    classes = tuple(names.get(wnid, wnid) for wnid in _wnids(folder))
+    return read_files(_files(folder, split), classes, side)
+
+
+def fetch(root: str) -> None:
+    """Download and unpack the archive into ``root``."""
+    from detrojan.vision import torchvision
+
+    torchvision.datasets.utils.download_and_extract_archive(ARCHIVE, root, md5=MD5)
