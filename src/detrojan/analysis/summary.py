@@ -1,5 +1,7 @@
 """Means over draws and models, with intervals that respect how draws are nested in models."""
 
+import math
+
 import pandas as pd
 import pyarrow as pa
 from scipy import stats
@@ -76,7 +78,8 @@ def _interval(values: "pd.Series[float]") -> tuple[float | None, float | None, f
     mean = float(values.mean())
     if len(values) < 2:
         return mean, None, None
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.sem())
+    error = float(values.to_numpy(float).std(ddof=1)) / math.sqrt(len(values))
+    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
     return mean, max(0.0, mean - reach), min(1.0, mean + reach)
 
 
