@@ -10,8 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-# Caches that tools would keep in the home folder. Paths with spaces: quoted by the shell, never split.
+# Caches that tools would keep in the home folder or in /tmp. Paths with spaces: quoted by the shell, never split.
 export XDG_CACHE_HOME := $(CURDIR)/$(VENV)/cache
+export TORCHINDUCTOR_CACHE_DIR := $(CURDIR)/$(VENV)/cache/torchinductor
 export MPLCONFIGDIR := $(CURDIR)/$(VENV)/cache/matplotlib
 export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
