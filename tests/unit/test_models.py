@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from detrojan import artifacts, models, registry, structure
+from detrojan.data import to_float
 from detrojan.errors import DivergedError
 from detrojan.models.preactresnet18 import PreActBlock
 from detrojan.registry import PACKAGE
@@ -268,3 +269,13 @@ def test_weights_that_are_not_finite(toy_model, tmp_path):
     artifacts.write_tensors(toy_model.network.state_dict(), bad, build=build)
     with pytest.raises(DivergedError, match=r"bad.safetensors: .*layer2\.0\.bn2\.weight"):
         artifacts.read_model(bad)
+
+
+def test_on_a_cpu_the_network_meets_images_channels_first(toy_model, toy_images):
+    """The channels_last backward pass of torch 2.13 on a CPU corrupts memory."""
+    seen = []
+    toy_model.network.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = to_float(toy_images().images).contiguous(memory_format=torch.channels_last)
+    toy_model(images)
+    assert seen[0].is_contiguous()
+    assert all(p.is_contiguous() for p in toy_model.parameters())
