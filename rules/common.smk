@@ -1,4 +1,5 @@
 # Path patterns, and the functions that give a rule its inputs and params. One wildcard an axis.
+import functools
 import shlex
 import sys
 
@@ -15,7 +16,7 @@ sys.executable = shlex.quote(sys.executable)
 
 MODEL = "{dataset}/{architecture}/{attack}/ratio-{ratio}/seed-{seed}"
 SHARD = f"{MODEL}/{{defense}}/spc-{{spc}}/draws-{{draws}}"
-UNTOUCHED = f"{MODEL}/none/spc-0/draws-0-0"
+UNTOUCHED = f"{MODEL}/{cells.NO_METHOD}/spc-{cells.NO_SAMPLES}/draws-{cells.ONE_DRAW}"
 TRIGGER = "{dataset}/{attack}/seed-{seed}"
 POISONED = "{dataset}/{attack}/ratio-{ratio}/seed-{seed}"
 
@@ -31,12 +32,12 @@ wildcard_constraints:
     draws="[0-9]+-[0-9]+",
 
 
-def code(script, kind=None, axis=None):
-    """Return a param: the digest of all our code that the rule's job runs."""
+def code(script, kind=None, axis=None, beside=()):
+    """Return a param: the digest of all our code that the rule's job runs, and of the files ``beside`` it."""
 
     def digest(wildcards):
         methods = [registry.path(kind, wildcards[axis])] if kind else []
-        return provenance.code_digest(f"{workflow.basedir}/scripts/{script}.py", *methods)
+        return provenance.code_digest(f"{workflow.basedir}/scripts/{script}.py", *methods, *beside)
 
     return digest
 
@@ -102,32 +103,33 @@ def temporary_unless_kept(path):
     return path if study.keep_defended else temp(path)
 
 
-def model_path(pattern, model):
-    return pattern.format(**model._asdict() | {"ratio": cells.ratio_text(model.ratio)})
+def path_of(pattern, model, **axes):
+    return pattern.format(**model._asdict() | {"ratio": cells.ratio_text(model.ratio)} | axes)
 
 
-def all_metrics(wildcards):
+@functools.cache
+def metrics_files():
     return [
-        f"results/metrics/{model_path(MODEL, shard.model)}/{shard.defense}/spc-{shard.spc}/draws-{shard.draws}/metrics.parquet"
+        "results/metrics/{}/metrics.parquet".format(
+            path_of(SHARD, shard.model, defense=shard.defense, spc=shard.spc, draws=shard.draws)
+        )
         for shard in grid.shards(study)
     ]
 
 
+def all_metrics(wildcards):
+    return metrics_files()
+
+
 def all_model_cards(wildcards):
-    return [f"results/models/{model_path(MODEL, model)}/card.json" for model in grid.models(study)]
+    return [f"results/models/{path_of(MODEL, model)}/card.json" for model in grid.models(study)]
 
 
-def attacked_models():
-    return [model for model in grid.models(study) if model.attack != cells.NO_METHOD]
+def all_poisoned(file):
+    """Return an input function: this file of every poisoned set of the study, which architectures share."""
 
+    def files(wildcards):
+        attacked = [model for model in grid.models(study) if model.attack != cells.NO_METHOD]
+        return sorted({f"results/poisoned/{path_of(POISONED, model)}/{file}" for model in attacked})
 
-def all_poison_cards(wildcards):
-    return sorted(
-        {f"results/poisoned/{model_path(POISONED, model)}/card.json" for model in attacked_models()}
-    )
-
-
-def all_previews(wildcards):
-    return sorted(
-        {f"results/poisoned/{model_path(POISONED, model)}/preview.png" for model in attacked_models()}
-    )
+    return files

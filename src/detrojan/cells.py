@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 NO_METHOD = "none"  # the control: no attack (a clean model), no defense (the untouched model)
 MODEL_AXES = ("dataset", "architecture", "attack", "ratio", "seed")
-SHARD_AXES = (*MODEL_AXES, "defense", "spc", "draws")
 CELL_AXES = (*MODEL_AXES, "defense", "spc", "draw")
 
 

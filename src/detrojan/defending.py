@@ -44,6 +44,7 @@ def run_shard(
         code: digest of the code that runs, kept with each row.
     """
     device = next(model.parameters()).device
+    settings = defense.model_dump()
     rows = []
     for draw in shard.draws.numbers():
         logger.info("draw %d", draw)
@@ -58,7 +59,6 @@ def run_shard(
             artifacts.write_model(repaired, path, cell=cell_key(shard, draw))
         else:
             logger.warning("draw %d: %s: %s", draw, outcome["status"], outcome["reason"])
-        settings = defense.model_dump()
         rows.append(run_row(shard, draw, outcome, settings, sample.chosen, vars(cost), code))
     return rows
 

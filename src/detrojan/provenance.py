@@ -22,7 +22,7 @@ def code_digest(*files: str | Path) -> str:
 
     Comments, docstrings and layout don't count, so editing them reruns nothing; nor does where the
     checkout lies. Imports inside functions count. A method that is loaded by its name is not seen:
-    its file must be among ``files``.
+    its file must be among ``files``. So must one that is no Python, a template say: it counts whole.
     """
     seen: set[Path] = set()
     waiting = [Path(file).resolve() for file in files]
@@ -40,6 +40,8 @@ def code_digest(*files: str | Path) -> str:
 @functools.cache
 def _module(file: Path) -> tuple[str, list[Path]]:
     """Return the digest of one file and the package files that it imports."""
+    if file.suffix != ".py":
+        return hashlib.sha256(file.read_bytes()).hexdigest(), []
     tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
     imported: set[Path] = set()
     for node in ast.walk(tree):

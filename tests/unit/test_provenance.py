@@ -206,3 +206,13 @@ def test_origin_has_what_every_row_carries():
     assert {"python", "torch", "detrojan"} <= set(json.loads(origin["versions"]))
     assert origin["git_commit"]
     assert registry.PACKAGE == PACKAGE
+
+
+def test_a_file_that_is_no_python_counts_whole(tmp_path):
+    template = tmp_path / "page.html.j2"
+    template.write_text("<p># no comment</p>")
+    before = provenance.code_digest(template)
+    template.write_text("<p># another</p>")
+    provenance._module.cache_clear()
+    provenance.code_digest.cache_clear()
+    assert provenance.code_digest(template) != before

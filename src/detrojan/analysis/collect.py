@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from detrojan import artifacts, registry
-from detrojan.cells import MODEL_AXES, NO_METHOD
+from detrojan.cells import CELL_AXES, MODEL_AXES, NO_METHOD
 from detrojan.evaluation import METRICS
 from detrojan.tables import MODEL_KEYS, ORIGIN, required
 
@@ -55,7 +55,7 @@ def cells(paths: Sequence[str | Path]) -> pa.Table:
     }
     threat_models = pa.array([folders[name] for name in table["defense"].to_pylist()], pa.string())
     table = table.append_column("threat_model", threat_models)
-    keys = [(name, "ascending") for name in (*MODEL_AXES, "defense", "spc", "draw")]
+    keys = [(name, "ascending") for name in CELL_AXES]
     return table.sort_by(keys).select(CELLS.names)
 
 

@@ -58,15 +58,14 @@ class GradPrune(Defense):
             raise NotApplicableError("Grad-Prune needs triggered copies of the sample: no attack, no trigger")
         repaired = copy.deepcopy(model).eval()
         filters = Filters(repaired)
-        num_pruned = self._prune(repaired, filters, clean)
+        self._prune(repaired, filters, clean)
         epoch = self._tune(repaired, filters, clean, rng)
-        clean.chosen.update(
-            {"num_pruned": num_pruned, "pruned": filters.removed_names(), "tuning_epoch": epoch}
-        )
+        pruned = filters.removed_names()
+        clean.chosen.update({"num_pruned": len(pruned), "pruned": pruned, "tuning_epoch": epoch})
         return repaired
 
-    def _prune(self, model: nn.Module, filters: "Filters", clean: DefenderSample) -> int:
-        """Remove filters one by one; leave ``model`` at its best unlearning loss; return their number."""
+    def _prune(self, model: nn.Module, filters: "Filters", clean: DefenderSample) -> None:
+        """Remove filters one by one; leave ``model`` and ``filters`` at the best unlearning loss."""
         assert clean.triggered is not None
         accuracy, _ = _evaluate(model, clean.validation)
         _, best_loss = _evaluate(model, clean.triggered.validation)
@@ -85,7 +84,6 @@ class GradPrune(Defense):
                 break
         model.load_state_dict(best)
         del filters.removed[best_count:]
-        return best_count
 
     def _tune(self, model: nn.Module, filters: "Filters", clean: DefenderSample, rng: torch.Generator) -> int:
         """Fine-tune on clean and triggered images; leave ``model`` at its lowest validation loss.
