@@ -187,6 +187,18 @@ def to_float(images: Tensor) -> Tensor:
     return images.float().div_(255)
 
 
+def to_uint8(images: Tensor) -> Tensor:
+    """Return float images (N, C, H, W) as uint8, 0 to 255: rounded, and clipped where they leave [0, 1]."""
+    return images.mul(255).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a CPU tensor on ``device``, without making the program wait for the GPU."""
+    # From ordinary memory a copy to the GPU waits for the steps queued before it.
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
+
+
 @dataclasses.dataclass(frozen=True)
 class Batch:
     """One step's images.
@@ -195,11 +207,15 @@ class Batch:
         images: float32 (B, 3, H, W) in [0, 1], augmented.
         labels: int64 (B,).
         rows: int64 (B,), positions in the set that the batch is drawn from.
+        num_poisoned: how many images an attack has triggered since.
+        penalty: a scalar for the loss, from what an attack learns itself.
     """
 
     images: Tensor
     labels: Tensor
     rows: Tensor
+    num_poisoned: int = 0
+    penalty: Tensor | None = None
 
 
 class Loader:
@@ -225,24 +241,29 @@ class Loader:
         A last batch of a single image joins the one before it: batch normalization over 1×1 maps
         has no statistics of one value.
         """
-        count, device = len(self._set), self._set.device
-        order = torch.randperm(count, generator=rng).to(device, non_blocking=True)
+        count = len(self._set)
+        order = to_device(torch.randperm(count, generator=rng), self._set.device)
         offsets, flips = self._draw(count, rng)
         starts = list(range(0, count, self._batch_size))
         if len(starts) > 1 and count - starts[-1] == 1:
             starts.pop()
         for start, end in zip(starts, [*starts[1:], count], strict=True):
-            rows = order[start:end]
-            crops = self._crop(rows, offsets[start:end], flips[start:end])
-            yield Batch(to_float(crops), self._set.labels[rows], rows)
+            yield self._batch(order[start:end], offsets[start:end], flips[start:end])
+
+    def any(self, count: int, rng: torch.Generator) -> Batch:
+        """Return ``count`` augmented images drawn at random, each independently of the others."""
+        rows = to_device(torch.randint(len(self._set), (count,), generator=rng), self._set.device)
+        return self._batch(rows, *self._draw(count, rng))
+
+    def _batch(self, rows: Tensor, offsets: Tensor, flips: Tensor) -> Batch:
+        return Batch(to_float(self._crop(rows, offsets, flips)), self._set.labels[rows], rows)
 
     def _draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return crop offsets (N, 2), row then column, and flips (N,), on the device."""
         reach = 2 * self._augmentation.crop_padding + 1
         offsets = torch.randint(reach, (count, 2), generator=rng)
         flips = torch.rand(count, generator=rng) < 0.5 * self._augmentation.flip
-        device = self._set.device
-        return offsets.to(device, non_blocking=True), flips.to(device, non_blocking=True)
+        return to_device(offsets, self._set.device), to_device(flips, self._set.device)
 
     def _crop(self, rows: Tensor, offsets: Tensor, flips: Tensor) -> Tensor:
         """Return crops of the images at ``rows``, uint8 (B, 3, H, W)."""

@@ -1,4 +1,4 @@
-"""Settings that study files hold and stages use: how images are varied and networks are trained.
+"""Settings that study files hold and stages use: augmentation, training, the attack gate.
 
 Free of torch, because the Snakefile checks them while it is parsed.
 """
@@ -37,9 +37,23 @@ class Optimization(BaseModel):
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD, without Nesterov")
     weight_decay: float = Field(5e-4, ge=0, description="on all parameters, normalization included")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate")
+    bfloat16: bool = Field(
+        True, description="compute passes in bfloat16 where there is a GPU; weights stay in float32"
+    )
 
     def lr_at(self, epoch: int) -> float:
         """Return the learning rate of ``epoch``, the first being 0."""
         if self.schedule == "constant":
             return self.lr
         return self.lr / 2 * (1 + math.cos(math.pi * epoch / self.epochs))
+
+
+class Gate(BaseModel):
+    """When an attack counts as having worked; a defense of a model whose attack did not shows nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_asr: float = Field(0.8, ge=0, le=1, description="smallest ASR of the untouched model")
+    max_acc_loss: float = Field(
+        0.1, ge=0, le=1, description="largest loss of ACC against the clean model of the same seed"
+    )

@@ -4,19 +4,22 @@ import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
+from torch import Tensor
 
 from detrojan import models, provenance, training
 from detrojan import rng as streams
 from detrojan.cells import Model
 from detrojan.cost import meter
-from detrojan.data import ImageSet
+from detrojan.data import Batch, ImageSet
 from detrojan.errors import DivergedError
-from detrojan.settings import Optimization
-from detrojan.training import HISTORY, Checkpoint
+from detrojan.poisoner import Control, Poisoner, drawn
+from detrojan.settings import Augmentation, Optimization
+from detrojan.training import HISTORY, Checkpoint, Part, Prepare
 
 __all__ = ["HISTORY", "Trained", "train"]
 
@@ -24,11 +27,20 @@ logger = logging.getLogger(__name__)
 
 
 class Trained(NamedTuple):
-    """What training leaves: the classifier, rows of ``HISTORY``, a card, and the checkpoint to remove."""
+    """What training leaves.
+
+    Attributes:
+        model: the classifier, on the CPU.
+        history: rows of ``HISTORY``.
+        card: what is worth knowing of the run.
+        trigger: of an attack that controlled it, as it is in the end; else empty.
+        checkpoint: to remove once all this is written.
+    """
 
     model: models.Classifier
     history: list[dict[str, Any]]
     card: dict[str, Any]
+    trigger: dict[str, Tensor]
     checkpoint: Checkpoint
 
 
@@ -41,6 +53,7 @@ def train(
     code: str,
     folder: Path,
     device: torch.device,
+    control: Control | None = None,
 ) -> Trained:
     """Train one classifier from scratch on ``images``, poisoned or not; resume it if it was killed.
 
@@ -52,6 +65,7 @@ def train(
         code: digest of the code that runs; a checkpoint that another code left is not resumed.
         folder: where the checkpoint lies until training is done.
         device: where to train.
+        control: an attack that poisons the batches; ``images`` are clean then.
 
     Raises:
         DivergedError: the loss is not finite; the message names the cell.
@@ -66,19 +80,25 @@ def train(
         "build": dataclasses.asdict(build),
         "optimization": optimization,
         "augmentation": info.augmentation.model_dump(),
+        "attack": control.decides if control else None,
         "images": _digest(images),
         "code": code,
     }
     checkpoint = Checkpoint(folder / ".checkpoint.safetensors", json.dumps(decides, sort_keys=True))
+    on_device = images.to(device)
+    poisoner = control.begin(on_device, streams.stream("poisoner", *name)) if control else None
+    batches: BatchOptions = {"augmentation": info.augmentation}
+    if poisoner:
+        batches = poisoned_batches(poisoner, name.ratio)
     with meter(device) as cost:
         try:
             history = training.fit(
                 model,
-                images.to(device),
+                on_device,
                 Optimization(**optimization),
                 rng=streams.stream("train", *name),
-                augmentation=info.augmentation,
                 checkpoint=checkpoint,
+                **batches,
             )
         except DivergedError as error:
             raise DivergedError(f"training of {name} diverged: {error}") from error
@@ -97,9 +117,34 @@ def train(
         "device": cost.device,
         **provenance.origin(code),
     }
+    if poisoner:
+        poisoned = sum(epoch.num_poisoned for epoch in history)
+        card["num_poisoned"] = round(poisoned / len(history))
+        card["effective_ratio"] = poisoned / (len(history) * len(images))
     return Trained(
-        model.place(torch.device("cpu")), [dataclasses.asdict(epoch) for epoch in history], card, checkpoint
+        model.place(torch.device("cpu")),
+        [dataclasses.asdict(epoch) for epoch in history],
+        card,
+        poisoner.trigger() if poisoner else {},
+        checkpoint,
     )
+
+
+class BatchOptions(TypedDict, total=False):
+    """Options of :func:`detrojan.training.fit` that say how batches come about."""
+
+    augmentation: Augmentation
+    prepare: Prepare
+    beside: Mapping[str, Part]
+
+
+def poisoned_batches(poisoner: Poisoner, ratio: float) -> BatchOptions:
+    """Return what has a share ``ratio`` of each batch poisoned, in expectation."""
+
+    def poison(batch: Batch, rng: torch.Generator) -> Batch:
+        return poisoner.poison(batch, drawn(ratio * len(batch.rows), rng), rng=rng)
+
+    return {"augmentation": poisoner.augmentation, "prepare": poison, "beside": poisoner.parts}
 
 
 def _digest(images: ImageSet) -> str:

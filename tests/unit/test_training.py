@@ -13,7 +13,7 @@ from detrojan import rng as streams
 from detrojan import training
 from detrojan.errors import DivergedError
 from detrojan.settings import Augmentation, Optimization
-from detrojan.training import Checkpoint
+from detrojan.training import Checkpoint, Part
 
 FOUR_EPOCHS = Optimization(epochs=4, batch_size=5, lr=0.1)
 
@@ -203,7 +203,8 @@ def test_loss_that_is_not_finite(images, tmp_path):
         fit(Stateful(0), images, loss=broken_in_epoch_two, checkpoint=checkpoint)
     # The last finite epoch is kept, not the broken one.
     model = Stateful(1)
-    assert len(checkpoint.load(model, torch.optim.SGD(model.parameters(), lr=1))) == 1
+    part = Part(model, torch.optim.SGD(model.parameters(), lr=1), lambda epoch: 1)
+    assert len(checkpoint.load({"model": part})) == 1
     assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
@@ -215,6 +216,104 @@ def test_learning_rate_that_is_too_high(two_class_images):
 def test_no_images(images):
     with pytest.raises(ValueError, match="no images"):
         fit(Stateful(0), images[torch.tensor([], dtype=torch.int64)])
+
+
+# --- what an attack that controls training does to the loop ----------------------------------------
+
+
+def shift_labels(batch, rng):
+    return dataclasses.replace(batch, labels=(batch.labels + 1) % 4, num_poisoned=2)
+
+
+def test_prepared_labels_are_those_to_learn(images):
+    still = Optimization(epochs=2, batch_size=22, lr=1e-12, weight_decay=0)
+    model = Stateful(0)
+    model.dropout.p = 0
+    history = fit(model, images, still, prepare=shift_labels)
+    model.train()
+    predicted = model(images.images.float() / 255).argmax(1)
+    right = (predicted == (images.labels + 1) % 4).float().mean()
+    assert [epoch.accuracy for epoch in history] == pytest.approx([float(right)] * 2)
+    assert [epoch.num_poisoned for epoch in history] == [2, 2]
+    assert [epoch.num_poisoned for epoch in fit(Stateful(0), images, still)] == [0, 0]
+
+
+def test_prepare_draws_from_a_stream_of_its_own(images):
+    seen = []
+
+    def look(batch, rng):
+        seen.append((batch.rows.tolist(), torch.rand(2, generator=rng).tolist()))
+        return batch
+
+    same_bits(*(fitted(images, **options) for options in ({}, {"prepare": look})))
+    batches = [rows for rows, _ in seen]
+    assert sorted(sum(batches[:5], [])) == list(range(22))
+    assert len({tuple(draws) for _, draws in seen}) == len(seen)
+
+
+def fitted(images, **options):
+    model = Stateful(0)
+    fit(model, images, **options)
+    return model
+
+
+class Companion(nn.Module):
+    """Something that learns beside the classifier, with statistics of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, images):
+        return self.norm(images)
+
+
+def with_companion(images, checkpoint=None, epochs=4, after_epoch=None):
+    """Train a classifier and its companion, each with an optimizer of its own; return both."""
+    model, companion = Stateful(0), Companion()
+    adam = torch.optim.Adam(companion.parameters(), lr=1)
+
+    def prepare(batch, rng):
+        noise = torch.rand(batch.images.shape, generator=rng)
+        changed = companion(batch.images + noise)
+        return dataclasses.replace(batch, images=changed, penalty=companion.norm.weight.square().sum())
+
+    fit(
+        model,
+        images,
+        FOUR_EPOCHS.model_copy(update={"epochs": epochs}),
+        prepare=prepare,
+        beside={"companion": Part(companion, adam, lambda epoch: 0.01 / (epoch + 1))},
+        checkpoint=checkpoint,
+        after_epoch=after_epoch,
+    )
+    return model, companion
+
+
+def test_a_companion_learns_from_loss_and_penalty(images):
+    model, companion = with_companion(images)
+    assert not torch.equal(companion.norm.weight, Companion().norm.weight)
+    assert not model.training
+    assert not companion.training
+
+
+def test_a_killed_run_with_a_companion_resumes_with_the_same_bits(images, tmp_path):
+    checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors", "same")
+    with pytest.raises(KilledError):
+        with_companion(images, checkpoint, after_epoch=kill_after(2))
+    for resumed, undisturbed in zip(with_companion(images, checkpoint), with_companion(images), strict=True):
+        same_bits(resumed, undisturbed)
+
+
+def test_penalty_is_part_of_the_loss(two_class_images):
+    still = Optimization(epochs=1, batch_size=6, lr=1e-12, weight_decay=0)
+
+    def punish(batch, rng):
+        return dataclasses.replace(batch, penalty=torch.tensor(3.0))
+
+    (plain,) = fit(Linear(), two_class_images, still)
+    (punished,) = fit(Linear(), two_class_images, still, prepare=punish)
+    assert punished.loss == pytest.approx(plain.loss + 3, rel=1e-6)
 
 
 # --- checkpoints -----------------------------------------------------------------------------------
