@@ -1,3 +1,4 @@
+# Each stage twice: once for triggers that all models share, once for those of an architecture or a model.
 rule trigger:
     input:
         train="results/datasets/{dataset}/train.parquet",
@@ -7,10 +8,26 @@ rule trigger:
     log:
         f"logs/trigger/{TRIGGER}.log",
     params:
+        labels=study.labels,
         settings=attack_settings,
-        code=code("trigger", "attacks", "attack"),
+        code=code("trigger", attacks="attack"),
+    wildcard_constraints:
+        attack=attacks_of("all", "model"),
     script:
         "../scripts/trigger.py"
+
+
+use rule trigger as trigger_against_model with:
+    input:
+        train="results/datasets/{dataset}/train.parquet",
+        model=f"results/models/{CLEAN_MODEL}/model.safetensors",
+    output:
+        trigger=f"results/triggers/{OWN_TRIGGER}/trigger.safetensors",
+        card=f"results/triggers/{OWN_TRIGGER}/card.json",
+    log:
+        f"logs/trigger/{OWN_TRIGGER}.log",
+    wildcard_constraints:
+        attack=attacks_of("architecture"),
 
 
 rule poison:
@@ -24,11 +41,27 @@ rule poison:
     log:
         f"logs/poison/{POISONED}.log",
     params:
-        target=study.target,
+        labels=study.labels,
         settings=attack_settings,
-        code=code("poison", "attacks", "attack"),
+        code=code("poison", attacks="attack"),
+    wildcard_constraints:
+        attack=attacks_of("all"),
     script:
         "../scripts/poison.py"
+
+
+use rule poison as poison_own with:
+    input:
+        train="results/datasets/{dataset}/train.parquet",
+        trigger=own_trigger,
+    output:
+        poisoned=f"results/poisoned/{MODEL}/train.parquet",
+        card=f"results/poisoned/{MODEL}/card.json",
+        preview=f"results/poisoned/{MODEL}/preview.png",
+    log:
+        f"logs/poison/{MODEL}.log",
+    wildcard_constraints:
+        attack=attacks_of("architecture"),
 
 
 rule triggered:
@@ -37,14 +70,32 @@ rule triggered:
         trigger=f"results/triggers/{TRIGGER}/trigger.safetensors",
     output:
         triggered=f"results/triggered/{TRIGGER}/test.parquet",
+        examples=f"results/triggered/{TRIGGER}/examples.parquet",
+        card=f"results/triggered/{TRIGGER}/card.json",
     log:
         f"logs/triggered/{TRIGGER}.log",
     params:
-        target=study.target,
+        labels=study.labels,
         settings=attack_settings,
-        code=code("triggered", "attacks", "attack"),
+        code=code("triggered", attacks="attack"),
+    wildcard_constraints:
+        attack=attacks_of("all"),
     script:
         "../scripts/triggered.py"
+
+
+use rule triggered as triggered_own with:
+    input:
+        test="results/datasets/{dataset}/test.parquet",
+        trigger=own_trigger,
+    output:
+        triggered=f"results/triggered/{MODEL}/test.parquet",
+        examples=f"results/triggered/{MODEL}/examples.parquet",
+        card=f"results/triggered/{MODEL}/card.json",
+    log:
+        f"logs/triggered/{MODEL}.log",
+    wildcard_constraints:
+        attack=attacks_of("architecture", "model"),
 
 
 rule stamp:
@@ -57,6 +108,20 @@ rule stamp:
         f"logs/stamp/{TRIGGER}/spc-{{spc}}/draws-{{draws}}.log",
     params:
         settings=attack_settings,
-        code=code("stamp", "attacks", "attack"),
+        code=code("stamp", attacks="attack"),
+    wildcard_constraints:
+        attack=attacks_of("all"),
     script:
         "../scripts/stamp.py"
+
+
+use rule stamp as stamp_own with:
+    input:
+        sample="results/samples/{dataset}/spc-{spc}/draws-{draws}.parquet",
+        trigger=own_trigger,
+    output:
+        stamped=f"results/stamped/{MODEL}/spc-{{spc}}/draws-{{draws}}.parquet",
+    log:
+        f"logs/stamp/{MODEL}/spc-{{spc}}/draws-{{draws}}.log",
+    wildcard_constraints:
+        attack=attacks_of("architecture", "model"),

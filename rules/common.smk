@@ -18,7 +18,18 @@ MODEL = "{dataset}/{architecture}/{attack}/ratio-{ratio}/seed-{seed}"
 SHARD = f"{MODEL}/{{defense}}/spc-{{spc}}/draws-{{draws}}"
 UNTOUCHED = f"{MODEL}/{cells.NO_METHOD}/spc-{cells.NO_SAMPLES}/draws-{cells.ONE_DRAW}"
 TRIGGER = "{dataset}/{attack}/seed-{seed}"
+OWN_TRIGGER = "{dataset}/{architecture}/{attack}/seed-{seed}"
 POISONED = "{dataset}/{attack}/ratio-{ratio}/seed-{seed}"
+CLEAN_MODEL = f"{{dataset}}/{{architecture}}/{cells.NO_METHOD}/ratio-0/seed-{{seed}}"
+
+# Attacks by whom a trigger belongs to: all models of a data set and seed, those of an architecture, or
+# the one that it was trained with. Shared artifacts lie once, the others once a model.
+OWNERS = {name: registry.trigger_owner(name) for name in registry.names("attacks")}
+
+
+def attacks_of(*owners):
+    """Return a wildcard's pattern: the attacks whose triggers belong to ``owners``."""
+    return "|".join(name for name, owner in OWNERS.items() if owner in owners)
 
 
 wildcard_constraints:
@@ -32,12 +43,15 @@ wildcard_constraints:
     draws="[0-9]+-[0-9]+",
 
 
-def code(script, kind=None, axis=None, beside=()):
-    """Return a param: the digest of all our code that the rule's job runs, and of the files ``beside`` it."""
+def code(script, *, beside=(), **methods):
+    """Return a param: the digest of all our code that the rule's job runs, and of the files ``beside`` it.
+
+    ``methods`` names the wildcard of each kind of method that the job loads.
+    """
 
     def digest(wildcards):
-        methods = [registry.path(kind, wildcards[axis])] if kind else []
-        return provenance.code_digest(f"{workflow.basedir}/scripts/{script}.py", *methods, *beside)
+        files = [registry.path(kind, wildcards[axis]) for kind, axis in methods.items()]
+        return provenance.code_digest(f"{workflow.basedir}/scripts/{script}.py", *files, *beside)
 
     return digest
 
@@ -79,7 +93,20 @@ def is_clean(wildcards):
 
 def poisoned_rows(wildcards):
     """A clean model is trained on nothing but the training set."""
-    return [] if is_clean(wildcards) else f"results/poisoned/{POISONED}/train.parquet"
+    if is_clean(wildcards):
+        return []
+    return f"results/poisoned/{shared_or_own(wildcards.attack, POISONED)}/train.parquet"
+
+
+def shared_or_own(attack, shared):
+    """Return the pattern of an artifact's folder: ``shared``, or the model's where the trigger is its own."""
+    return shared if OWNERS[attack] == "all" else MODEL
+
+
+def own_trigger(wildcards):
+    if OWNERS[wildcards.attack] == "model":
+        return f"results/models/{MODEL}/trigger.safetensors"
+    return f"results/triggers/{OWN_TRIGGER}/trigger.safetensors"
 
 
 def defender_sample(wildcards):
@@ -92,11 +119,14 @@ def defender_sample(wildcards):
 def defender_triggered_sample(wildcards):
     if registry.threat_model("defenses", wildcards.defense) != "known_trigger" or is_clean(wildcards):
         return []
-    return f"results/stamped/{TRIGGER}/spc-{{spc}}/draws-{{draws}}.parquet"
+    folder = shared_or_own(wildcards.attack, TRIGGER)
+    return f"results/stamped/{folder}/spc-{{spc}}/draws-{{draws}}.parquet"
 
 
 def triggered_test(wildcards):
-    return [] if is_clean(wildcards) else f"results/triggered/{TRIGGER}/test.parquet"
+    if is_clean(wildcards):
+        return []
+    return f"results/triggered/{shared_or_own(wildcards.attack, TRIGGER)}/test.parquet"
 
 
 def temporary_unless_kept(path):
@@ -125,11 +155,29 @@ def all_model_cards(wildcards):
     return [f"results/models/{path_of(MODEL, model)}/card.json" for model in grid.models(study)]
 
 
-def all_poisoned(file):
-    """Return an input function: this file of every poisoned set of the study, which architectures share."""
+def attacked_models():
+    return [model for model in grid.models(study) if model.attack != cells.NO_METHOD]
+
+
+def all_trigger_cards(wildcards):
+    patterns = {"all": TRIGGER, "architecture": OWN_TRIGGER, "model": TRIGGER}
+    paths = {path_of(patterns[OWNERS[model.attack]], model) for model in attacked_models()}
+    return sorted(f"results/triggers/{path}/card.json" for path in paths)
+
+
+def all_poisoned_cards(wildcards):
+    """Attacks that control training poison no set."""
+    models = [model for model in attacked_models() if OWNERS[model.attack] != "model"]
+    paths = {path_of(shared_or_own(model.attack, POISONED), model) for model in models}
+    return sorted(f"results/poisoned/{path}/card.json" for path in paths)
+
+
+def all_triggered(file):
+    """Return an input function: this file of every triggered test set of the study."""
 
     def files(wildcards):
-        attacked = [model for model in grid.models(study) if model.attack != cells.NO_METHOD]
-        return sorted({f"results/poisoned/{path_of(POISONED, model)}/{file}" for model in attacked})
+        models = attacked_models()
+        paths = {path_of(shared_or_own(model.attack, TRIGGER), model) for model in models}
+        return sorted(f"results/triggered/{path}/{file}" for path in paths)
 
     return files

@@ -11,6 +11,6 @@ rule defend:
         f"logs/defend/{SHARD}.log",
     params:
         settings=defense_settings,
-        code=code("defend", "defenses", "defense"),
+        code=code("defend", defenses="defense"),
     script:
         "../scripts/defend.py"

@@ -4,13 +4,22 @@ from typing import TYPE_CHECKING
 
 from detrojan import artifacts, stage
 from detrojan.analysis import collect, summary
+from detrojan.settings import Gate
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage.run(snakemake) as cell:
     cells = collect.cells(snakemake.input.metrics)
-    models = collect.models(cells, snakemake.input.models, snakemake.input.poisoned)
+    models = collect.models(
+        cells,
+        snakemake.input.models,
+        snakemake.input.triggers,
+        snakemake.input.poisoned,
+        snakemake.input.triggered,
+        Gate(**snakemake.params.gate),
+    )
+    cells = collect.flagged(cells, models)
     artifacts.write_table(cells, snakemake.output.cells, collect.CELLS)
     artifacts.write_table(models, snakemake.output.models, collect.MODELS)
     artifacts.write_table(summary.summarize(cells), snakemake.output.summary, summary.SUMMARY)

@@ -3,17 +3,18 @@
 from typing import TYPE_CHECKING
 
 from detrojan import artifacts, poisoning, registry, rng, stage
+from detrojan.labels import LabelMap
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage.run(snakemake) as cell:
     attack = registry.load("attacks", cell.attack, snakemake.params.settings)
+    labels = LabelMap(**snakemake.params.labels)
     trigger, _ = artifacts.read_tensors(snakemake.input.trigger)
     train = artifacts.read_images(snakemake.input.train)
     stream = rng.stream("poison", cell.dataset, cell.seed)
-    rows = poisoning.poison(attack, trigger, train, cell.ratio, snakemake.params.target, rng=stream)
-    card = poisoning.card(attack, rows, train, snakemake.params.target)
+    rows = poisoning.poison(attack, trigger, train, cell.ratio, labels, rng=stream)
     artifacts.write_poisoned(rows, snakemake.output.poisoned)
-    artifacts.write_card(cell.axes | card, snakemake.output.card)
+    artifacts.write_card(cell.axes | poisoning.card(attack, rows, train), snakemake.output.card)
     artifacts.write_picture(poisoning.preview(rows, train), snakemake.output.preview)

@@ -3,13 +3,18 @@
 from typing import TYPE_CHECKING
 
 from detrojan import artifacts, poisoning, registry, stage
+from detrojan.labels import LabelMap
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage.run(snakemake) as cell:
     attack = registry.load("attacks", cell.attack, snakemake.params.settings)
+    labels = LabelMap(**snakemake.params.labels)
     trigger, _ = artifacts.read_tensors(snakemake.input.trigger)
     test = artifacts.read_images(snakemake.input.test)
-    triggered = poisoning.triggered_test(attack, trigger, test, snakemake.params.target)
+    triggered = poisoning.triggered_test(attack, trigger, test, labels)
+    card = poisoning.triggered_card(attack, triggered, test, labels)
     artifacts.write_poisoned(triggered, snakemake.output.triggered)
+    artifacts.write_poisoned(poisoning.examples(triggered, test), snakemake.output.examples)
+    artifacts.write_card(cell.axes | card, snakemake.output.card)

@@ -376,6 +376,11 @@ def read_model(path: FilePath) -> "models.Classifier":
     return model
 
 
+def read_model_if_any(path: FilePath | None, device: torch.device) -> "models.Classifier | None":
+    """Return the classifier at ``path`` on ``device``; None for an input that the rule does without."""
+    return read_model(path).place(device) if path else None
+
+
 def check_finite(model: nn.Module, what: str) -> None:
     """Raise ``DivergedError`` if a floating-point weight or buffer of ``model`` is not finite."""
     for name, value in model.state_dict().items():

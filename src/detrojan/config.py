@@ -16,12 +16,13 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from detrojan import registry
 from detrojan.cells import MODEL_AXES, Draws
-from detrojan.settings import Augmentation, Optimization
+from detrojan.settings import Augmentation, Gate, Optimization
 
 BASELINES = ("ft", "fp")  # the two seminal defenses that every comparison needs
 NAMED_AXES = ("dataset", "architecture", "attack", "defense")  # the others are numbers
 FILTER_AXES = (*MODEL_AXES, "defense", "spc")
-TRIGGER_AXES = ("dataset", "attack", "seed")  # of a trigger, which all architectures and ratios share
+TRIGGER_AXES = ("dataset", "attack", "seed")  # of a trigger that all architectures and ratios share
+OWN_TRIGGER_AXES = ("dataset", "architecture", "attack", "seed")  # of one that is learned against a model
 MethodKind = Literal["models", "attacks", "defenses"]
 SECTIONS: dict[MethodKind, str] = {"models": "architectures", "attacks": "attacks", "defenses": "defenses"}
 _COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -233,6 +234,9 @@ class Study(Strict):
     """A study file."""
 
     target: int = Field(0, ge=0, description="the label that the attacker wants")
+    label_map: Literal["all_to_one", "all_to_all"] = Field(
+        "all_to_one", description="whether all triggered images should get the target, or each the next class"
+    )
     pool: Literal["held_out", "train"] = Field(description="where the defender's images come from")
     datasets: dict[str, Dataset] = Field(min_length=1, description="data sets by name")
     grid: Grid = Field(description="the axes of the study")
@@ -240,7 +244,13 @@ class Study(Strict):
     training: Settings = Field(Settings(), description="likewise, of training the models")
     attacks: dict[str, Settings] = Field({}, description="likewise")
     defenses: dict[str, Settings] = Field({}, description="likewise")
+    gate: Gate = Field(Gate(), description="when an attack counts as having worked")
     keep_defended: bool = Field(False, description="keep repaired weights after they are evaluated")
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """Which labels the attacker wants, in the words of :class:`detrojan.labels.LabelMap`."""
+        return {"target": self.target, "kind": self.label_map}
 
     def method(self, kind: MethodKind, name: str, axes: Mapping[str, Axis]) -> dict[str, Any]:
         """Return all settings of a method at ``axes``, defaults included."""

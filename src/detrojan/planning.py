@@ -34,6 +34,7 @@ def check(study: Study) -> None:
         mistakes += _too_few_samples(study, name, pool)
         mistakes += _impossible_ratios(study, name, train)
         mistakes += _images_too_small(study, name)
+        mistakes += _images_of_wrong_side(study, name)
     if mistakes:
         raise StudyError(mistakes)
 
@@ -82,8 +83,8 @@ def _impossible_ratios(study: Study, name: str, train: Counter[int]) -> Iterable
     total = train.total()
     asked = {(model.attack, model.ratio) for model in models(study) if model.dataset == name}
     for attack, ratio in sorted(asked):
-        if attack == NO_METHOD:
-            continue
+        if attack == NO_METHOD or registry.trigger_owner(attack) == "model":
+            continue  # a share of each batch, in expectation: any ratio is possible
         label_mode = registry.declared("attacks", attack).constants["label_mode"]
         pool = train[study.target] if label_mode.endswith("CLEAN_LABEL") else total
         wanted = round(ratio * total)
@@ -116,4 +117,16 @@ def _images_too_small(study: Study, name: str) -> Iterator[str]:
             yield (
                 f"datasets.{name}.image_size: {side} pixels, but {architecture} takes {smallest} or more: "
                 "raise it, or leave the architecture out"
+            )
+
+
+def _images_of_wrong_side(study: Study, name: str) -> Iterator[str]:
+    side = study.datasets[name].image_size
+    asked = {model.attack for model in models(study) if model.dataset == name} - {NO_METHOD}
+    for attack in sorted(asked):
+        multiple = registry.declared("attacks", attack).constants["side_multiple"]
+        if side % multiple:
+            yield (
+                f"datasets.{name}.image_size: {side} pixels, but {attack} takes multiples of {multiple}: "
+                "change it, or leave the attack out"
             )

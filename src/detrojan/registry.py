@@ -70,6 +70,17 @@ def threat_model(kind: Kind, name: str) -> str:
     return NO_METHOD if name == NO_METHOD else path(kind, name).parent.name
 
 
+def trigger_owner(attack: str) -> Literal["all", "architecture", "model"]:
+    """Return to whom an attack's finished trigger belongs, on one data set and with one seed.
+
+    To all models; to those of an architecture, if it is learned against a clean model; or to the one
+    model that it was trained with.
+    """
+    if threat_model("attacks", attack) == "training_control":
+        return "model"
+    return "architecture" if declared("attacks", attack).constants["against_model"] else "all"
+
+
 def load(kind: Kind, name: str, settings: dict[str, Any] | None = None, *, smoke: bool = False) -> Any:
     """Import a method and return it, made with ``settings``; ``smoke``: with its settings for quick tests.
 

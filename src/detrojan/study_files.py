@@ -18,6 +18,7 @@ from detrojan.cells import MODEL_AXES, NO_METHOD
 from detrojan.config import (
     BASELINES,
     FILTER_AXES,
+    OWN_TRIGGER_AXES,
     SECTIONS,
     TRIGGER_AXES,
     Dataset,
@@ -123,7 +124,9 @@ def _places(raw: Any) -> Iterator[_Place]:
         for name, settings in _mapping(study.get(section)).items():
             if name in registry.names(kind):
                 declared = registry.declared(kind, name).settings
-                yield _Place(f"{section}.{name}", _mapping(settings), declared, axes[kind])
+                own = kind == "attacks" and registry.trigger_owner(name) == "architecture"
+                allowed = OWN_TRIGGER_AXES if own else axes[kind]
+                yield _Place(f"{section}.{name}", _mapping(settings), declared, allowed)
 
 
 def _filters(raw: Any) -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
@@ -143,7 +146,7 @@ def _wrong_filters(raw: Any) -> Iterator[str]:
     for path, condition, axes in _filters(raw):
         for axis in condition:
             if axis in FILTER_AXES and axis not in axes:
-                shared = "trigger" if axes == TRIGGER_AXES else "model"
+                shared = "trigger" if axes in (TRIGGER_AXES, OWN_TRIGGER_AXES) else "model"
                 only = ", ".join(axes)
                 yield f"{path}.{axis}: one {shared} serves every {axis}: use {only}"
 
@@ -190,6 +193,13 @@ def _inconsistent(raw: Any) -> Iterator[str]:
             f"grid.defenses: {' and '.join(missing)} missing, the baselines that every table is read "
             "against: add them, or set grid.controls: false"
         )
+    if study.get("label_map") == "all_to_all":
+        for name in _list(grid.get("attacks")):
+            if name in registry.names("attacks") and _is_clean_label(name):
+                yield (
+                    f"label_map: all_to_all changes labels, but {name} is a clean-label attack, which leaves "
+                    "them as they are: take it out of grid.attacks"
+                )
     for name, dataset in datasets.items():
         given = _mapping(dataset)
         if (given.get("mean") is None) != (given.get("std") is None):
@@ -200,6 +210,10 @@ def _inconsistent(raw: Any) -> Iterator[str]:
                 f"datasets.{name}.held_out: with pool: held_out the defender needs a share of the images, "
                 "such as 0.1; or take pool: train"
             )
+
+
+def _is_clean_label(attack: str) -> bool:
+    return bool(registry.declared("attacks", attack).constants["label_mode"].endswith("CLEAN_LABEL"))
 
 
 # --- what is wrong, in words -----------------------------------------------------------------------

@@ -12,22 +12,25 @@ import torch
 
 from detrojan import metrics, poisoning
 from detrojan import rng as streams
+from detrojan.attacks.base import LearnedTrigger
 from detrojan.attacks.data_poisoning.badnets import BadNets
 from detrojan.attacks.data_poisoning.blended import Blended
 from detrojan.attacks.data_poisoning.sig import Sig
 from detrojan.data import DefenderSample
+from detrojan.labels import LabelMap
 
 ATTACKS = (BadNets(), Blended(), Sig())
 TARGET = 1
+LABELS = LabelMap(TARGET)
 
 
 def trigger_of(attack, images):
     return attack.learn_trigger(images, rng=streams.stream("trigger"))
 
 
-def poison(attack, images, ratio, target=TARGET, seed=0):
+def poison(attack, images, ratio, labels=LABELS, seed=0):
     rng = streams.stream("poison", seed)
-    return poisoning.poison(attack, trigger_of(attack, images), images, ratio, target, rng=rng)
+    return poisoning.poison(attack, trigger_of(attack, images), images, ratio, labels, rng=rng)
 
 
 def grey(level, side, count=1):
@@ -223,7 +226,7 @@ def test_infeasible_ratio(toy_images):
 def test_triggered_test_set(toy_images):
     images = toy_images(side=16, count=14)  # labels 0 1 2 3 ... 0 1: four of the target
     trigger = trigger_of(BadNets(), images)
-    triggered = poisoning.triggered_test(BadNets(), trigger, images, TARGET)
+    triggered = poisoning.triggered_test(BadNets(), trigger, images, LABELS)
     rows = [0, 2, 3, 4, 6, 7, 8, 10, 11, 12]
     assert triggered.index.tolist() == [10 + 3 * row for row in rows]
     assert triggered.true_labels.tolist() == [row % 4 for row in rows]
@@ -235,7 +238,7 @@ def test_triggered_test_set_without_another_class(toy_images):
     images = toy_images()
     targets = images[images.labels == TARGET]
     with pytest.raises(ValueError, match="all 3 test images are of the target class 1"):
-        poisoning.triggered_test(BadNets(), trigger_of(BadNets(), images), targets, TARGET)
+        poisoning.triggered_test(BadNets(), trigger_of(BadNets(), images), targets, LABELS)
 
 
 def test_stamped_sample_keeps_its_true_labels(toy_images):
@@ -251,23 +254,78 @@ def test_stamped_sample_keeps_its_true_labels(toy_images):
         assert torch.equal(copies.images, BadNets().apply(clean.images, trigger))
 
 
+def test_all_to_all_moves_every_class_to_the_next(toy_images):
+    images = toy_images(side=16, count=14)
+    all_to_all = LabelMap(TARGET, "all_to_all")
+    rows = poison(BadNets(), images, 0.5, all_to_all)
+    assert torch.equal(rows.labels, (rows.true_labels + 1) % 4)
+    trigger = trigger_of(BadNets(), images)
+    triggered = poisoning.triggered_test(BadNets(), trigger, images, all_to_all)
+    assert torch.equal(triggered.index, images.index)  # every class has another to go to
+    assert triggered.labels.tolist() == [(row % 4 + 1) % 4 for row in range(14)]
+    assert torch.equal(triggered.true_labels, images.labels)
+    with pytest.raises(ValueError, match="clean-label attack needs one target, not the label map all_to_all"):
+        poison(Sig(), images, 0.1, all_to_all)
+
+
 def test_card(toy_images):
     images = toy_images(side=32, count=40)
-    images = dataclasses.replace(images, images=grey(0, 32, 40))
     rows = poison(BadNets(), images, 0.23)
-    card = poisoning.card(BadNets(), rows, images, TARGET)
+    card = poisoning.card(BadNets(), rows, images)
     assert card["hyperparameters"] == {"side": 3}
-    assert card["target"] == TARGET
     assert (card["num_train"], card["num_poisoned"]) == (40, 9)
     assert card["effective_ratio"] == 9 / 40
     assert card["num_relabelled"] == sum(int(label) != TARGET for label in rows.true_labels)
     index = rows.index.tolist()
     assert card["indices_digest"] == hashlib.sha256(struct.pack("<9q", *index)).hexdigest()
+
+
+def test_triggered_card(toy_images):
+    images = toy_images(side=32, count=40)
+    images = dataclasses.replace(images, images=grey(0, 32, 40))
+    triggered = poisoning.triggered_test(BadNets(), trigger_of(BadNets(), images), images, LABELS)
+    card = poisoning.triggered_card(BadNets(), triggered, images, LABELS)
+    assert card["hyperparameters"] == {"side": 3}
+    assert (card["label_map"], card["target"], card["num_triggered"]) == ("all_to_one", TARGET, 30)
     # 9 of 1,024 pixels change by 255.
     assert card["psnr"] == pytest.approx(10 * math.log10(1024 / 9))
     assert card["linf"] == 255
-    assert card["ssim"] == metrics.ssim(grey(0, 32, 9), rows.images)
+    assert card["ssim"] == metrics.ssim(grey(0, 32, 30), triggered.images)
     assert 0 < card["ssim"] < 1
+    all_to_all = LabelMap(TARGET, "all_to_all")
+    assert poisoning.triggered_card(BadNets(), triggered, images, all_to_all)["target"] is None
+
+
+def test_examples_are_pairs_of_the_same_images_for_every_attack(toy_images):
+    images = toy_images(side=32, count=60)
+    shown = []
+    for attack in ATTACKS:
+        trigger = trigger_of(attack, images)
+        triggered = poisoning.triggered_test(attack, trigger, images, LABELS)
+        pairs = poisoning.examples(triggered, images)
+        clean, copies = pairs[torch.arange(8)], pairs[torch.arange(8, 16)]
+        assert torch.equal(clean.index, copies.index)
+        assert torch.equal(clean.labels, clean.true_labels)
+        assert torch.equal(copies.true_labels, clean.labels)
+        assert (copies.labels == TARGET).all()
+        assert torch.equal(copies.images, attack.apply(clean.images, trigger))
+        shown.append(clean)
+    assert all(torch.equal(clean.index, shown[0].index) for clean in shown)
+    assert all(torch.equal(clean.images, shown[0].images) for clean in shown)
+
+
+def test_trigger_card(caplog):
+    assert poisoning.trigger_card(BadNets(), {}) == {
+        "hyperparameters": {"side": 3},
+        "history": [],
+        "findings": {},
+        "weakness": None,
+    }
+    weak = LearnedTrigger({}, history=[{"epoch": 1}], findings={"rate": 0.1}, weakness="reads nothing")
+    card = poisoning.trigger_card(BadNets(), weak)
+    assert (card["history"], card["findings"]) == ([{"epoch": 1}], {"rate": 0.1})
+    assert card["weakness"] == "reads nothing"
+    assert "a weak trigger: reads nothing" in caplog.text
 
 
 @pytest.mark.parametrize(("ratio", "shown"), [(0.1, 4), (0.5, 8)])

@@ -28,7 +28,7 @@ class BadNets(Attack):
     side: int = Field(3, ge=1, le=32, description="side of the square on a 32×32 image, pixels")
 
     def learn_trigger(
-        self, clean: ImageSet, model: nn.Module | None = None, *, rng: torch.Generator
+        self, clean: ImageSet, model: nn.Module | None = None, *, target: int = 0, rng: torch.Generator
     ) -> Trigger:
         """Return ``pattern``, uint8 (3, H, W), and ``mask``, bool (3, H, W): where it is pasted."""
         square = torch.zeros(1, 1, REFERENCE_SIDE, REFERENCE_SIDE)

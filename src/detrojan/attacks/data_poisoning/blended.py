@@ -30,7 +30,7 @@ class Blended(Attack):
     key_seed: int = Field(0, ge=0, description="draws the key image; every attack seed uses the same key")
 
     def learn_trigger(
-        self, clean: ImageSet, model: nn.Module | None = None, *, rng: torch.Generator
+        self, clean: ImageSet, model: nn.Module | None = None, *, target: int = 0, rng: torch.Generator
     ) -> Trigger:
         """Return ``key``, uint8 (3, H, W)."""
         key = _key_image(streams.stream("blended key", self.key_seed))

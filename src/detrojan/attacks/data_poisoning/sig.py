@@ -25,7 +25,7 @@ class Sig(Attack):
     frequency: float = Field(6, gt=0, description="periods across the image")
 
     def learn_trigger(
-        self, clean: ImageSet, model: nn.Module | None = None, *, rng: torch.Generator
+        self, clean: ImageSet, model: nn.Module | None = None, *, target: int = 0, rng: torch.Generator
     ) -> Trigger:
         """Return ``signal``, float32 (W,): what is added to each column, grey levels."""
         columns = torch.arange(clean.info.width, dtype=torch.float64)

@@ -1,0 +1,1 @@
+"""Attacks that control training: they poison each batch on the fly."""
