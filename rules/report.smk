@@ -2,7 +2,9 @@ rule aggregate:
     input:
         metrics=all_metrics,
         models=all_model_cards,
-        poisoned=all_poisoned("card.json"),
+        triggers=all_trigger_cards,
+        poisoned=all_poisoned_cards,
+        triggered=all_triggered("card.json"),
     output:
         cells="results/tables/cells.parquet",
         models="results/tables/models.parquet",
@@ -10,6 +12,7 @@ rule aggregate:
     log:
         "logs/aggregate.log",
     params:
+        gate=study.gate.model_dump(),
         code=code("aggregate"),
     script:
         "../scripts/aggregate.py"
@@ -20,13 +23,19 @@ rule report:
         cells="results/tables/cells.parquet",
         models="results/tables/models.parquet",
         summary="results/tables/summary.parquet",
-        previews=all_poisoned("preview.png"),
+        examples=all_triggered("examples.parquet"),
     output:
         page=report("results/report/index.html", category="Report"),
         figure=report("results/report/effect.svg", category="Figures"),
+        sheets=report(
+            expand("results/report/triggers-{dataset}.svg", dataset=study.grid.datasets), category="Figures"
+        ),
+        pictures=expand("results/report/triggers-{dataset}.png", dataset=study.grid.datasets),
     log:
         "logs/report.log",
     params:
+        datasets=study.grid.datasets,
+        gate=study.gate.model_dump(),
         example=lambda wildcards: metrics_files()[-1],
         code=code("report", beside=[registry.PACKAGE / "analysis/report.html.j2"]),
     script:

@@ -52,12 +52,15 @@ def show(cells: pa.Table, models: pa.Table, summary: pa.Table, folder: Path, con
         if sum(width + GAP for width in _widths(summary, columns)) - GAP <= console.width:
             break
         columns.remove(expendable)
+    failed = views.failed_attacks(models)
     for setting, rows in groups.items():
         console.print(Text(str(setting), style="bold"))
+        for reason in failed.get(setting, []):
+            console.print(Text(reason))
         console.print(_table(rows, columns, _widths(summary, columns)))
         console.print()
-    _notes(summary, columns, console)
-    _weak_attacks(models, console)
+    _notes(summary, columns, console, any_failed=bool(failed))
+    _weak_triggers(models, console)
     _failures(cells, console)
     _paths(folder, console)
 
@@ -79,20 +82,22 @@ def _table(rows: list[Row], columns: list[str], widths: list[int]) -> Table:
     return table
 
 
-def _notes(summary: pa.Table, columns: list[str], console: Console) -> None:
+def _notes(summary: pa.Table, columns: list[str], console: Console, *, any_failed: bool) -> None:
     console.print(views.interval_note(summary))
     if "n" in columns:
         console.print("n: cells that ended well / cells; means are over those that did.")
+    if any_failed:
+        console.print("Where the attack failed the gate, a low ASR is no defense's merit.")
     missing = [name for name in COLUMNS if name not in columns]
     if missing:
         console.print(f"This terminal is narrow: without {', '.join(missing)}.")
     console.print()
 
 
-def _weak_attacks(models: pa.Table, console: Console) -> None:
-    weak = views.weak_attacks(models)
+def _weak_triggers(models: pa.Table, console: Console) -> None:
+    weak = views.weak_triggers(models)
     if weak:
-        console.print("Attacks that hardly work even undefended: no low ASR there is a defense's merit:")
+        console.print("Triggers that are weak in themselves:")
         _indented(weak, console)
 
 

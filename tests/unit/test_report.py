@@ -1,18 +1,20 @@
 """The page and its figure: the tables' numbers, nothing from the network, the same bytes again."""
 
+import base64
 import html.parser
 import re
 
 import matplotlib as mpl
 import pyarrow as pa
 import pytest
-from PIL import Image
 
 from detrojan.analysis import figures, report, summary
 from detrojan.analysis.summary import SUMMARY
+from detrojan.settings import Gate
 
 EXAMPLE = "results/metrics/digits/net/sig/ratio-0.05/seed-0/ft/spc-2/draws-0-1/metrics.parquet"
 EVIL = "<script>alert('x')</script> & co"
+SHEETS = {"digits": "<svg>the triggers</svg>", "untouched-set": "<svg>nothing</svg>"}
 
 
 def row(attack="sig", defense="ft", spc=2, acc=0.9, asr=0.2, **others):
@@ -21,6 +23,7 @@ def row(attack="sig", defense="ft", spc=2, acc=0.9, asr=0.2, **others):
     counts = {"num_cells": 2, "num_ok": 2, "num_models": 1, "interval_over": "draws", "seconds": 1.5}
     interval = {"acc_low": acc - 0.05, "acc_high": min(1.0, acc + 0.05), "ra_mean": 0.5}
     own = {"attack": attack, "defense": defense, "spc": spc, "acc_mean": acc, "asr_mean": asr}
+    own["attack_took"] = None if attack == "none" else True
     return empty | keys | {"threat_model": "clean_data"} | counts | interval | own | others
 
 
@@ -43,7 +46,8 @@ def tables():
     }
     cell = shared | {"spc": 2, "draw": 0, "defense": "ft", "threat_model": "clean_data", "status": "ok"}
     untouched = {"defense": "none", "threat_model": "none", "spc": 0, "seconds": 0.0}
-    sig, clean = {"attack": "sig", "ratio": 0.05}, {"attack": "none", "ratio": 0.0}
+    sig = {"attack": "sig", "ratio": 0.05, "attack_took": True}
+    clean = {"attack": "none", "ratio": 0.0, "attack_took": None}
     none = {"reason": None, "acc": None, "asr": None, "ra": None}
     cells = [
         none | cell | sig | {"acc": 0.913, "asr": 0.117, "ra": 0.521},
@@ -54,25 +58,22 @@ def tables():
     cells = pa.Table.from_pylist(cells)
     model = shared | {"num_train": 1000, "num_poisoned": 50, "epochs": 10, "num_parameters": 12345}
     model |= {"train_accuracy": 0.99, "effective_ratio": 0.05, "psnr": 21.25, "ssim": 0.876, "linf": 51}
+    model |= {"gate_reason": None, "trigger_weakness": None, "acc_loss": None}
     unpoisoned = {"num_poisoned": 0, "effective_ratio": 0.0, "psnr": None, "ssim": None, "linf": None}
     models = [
-        model | sig | {"acc": 0.987, "asr": 0.963, "ra": 0.031},
+        model | sig | {"acc": 0.987, "asr": 0.963, "ra": 0.031, "acc_loss": 0.004},
         model | clean | unpoisoned | {"acc": 0.991, "asr": None, "ra": None},
     ]
     return cells, pa.Table.from_pylist(models), summary.summarize(cells)
 
 
-@pytest.fixture
-def preview(tmp_path):
-    path = tmp_path / "results/poisoned/digits/sig/ratio-0.05/seed-0/preview.png"
-    path.parent.mkdir(parents=True)
-    Image.new("RGB", (30, 10), "red").save(path)
-    return path
+def page_of(cells, models, table):
+    return report.page(cells, models, table, figures.effect(table), SHEETS, Gate(), EXAMPLE)
 
 
 @pytest.fixture
-def page(tables, preview):
-    return report.page(*tables, figures.effect(tables[2]), [preview], EXAMPLE)
+def page(tables):
+    return page_of(*tables)
 
 
 class Reader(html.parser.HTMLParser):
@@ -126,6 +127,8 @@ def test_numbers_are_the_tables(page):
         "98.7",
         "96.3",
         "3.1",
+        "0.4",
+        "took",
         "0.05",
         "50/1,000",
         "21.2",
@@ -139,7 +142,7 @@ def test_numbers_are_the_tables(page):
 def test_the_page_is_well_formed_and_fetches_nothing(page):
     reader = Reader(page)
     assert not reader.open  # every element is closed, in order
-    assert [source[:22] for source in reader.fetched] == ["data:image/png;base64,"]
+    assert [source[:26] for source in reader.fetched] == ["data:image/svg+xml;base64,"]
     names_only = page.replace("http://www.w3.org/2000/svg", "").replace("http://www.w3.org/1999/xlink", "")
     assert not re.search(r"https?:|@import|url\((?!#)", names_only)
     assert "default-src 'none'" in page
@@ -150,8 +153,8 @@ def test_text_from_outside_is_escaped(page):
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; co" in page
 
 
-def test_the_same_inputs_give_the_same_page(page, tables, preview):
-    assert report.page(*tables, figures.effect(tables[2]), [preview], EXAMPLE) == page
+def test_the_same_inputs_give_the_same_page(page, tables):
+    assert page_of(*tables) == page
 
 
 def test_tables_and_pictures_speak_to_screen_readers(page):
@@ -160,9 +163,14 @@ def test_tables_and_pictures_speak_to_screen_readers(page):
     assert '<html lang="en">' in page
 
 
-def test_previews_controls_provenance_and_command(page):
-    assert page.count("data:image/png") == 1
-    assert "digits · sig, ratio 0.05, seed 0" in page
+def test_the_page_holds_the_sheets_of_attacked_data_sets(page):
+    (source,) = Reader(page).fetched
+    assert base64.b64decode(source.split(",")[1]).decode() == SHEETS["digits"]
+    assert "Triggers on digits" in page
+    assert "untouched-set" not in page
+
+
+def test_controls_provenance_and_command(page):
     assert 'the baseline ft: <span class="yes">there' in page
     assert 'the baseline fp: <span class="no">missing' in page
     assert "<code>abc123</code>" in page
@@ -174,18 +182,46 @@ def test_a_study_without_attacks(tables):
     cells = cells.filter(pa.compute.field("attack") == "none")
     models = models.filter(pa.compute.field("attack") == "none")
     only_clean = summary.summarize(cells)
-    page = report.page(cells, models, only_clean, figures.effect(only_clean), [], EXAMPLE)
-    assert "No model of this study was attacked" in page
-    assert "No data set was poisoned" in page
+    page = page_of(cells, models, only_clean)
+    assert page.count("No model of this study was attacked") == 2  # as a figure, and for want of a sheet
     assert "Every cell ended well" in page
 
 
-def test_a_weak_attack_is_pointed_out(tables):
+def changed(table, **columns):
+    for name, values in columns.items():
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, pa.array(values, table.schema.field(name).type))
+    return table
+
+
+def test_an_attack_that_failed_the_gate_is_flagged(tables, page):
+    assert (
+        "An attack took if the untouched model&#39;s ASR is at least 80 % and its ACC at most 10 points"
+        in page
+    )
+    assert "failed this gate" not in page
+    cells, models, _ = tables
+    took = [None if attack == "none" else False for attack in cells["attack"].to_pylist()]
+    cells = changed(cells, attack_took=took)
+    reasons = pa.array(["ASR 2.0 % is below 80 %", None])
+    models = changed(models, attack_took=[False, None], asr=[0.02, None])
+    models = models.set_column(models.column_names.index("gate_reason"), "gate_reason", reasons)
+    page = page_of(cells, models, summary.summarize(cells))
+    title = "digits · net · sig, ratio 0.05 · attack failed the gate"
+    assert f"<li>{title}: seed 0: ASR 2.0 % is below 80 %</li>" in page
+    assert page.index(f">{title}</summary>") > page.index(">digits · net · no attack</summary>")
+    assert "No attack of this study took (1 setting failed the gate)" in page
+    assert ["sig, ratio 0.05", "0", "98.7", "2.0", "3.1", "0.4", "failed"] in [
+        row[2:9] for row in Reader(page).rows
+    ]
+
+
+def test_a_weak_trigger_is_pointed_out(tables, page):
+    assert "weak in themselves" not in page
     cells, models, table = tables
-    assert "hardly work" not in report.page(cells, models, table, "<svg></svg>", [], EXAMPLE)
-    weak = models.set_column(models.column_names.index("asr"), "asr", pa.array([0.02, None]))
-    page = report.page(cells, weak, table, "<svg></svg>", [], EXAMPLE)
-    assert "digits · net · sig, ratio 0.05, seed 0: ASR 2.0 %" in page
+    weakness = pa.array(["fools nobody", None])
+    models = models.set_column(models.column_names.index("trigger_weakness"), "trigger_weakness", weakness)
+    assert "<li>digits · sig (1 model): fools nobody</li>" in page_of(cells, models, table)
 
 
 def test_figure_is_deterministic_and_undated():
@@ -218,6 +254,20 @@ def test_figure_wraps_and_says_what_it_leaves_out(num_attacks, num_panels):
     assert title == (
         "" if num_attacks < 60 else "The first 48 of 60 settings; tables/summary.parquet has all."
     )
+
+
+def test_figure_leaves_out_attacks_that_failed_the_gate_and_says_so():
+    figure = figures.draw(a_summary(row(), row("bpp", attack_took=False), row("iab", attack_took=False)))
+    (panel,) = figure.axes
+    assert panel.get_title() == "sig, ratio 0.05"
+    title = figure.legends[0].get_title().get_text()
+    assert title == "Left out, as the attack failed the gate: 2 settings."
+
+
+def test_figure_of_a_study_where_no_attack_took():
+    figure = figures.draw(a_summary(row("none", "none", 0), row("bpp", attack_took=False)))
+    assert not figure.axes
+    assert figure.texts[0].get_text().startswith("No attack of this study took (1 setting failed the gate)")
 
 
 def test_every_defense_has_its_own_look():

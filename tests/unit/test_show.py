@@ -42,14 +42,20 @@ def model(attack, **measures):
 @pytest.fixture
 def tables():
     untouched = {"threat_model": "none", "spc": 0}
+    failed = {"attack_took": False}
     cells = [
         cell("none", "none", acc=0.99, **untouched),
         cell("none", "gp", status="not_applicable", reason="no attack, no trigger"),
-        cell("sig", "ft", 0, acc=0.9, asr=0.1, ra=0.8),
-        cell("sig", "ft", 1, acc=0.8, asr=0.1, ra=0.6),
-        cell("sig", "none", acc=0.98, asr=0.25, ra=0.7, **untouched),
+        cell("sig", "ft", 0, acc=0.9, asr=0.1, ra=0.8, **failed),
+        cell("sig", "ft", 1, acc=0.8, asr=0.1, ra=0.6, **failed),
+        cell("sig", "none", acc=0.98, asr=0.25, ra=0.7, **untouched, **failed),
+        cell("wanet", "none", acc=0.97, asr=0.95, ra=0.1, attack_took=True, **untouched),
     ]
-    models = [model("none", acc=0.99), model("sig", acc=0.98, asr=0.25, ra=0.7)]
+    models = [
+        model("none", acc=0.99),
+        model("sig", acc=0.98, asr=0.25, ra=0.7, gate_reason="ASR 25.0 % is below 80 %", **failed),
+        model("wanet", acc=0.97, asr=0.95, ra=0.1, attack_took=True, trigger_weakness="a faint warp"),
+    ]
     cells = pa.Table.from_pylist(cells, collect.CELLS)
     return cells, pa.Table.from_pylist(models, collect.MODELS), summary.summarize(cells)
 
@@ -70,12 +76,17 @@ def shown(tables, folder, width=100):
 def test_groups_and_numbers(tables, tmp_path):
     lines = [line.split() for line in shown(tables, tmp_path).splitlines()]
     titles = [line for line in lines if line[:1] == ["digits"] and line[1] == "·"]
-    assert [title[4:] for title in titles[:2]] == [["no", "attack"], ["sig,", "ratio", "0.05"]]
-    sig = lines.index(titles[1])
-    assert lines[sig + 2] == ["untouched", "98.0", "25.0", "70.0", "1/1", "2.0"]
+    assert [" ".join(title[4:]) for title in titles[:3]] == [
+        "no attack",
+        "wanet, ratio 0.05",
+        "sig, ratio 0.05 · attack failed the gate",
+    ]
+    sig = lines.index(titles[2])
+    assert " ".join(lines[sig + 1]) == "seed 0: ASR 25.0 % is below 80 %"
+    assert lines[sig + 3] == ["untouched", "98.0", "25.0", "70.0", "1/1", "2.0"]
     # Student's t with one degree of freedom: 12.706; the standard error of 0.9 and 0.8 is 0.05. The
     # upper end is clipped at 1, the lower one is not; of RA both are.
-    assert " ".join(lines[sig + 3]) == "ft clean_data 2 85.0 ± 63.5 10.0 ± 0.0 70.0 ± 70.0 2/2 2.0"
+    assert " ".join(lines[sig + 4]) == "ft clean_data 2 85.0 ± 63.5 10.0 ± 0.0 70.0 ± 70.0 2/2 2.0"
 
 
 def test_undefined_is_a_dash_and_failures_have_reasons(tables, tmp_path):
@@ -83,15 +94,16 @@ def test_undefined_is_a_dash_and_failures_have_reasons(tables, tmp_path):
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "untouched 99.0 – – 1/1 2.0" in lines
     assert "gp clean_data 2 – – – 0/1 –" in lines
-    assert "1 of 5 cells have no result:" in text
+    assert "1 of 6 cells have no result:" in text
     assert "1 × not_applicable: gp on digits · net · no attack: no attack, no trigger" in text
 
 
-def test_notes_tell_intervals_weak_attacks_and_paths(tables, folder):
+def test_notes_tell_intervals_failed_attacks_weak_triggers_and_paths(tables, folder):
     text = shown(tables, folder)
     assert text.count("95 %") == 1
     assert "over draws of one model" in text
-    assert "digits · net · sig, ratio 0.05, seed 0: ASR 25.0 %" in text
+    assert "a low ASR is no defense's merit" in text
+    assert "digits · wanet (1 model): a faint warp" in text
     assert f"{folder}/tables/summary.parquet" in text
     assert "not made yet" in text
     artifacts.write_text("page", folder / "report" / "index.html")
@@ -105,6 +117,10 @@ def test_what_intervals_are_over():
     assert "one cell" in note(None)
     assert "over models." in note("models", None)
     assert "two or more" in note("models", "draws")
+
+
+def test_shares_have_no_negative_zero():
+    assert [views.share(value) for value in (-0.0004, -0.004, None)] == ["0.0", "-0.4", "–"]
 
 
 def test_a_narrow_terminal_drops_columns_and_says_so(tables, tmp_path):

@@ -12,6 +12,7 @@ PLAIN = {
     pa.float64(): 0.1,
     pa.int32(): 2,
     pa.int64(): 1,
+    pa.bool_(): True,
 }
 
 
@@ -64,3 +65,25 @@ def test_settings_are_kept_apart():
         ("x", 10, 0.9),
         ("y", 2, 0.7),
     ]
+
+
+def test_attacks_that_took_and_those_that_failed_are_never_averaged_together():
+    rows = summarized(
+        cell(0, 0, 0.9, 0.9),
+        cell(1, 0, 0.8, 0.1, attack_took=False),
+        cell(2, 0, 0.7, 1.0),
+        cell(0, 0, 0.6, None, attack="none", attack_took=None),
+    )
+    found = {(row["attack"], row["attack_took"]): (row["num_models"], row["acc_mean"]) for row in rows}
+    assert found == {
+        ("none", None): (1, pytest.approx(0.6)),
+        ("x", False): (1, pytest.approx(0.8)),
+        ("x", True): (2, pytest.approx(0.8)),
+    }
+
+
+@pytest.mark.parametrize("took", [True, False, None])
+def test_a_verdict_that_all_cells_share_stays_what_it_is(took):
+    (row,) = summarized(cell(0, 0, 0.5, 0.5, attack_took=took), cell(0, 1, 0.5, 0.5, attack_took=took))
+    assert row["attack_took"] is took
+    assert row["num_cells"] == 2

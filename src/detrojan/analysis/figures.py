@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Wedge
 from matplotlib.path import Path
 
-from detrojan.analysis.views import Row, Setting, attack_text, groups
+from detrojan.analysis.views import Row, Setting, attack_text, counted, groups
 from detrojan.cells import NO_METHOD
 
 MAX_PANELS = 48  # more than a page can hold
@@ -40,6 +40,7 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 7.5,
     "svg.fonttype": "none",  # text stays text: small, and found by a search
     "svg.hashsalt": "detrojan",  # otherwise ids differ from run to run
+    "image.composite_image": False,  # each image keeps its own pixels in an SVG
 }
 UNDATED = {"Date": None, "Creator": None, "Type": None, "Format": None}
 
@@ -54,7 +55,7 @@ class Look(NamedTuple):
 
 
 def effect(summary: pa.Table) -> str:
-    """Return an SVG: ACC against ASR of each defense and SPC, a panel for each attacked setting.
+    """Return an SVG: ACC against ASR of each defense and SPC, a panel for each setting whose attack took.
 
     The same table gives the same text.
 
@@ -62,24 +63,40 @@ def effect(summary: pa.Table) -> str:
         summary: of the schema ``SUMMARY``.
     """
     with mpl.rc_context(STYLE):
-        text = io.StringIO()
-        draw(summary).savefig(text, format="svg", metadata=UNDATED)
-    return re.sub(r"<!DOCTYPE[^>]*>\s*", "", text.getvalue())  # it names a file on the network
+        return svg(draw(summary))
+
+
+def svg(figure: Figure) -> str:
+    """Return ``figure``, which was drawn in ``STYLE``, as SVG that names nothing on the network."""
+    text = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(text, format="svg", metadata=UNDATED)
+    return re.sub(r"<!DOCTYPE[^>]*>\s*", "", text.getvalue())
+
+
+def words(text: str) -> Figure:
+    """Return a figure that says in words why there is nothing to show."""
+    figure = Figure((WIDTH, 0.8))
+    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=9)
+    return figure
 
 
 def draw(summary: pa.Table) -> Figure:
     """Return the figure that :func:`effect` writes."""
-    attacked = {setting: rows for setting, rows in groups(summary).items() if setting.attack != NO_METHOD}
-    shown = dict(list(attacked.items())[:MAX_PANELS])
+    settings = groups(summary)
+    took = {setting: rows for setting, rows in settings.items() if setting.attack_took}
+    num_failed = sum(setting.attack_took is False for setting in settings)
+    shown = dict(list(took.items())[:MAX_PANELS])
     if not shown:
-        return _empty()
+        return words(_nothing(num_failed))
     looks = _looks(summary)
     num_columns = min(len(shown), MAX_COLUMNS)
     num_rows = math.ceil(len(shown) / num_columns)
     legend = _legend(looks)
     width = min(WIDTH, max(1.5 * PANEL_WIDTH, num_columns * PANEL_WIDTH))
     legend_columns = int(width / 1.2)
-    legend_height = 0.17 * math.ceil(len(legend) / legend_columns) + 0.2
+    notes = _notes(len(shown), len(took), num_failed)
+    legend_height = 0.17 * (math.ceil(len(legend) / legend_columns) + len(notes.splitlines())) + 0.2
     figure = Figure((width, num_rows * PANEL_HEIGHT + legend_height + 0.3), layout="constrained")
     axes = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False)
     floor = _floor(shown)
@@ -91,22 +108,28 @@ def draw(summary: pa.Table) -> Figure:
         panel.tick_params(labelbottom=True)  # also above an empty place
     figure.supxlabel("attack success rate ASR, %", fontsize=8)
     figure.supylabel("accuracy ACC, %", fontsize=8)
-    cut = f"The first {len(shown)} of {len(attacked)} settings; tables/summary.parquet has all."
     figure.legend(
-        handles=legend,
-        loc="outside upper center",
-        ncols=legend_columns,
-        frameon=False,
-        title=cut if len(shown) < len(attacked) else None,
+        handles=legend, loc="outside upper center", ncols=legend_columns, frameon=False, title=notes or None
     )
     return figure
 
 
-def _empty() -> Figure:
-    figure = Figure((WIDTH, 0.8))
-    text = "No model of this study was attacked: there is no attack success to show."
-    figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=9)
-    return figure
+def _nothing(num_failed: int) -> str:
+    """Return why no setting can be shown."""
+    if num_failed:
+        failed = counted(num_failed, "setting")
+        return f"No attack of this study took ({failed} failed the gate): there is no backdoor to remove."
+    return "No model of this study was attacked: there is no attack success to show."
+
+
+def _notes(num_shown: int, num_took: int, num_failed: int) -> str:
+    """Return what the figure leaves out, a line each."""
+    notes = []
+    if num_shown < num_took:
+        notes.append(f"The first {num_shown} of {num_took} settings; tables/summary.parquet has all.")
+    if num_failed:
+        notes.append(f"Left out, as the attack failed the gate: {counted(num_failed, 'setting')}.")
+    return "\n".join(notes)
 
 
 def _looks(summary: pa.Table) -> dict[tuple[str, int], Look]:

@@ -2,30 +2,25 @@
 
 import base64
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import pyarrow as pa
 from markupsafe import Markup
 
 from detrojan.analysis import views
+from detrojan.analysis.gate import describe
 from detrojan.analysis.summary import MEASURES
 from detrojan.analysis.views import Row, Setting
 from detrojan.cells import NO_METHOD, ratio_text
 from detrojan.config import BASELINES
+from detrojan.settings import Gate
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 OPEN_GROUPS = 12  # groups of a larger study are folded away
 AXES = ("dataset", "architecture", "attack", "ratio", "seed", "defense", "spc", "draw")
-
-
-class Preview(NamedTuple):
-    """A picture of an attack's poisoned images."""
-
-    caption: str
-    uri: str
 
 
 def page(
@@ -33,7 +28,8 @@ def page(
     models: pa.Table,
     summary: pa.Table,
     figure: str,
-    previews: Sequence[str | Path],
+    sheets: Mapping[str, str],
+    gate: Gate,
     example: str,
 ) -> str:
     """Return the page as HTML that needs nothing else; the same inputs give the same text.
@@ -43,7 +39,8 @@ def page(
         models: of the schema ``MODELS``.
         summary: of the schema ``SUMMARY``.
         figure: an SVG.
-        previews: files of the poisoned sets' pictures.
+        sheets: by data set, an SVG of its triggers.
+        gate: what an attack has to reach.
         example: path of a metrics table of the study, for the command that makes it again.
     """
     environment = jinja2.Environment(
@@ -51,19 +48,21 @@ def page(
     )
     environment.filters |= {"share": views.share, "seconds": views.seconds}
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    failed = views.failed_attacks(models)
     return template.render(
         axes={axis: _axis(cells, axis) for axis in AXES},
         statuses=views.statuses(cells),
         cost=_cost(cells, models),
-        groups=[_group(setting, rows) for setting, rows in views.groups(summary).items()],
+        groups=[_group(setting, rows, failed) for setting, rows in views.groups(summary).items()],
         open_groups=OPEN_GROUPS,
         interval_note=views.interval_note(summary),
         models=[_model(row) for row in sorted(models.to_pylist(), key=_clean_first)],
         figure=Markup(figure[figure.index("<svg") :]),  # noqa: S704 -- ours, without the XML prologue
-        previews=list(_previews(models, previews)),
+        gate=describe(gate),
+        failed=failed,
+        weak_triggers=views.weak_triggers(models),
+        sheets=_sheets(models, sheets),
         controls=_controls(cells),
-        weak_attacks=views.weak_attacks(models),
-        weak=views.WEAK_ATTACK,
         failures=views.failures(cells),
         provenance=_provenance(cells, models),
         example=example,
@@ -83,10 +82,11 @@ def _cost(cells: pa.Table, models: pa.Table) -> dict[str, float]:
     }
 
 
-def _group(setting: Setting, rows: list[Row]) -> dict[str, Any]:
+def _group(setting: Setting, rows: list[Row], failed: Mapping[Setting, list[str]]) -> dict[str, Any]:
     """Return a setting's table; each value has its text and what to sort it by."""
     return {
         "title": str(setting),
+        "reasons": failed.get(setting, []),
         "rows": [
             row
             | {"name": views.defense_text(row["defense"]), "untouched": row["defense"] == NO_METHOD}
@@ -113,24 +113,18 @@ def _clean_first(row: Row) -> tuple[Any, ...]:
 def _model(row: Row) -> Row:
     return row | {
         "attack_text": views.attack_text(row["attack"], row["ratio"]),
-        "weak": row["asr"] is not None and row["asr"] < views.WEAK_ATTACK,
+        "took_text": {None: views.UNDEFINED, True: "took", False: "failed"}[row["attack_took"]],
     }
 
 
-def _previews(models: pa.Table, files: Sequence[str | Path]) -> Iterable[Preview]:
-    """Yield the first preview of each attack on each data set: ratios and seeds change little to see."""
-    seen = set()
-    for row in models.to_pylist():
-        poisoned = f"{row['dataset']}/{row['attack']}/ratio-{ratio_text(row['ratio'])}/seed-{row['seed']}"
-        file = next(
-            (Path(file) for file in files if Path(file).parent.as_posix().endswith(f"/{poisoned}")), None
-        )
-        if file is None or (row["dataset"], row["attack"]) in seen:
-            continue
-        seen.add((row["dataset"], row["attack"]))
-        uri = "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
-        attack = views.attack_text(row["attack"], row["ratio"])
-        yield Preview(f"{row['dataset']} · {attack}, seed {row['seed']}", uri)
+def _sheets(models: pa.Table, sheets: Mapping[str, str]) -> dict[str, str]:
+    """Return the sheets of the data sets that were attacked, as an image's source."""
+    attacked = {row["dataset"] for row in models.to_pylist() if row["attack"] != NO_METHOD}
+    return {
+        dataset: "data:image/svg+xml;base64," + base64.b64encode(sheet.encode()).decode()
+        for dataset, sheet in sheets.items()
+        if dataset in attacked
+    }
 
 
 def _controls(cells: pa.Table) -> dict[str, bool]:

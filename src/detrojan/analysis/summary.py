@@ -8,7 +8,7 @@ from scipy import stats
 
 from detrojan.tables import OK, required
 
-SETTING = ["dataset", "architecture", "attack", "ratio", "defense", "threat_model", "spc"]
+SETTING = ["dataset", "architecture", "attack", "ratio", "attack_took", "defense", "threat_model", "spc"]
 MEASURES = ("acc", "asr", "ra")
 CONFIDENCE = 0.95
 
@@ -18,6 +18,7 @@ SUMMARY = pa.schema(
         required("architecture", pa.string()),
         required("attack", pa.string()),
         required("ratio", pa.float64()),
+        pa.field("attack_took", pa.bool_()),
         required("defense", pa.string()),
         required("threat_model", pa.string()),
         required("spc", pa.int32()),
@@ -40,12 +41,19 @@ def summarize(cells: pa.Table) -> pa.Table:
 
     A mean is over models, each by its own mean over draws. The 95 % interval is Student's: over
     models where there are two or more, else over the draws of the one model, which says nothing of
-    other models; ``interval_over`` tells which. It is null where there is one value only.
+    other models; ``interval_over`` tells which. It is null where there is one value only. Models
+    whose attack took and models whose attack did not are rows of their own.
+
+    Args:
+        cells: of the schema ``CELLS``.
     """
     frame = cells.to_pandas()
+    # Of its own, pandas makes bool of a column without nulls and object of one with some.
+    frame["attack_took"] = frame["attack_took"].astype("boolean")
     rows = [
-        dict(zip(SETTING, setting, strict=True)) | _summary(group)
-        for setting, group in frame.groupby(SETTING, sort=True)
+        {name: None if pd.isna(value) else value for name, value in zip(SETTING, setting, strict=True)}
+        | _summary(group)
+        for setting, group in frame.groupby(SETTING, sort=True, dropna=False)
     ]
     return pa.Table.from_pylist(rows, schema=SUMMARY)
 

@@ -12,20 +12,22 @@ from detrojan.tables import OK
 Row = dict[str, Any]
 
 UNDEFINED = "–"
-WEAK_ATTACK = 0.5  # below this ASR of the untouched model there is little for a defense to remove
+FAILED = "attack failed the gate"
 NAMED_SETTINGS = 3  # of a failure; more are only counted
 
 
 class Setting(NamedTuple):
-    """What the rows of one small table share."""
+    """What the rows of one small table share; ``attack_took`` is None where there is no attack."""
 
     dataset: str
     architecture: str
     attack: str
     ratio: float
+    attack_took: bool | None
 
     def __str__(self) -> str:
-        return f"{self.dataset} · {self.architecture} · {attack_text(self.attack, self.ratio)}"
+        parts = [self.dataset, self.architecture, attack_text(self.attack, self.ratio)]
+        return " · ".join([*parts, FAILED] if self.attack_took is False else parts)
 
 
 class Failure(NamedTuple):
@@ -55,13 +57,20 @@ def defense_text(defense: str) -> str:
 
 
 def groups(summary: pa.Table) -> dict[Setting, list[Row]]:
-    """Return the rows of ``summary`` by setting: clean models first, the untouched model first in each."""
+    """Return the rows of ``summary`` by setting: clean models first, the untouched model first in each.
+
+    Settings whose attack failed the gate stand after all others.
+    """
     found: dict[Setting, list[Row]] = {}
     rows = summary.to_pylist()
     for row in sorted(rows, key=lambda row: (row["defense"] != NO_METHOD, row["defense"], row["spc"])):
         found.setdefault(_setting(row), []).append(row)
-    order = sorted(found, key=lambda s: (s.dataset, s.architecture, s.attack != NO_METHOD, s.attack, s.ratio))
-    return {setting: found[setting] for setting in order}
+    return {setting: found[setting] for setting in sorted(found, key=_place)}
+
+
+def _place(setting: Setting) -> tuple[Any, ...]:
+    attacked = setting.attack != NO_METHOD
+    return (setting.attack_took is False, setting.dataset, setting.architecture, attacked, *setting[2:4])
 
 
 def _setting(row: Row) -> Setting:
@@ -88,7 +97,12 @@ def percent(row: Row, measure: str) -> str:
 
 def share(value: float | None) -> str:
     """Return a fraction in percent, with one decimal."""
-    return UNDEFINED if value is None else f"{100 * value:.1f}"
+    return UNDEFINED if value is None else f"{100 * value:z.1f}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return how many there are: ``1 model``, ``2 models``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def seconds(value: float | None) -> str:
@@ -124,19 +138,29 @@ def failures(cells: pa.Table) -> list[Failure]:
     return sorted(failures, key=lambda failure: (-failure.num_cells, *failure[1:]))
 
 
-def weak_attacks(models: pa.Table) -> list[str]:
-    """Return a line for each model whose attack hardly works even while nobody defends it."""
+def failed_attacks(models: pa.Table) -> dict[Setting, list[str]]:
+    """Return why attacks failed the gate: by setting, a line for each model, with its seed."""
+    found: dict[Setting, list[str]] = {}
+    for row in models.to_pylist():
+        if row["attack_took"] is False:
+            found.setdefault(_setting(row), []).append(f"seed {row['seed']}: {row['gate_reason']}")
+    return found
+
+
+def weak_triggers(models: pa.Table) -> list[str]:
+    """Return a line for each trigger that its own making found weak, and how many models have it."""
+    weak = (row for row in models.to_pylist() if row["trigger_weakness"] is not None)
+    found = Counter((row["dataset"], row["attack"], row["trigger_weakness"]) for row in weak)
     return [
-        f"{_setting(row)}, seed {row['seed']}: ASR {share(row['asr'])} %"
-        for row in models.to_pylist()
-        if row["asr"] is not None and row["asr"] < WEAK_ATTACK
+        f"{dataset} · {attack} ({counted(number, 'model')}): {weakness}"
+        for (dataset, attack, weakness), number in found.items()
     ]
 
 
 def statuses(cells: pa.Table) -> dict[str, int]:
     """Return how many cells ended with each status, ``ok`` first."""
-    counted = Counter(cells["status"].to_pylist())
-    return dict(sorted(counted.items(), key=lambda item: (item[0] != OK, item[0])))
+    found = Counter(cells["status"].to_pylist())
+    return dict(sorted(found.items(), key=lambda item: (item[0] != OK, item[0])))
 
 
 def values(table: pa.Table, column: str) -> Sequence[Any]:

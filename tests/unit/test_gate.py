@@ -1,0 +1,223 @@
+"""The gate's verdict, worked out by hand, and how it and the cards come to stand in the tables."""
+
+import json
+import math
+
+import pyarrow as pa
+import pytest
+
+from detrojan import artifacts
+from detrojan.analysis import collect, gate
+from detrojan.settings import Gate
+
+GATE = Gate(min_asr=0.8, max_acc_loss=0.1)
+
+
+# --- the verdict -----------------------------------------------------------------------------------
+
+
+def test_an_attack_that_took():
+    verdict = gate.verdict(0.875, 0.96, 0.9375, GATE)
+    assert verdict == (0.0625, True, None)
+
+
+def test_a_clean_model_has_no_verdict():
+    assert gate.verdict(0.9, None, 0.9, GATE) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("acc", "asr", "reason"),
+    [
+        (0.9, 0.412, "ASR 41.2 % is below 80 %"),
+        (0.777, 0.9, "ACC 12.3 points below the clean model's, more than 10"),
+        (
+            0.5,
+            0.0,
+            "ASR 0.0 % is below 80 % and ACC 40.0 points below the clean model's, more than 10",
+        ),
+    ],
+)
+def test_the_reason_names_what_failed(acc, asr, reason):
+    verdict = gate.verdict(acc, asr, 0.9, GATE)
+    assert (verdict.attack_took, verdict.gate_reason) == (False, reason)
+
+
+def test_limits_themselves_pass_whatever_floating_point_makes_of_them():
+    assert 0.8 - 0.7 > 0.1 > 0.9 - 0.8  # the one difference that is too large, and one that is not
+    assert gate.verdict(0.7, 0.8, 0.8, GATE).attack_took
+    assert gate.verdict(0.8, 0.8, 0.9, GATE).attack_took
+    assert gate.verdict(0.9, math.nextafter(0.8, 0), 0.9, GATE).attack_took
+
+
+def test_one_image_in_a_million_too_few_fails_and_shows_in_the_reason():
+    asr = gate.verdict(0.9, 0.799999, 0.9, GATE)
+    assert (asr.attack_took, asr.gate_reason) == (False, "ASR 79.9999 % is below 80 %")
+    acc = gate.verdict(0.899999 - 0.1, 0.9, 0.9, GATE)
+    assert acc.gate_reason == "ACC 10.0001 points below the clean model's, more than 10"
+
+
+def test_without_a_clean_model_the_asr_alone_decides():
+    assert gate.verdict(0.1, 0.9, None, GATE) == (None, True, None)
+    assert gate.verdict(0.1, 0.7, None, GATE) == (None, False, "ASR 70.0 % is below 80 %")
+
+
+def test_a_model_may_beat_the_clean_one():
+    verdict = gate.verdict(0.9375, 0.9, 0.875, GATE)
+    assert (verdict.acc_loss, verdict.attack_took) == (-0.0625, True)
+
+
+def test_other_limits():
+    strict = Gate(min_asr=0.995, max_acc_loss=0.005)
+    assert gate.verdict(0.9, 0.99, 0.9, strict).gate_reason == "ASR 99.0 % is below 99.5 %"
+    assert "at least 99.5 % and its ACC at most 0.5 points" in gate.describe(strict)
+
+
+# --- cards and tables ------------------------------------------------------------------------------
+
+PLAIN = {pa.string(): "x", pa.float64(): 0.5, pa.int32(): 0, pa.int64(): 1}
+TRAINED = {
+    "num_train": 100,
+    "num_parameters": 7,
+    "architecture_settings": {"width": 4},
+    "optimization": {"epochs": 1},
+    "epochs": 1,
+    "train_loss": 0.1,
+    "train_accuracy": 0.9,
+    "seconds": 1.0,
+    "images_per_second": 100.0,
+    "peak_memory_bytes": 1,
+    "device": "cpu",
+    "code": "c0de",
+    "versions": "{}",
+    "git_commit": "abc",
+}
+POISON = {"num_train": 100, "num_poisoned": 5, "num_relabelled": 4, "effective_ratio": 0.05}
+QUALITY = {"psnr": 21.5, "ssim": 0.9, "linf": 51}
+ONE_TARGET = {"label_map": "all_to_one", "target": 3, "num_triggered": 9}
+TRIGGER = {"history": [], "findings": {}, "weakness": None}
+
+
+def model(attack, architecture="net", seed=0):
+    ratio = 0.0 if attack == "none" else 0.05
+    return {"dataset": "d", "architecture": architecture, "attack": attack, "ratio": ratio, "seed": seed}
+
+
+def untouched(axes, acc, asr):
+    row = {field.name: PLAIN[field.type] for field in collect.UNFLAGGED}
+    return row | axes | {"defense": "none", "acc": acc, "asr": asr, "ra": None}
+
+
+def without(axes, *names):
+    return {axis: value for axis, value in axes.items() if axis not in names}
+
+
+@pytest.fixture
+def cards(tmp_path):
+    """Return a function that writes cards and returns their paths."""
+
+    def write(kind, *contents):
+        paths = []
+        for number, content in enumerate(contents):
+            paths.append(tmp_path / kind / f"{number}.json")
+            artifacts.write_card(content, paths[-1])
+        return paths
+
+    return write
+
+
+def gathered(cards, measures, trigger=(), poison=(), triggered=(), own=None):
+    """Return the two tables of models with these axes, ACC and ASR, by attack and architecture."""
+    cells = pa.Table.from_pylist([untouched(*row) for row in measures], collect.UNFLAGGED)
+    paths = cards(
+        "models", *(TRAINED | axes | (own or {}).get(axes["attack"], {}) for axes, _, _ in measures)
+    )
+    others = (
+        cards(kind, *contents)
+        for kind, contents in (("triggers", trigger), ("poisoned", poison), ("triggered", triggered))
+    )
+    models = collect.models(cells, paths, *others, GATE)
+    return collect.flagged(cells, models), models.cast(collect.MODELS)
+
+
+def test_a_shared_card_fits_all_architectures_and_an_own_card_its_model_only(cards):
+    badnets = [model("badnets"), model("badnets", "wide")]
+    lf = [model("lf"), model("lf", "wide")]
+    _, models = gathered(
+        cards,
+        [(axes, 0.9, 0.9) for axes in (*badnets, *lf)],
+        trigger=[
+            without(badnets[0], "architecture", "ratio") | TRIGGER,
+            without(lf[0], "ratio") | TRIGGER,
+            without(lf[1], "ratio") | TRIGGER | {"weakness": "fools nobody"},
+        ],
+        poison=[
+            without(badnets[0], "architecture") | POISON,
+            lf[0] | POISON | {"num_poisoned": 6},
+            lf[1] | POISON | {"num_poisoned": 7},
+        ],
+        triggered=[
+            without(badnets[0], "architecture", "ratio")
+            | ONE_TARGET
+            | QUALITY
+            | {"hyperparameters": {"b": 1}},
+            lf[0] | ONE_TARGET | QUALITY | {"hyperparameters": {}, "linf": 8},
+            lf[1] | ONE_TARGET | QUALITY | {"hyperparameters": {}, "linf": 9},
+        ],
+    )
+    found = {(row["attack"], row["architecture"]): row for row in models.to_pylist()}
+    assert {key: row["linf"] for key, row in found.items()} == {
+        ("badnets", "net"): 51,
+        ("badnets", "wide"): 51,
+        ("lf", "net"): 8,
+        ("lf", "wide"): 9,
+    }
+    assert [found["lf", name]["num_poisoned"] for name in ("net", "wide")] == [6, 7]
+    assert [found["lf", name]["trigger_weakness"] for name in ("net", "wide")] == [None, "fools nobody"]
+    shared = found["badnets", "wide"]
+    assert (shared["label_map"], shared["target"], shared["psnr"]) == ("all_to_one", 3, 21.5)
+    assert json.loads(shared["attack_hyperparameters"]) == {"b": 1}
+
+
+def test_clean_models_have_nulls_and_are_what_the_others_are_held_against(cards):
+    measures = [
+        (model("none"), 0.9, None),
+        (model("none", seed=1), 0.7, None),
+        (model("sig"), 0.75, 0.9),
+        (model("sig", seed=1), 0.75, 0.9),
+    ]
+    shared = [without(model("sig", seed=seed), "architecture", "ratio") for seed in (0, 1)]
+    cells, models = gathered(
+        cards,
+        measures,
+        poison=[axes | {"ratio": 0.05} | POISON for axes in shared],
+        triggered=[axes | ONE_TARGET | QUALITY | {"hyperparameters": {}} for axes in shared],
+    )
+    clean, _, failed, took = models.to_pylist()
+    assert (clean["num_poisoned"], clean["effective_ratio"]) == (0, 0.0)
+    nothing = ("acc_loss", "attack_took", "gate_reason", "trigger_weakness", "target", "label_map", "psnr")
+    assert {name: clean[name] for name in nothing} == dict.fromkeys(nothing)
+    assert (took["attack_took"], took["acc_loss"]) == (True, pytest.approx(-0.05))
+    assert failed["gate_reason"] == "ACC 15.0 points below the clean model's, more than 10"
+    assert cells.schema.equals(collect.CELLS)
+    flags = {(row["attack"], row["seed"]): row["attack_took"] for row in cells.to_pylist()}
+    assert flags == {("none", 0): None, ("none", 1): None, ("sig", 0): False, ("sig", 1): True}
+
+
+def test_an_attack_that_controls_training_counts_what_it_poisons_itself(cards):
+    axes = model("wanet")
+    _, models = gathered(
+        cards,
+        [(axes, 0.9, 0.9)],
+        trigger=[without(axes, "architecture", "ratio") | TRIGGER],
+        triggered=[axes | QUALITY | {"label_map": "all_to_all", "target": None, "hyperparameters": {}}],
+        own={"wanet": {"num_poisoned": 4987, "effective_ratio": 0.0499}},
+    )
+    (row,) = models.to_pylist()
+    assert (row["num_poisoned"], row["effective_ratio"]) == (4987, 0.0499)
+    assert (row["label_map"], row["target"]) == ("all_to_all", None)
+    assert (row["acc_loss"], row["attack_took"]) == (None, True)  # the study has no clean model
+
+
+def test_poisoned_images_that_nobody_counted_are_no_zero(cards):
+    with pytest.raises(ValueError, match="num_poisoned"):
+        gathered(cards, [(model("sig"), 0.9, 0.9)])
