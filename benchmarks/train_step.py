@@ -23,7 +23,7 @@ from detrojan.attacks.training_control.base import TrainingControlledAttack
 from detrojan.cost import device_name
 from detrojan.data import DatasetInfo, ImageSet, to_float
 from detrojan.labels import LabelMap
-from detrojan.models import Classifier, memory_format
+from detrojan.models.base import Classifier, memory_format
 from detrojan.settings import Augmentation, Optimization
 from detrojan.victim import poisoned_batches
 

@@ -5,11 +5,12 @@ import functools
 import pytest
 import torch
 
-from detrojan import models, poisoning, registry, rng
+from detrojan import models, poisoning, registry, rng, training, victim
 from detrojan.attacks.base import Attack, LabelMode
 from detrojan.attacks.training_control.base import TrainingControlledAttack
 from detrojan.data import Loader
 from detrojan.labels import LabelMap
+from detrojan.settings import Optimization
 
 SIZES = ((10, 32), (43, 32), (200, 64))
 CONTROLLING = [name for name in registry.names("attacks") if registry.trigger_owner(name) == "model"]
@@ -141,3 +142,35 @@ def test_batches_are_poisoned_as_told(name, kind, train):
         again = poisoner.poison(batch, count, rng=rng.stream("poison"))
         assert torch.equal(again.images[count:], poisoned.images[count:]) or poisoner.parts
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "num_classes", "side"),
+    [
+        ("preactresnet18", 200, 64),
+        ("vgg19_bn", 43, 32),
+        ("efficientnet_b3", 10, 32),
+        ("mobilenet_v3_large", 43, 32),
+        ("mobilenet_v3_large", 200, 64),
+    ],
+)
+@pytest.mark.parametrize("name", CONTROLLING)
+def test_attack_trains_with_every_architecture(name, architecture, num_classes, side, toy_images):
+    images = toy_images(num_classes=num_classes, side=side, count=8)
+    attack = load(name)
+    trigger = attack.learn_trigger(images, rng=rng.stream("trigger"))
+    poisoner = attack.poisoner(trigger, images, TARGET, rng=rng.stream("poisoner"))
+    settings = {"width": 4} if architecture == "preactresnet18" else {}
+    build = models.Build(architecture, settings, num_classes, images.info.mean, images.info.std)
+    with rng.global_stream(rng.stream("model")):
+        model = models.build(build)
+    (epoch,) = training.fit(
+        model,
+        images,
+        Optimization(epochs=1, batch_size=8),
+        rng=rng.stream("fit"),
+        **victim.poisoned_batches(poisoner, 0.25),
+    )
+    assert epoch.num_poisoned == 2
+    stamped = attack.apply(images.images, poisoner.trigger())
+    assert model(stamped.float() / 255).isfinite().all()

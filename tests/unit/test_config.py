@@ -115,6 +115,38 @@ def test_settings_are_defaults_then_values_then_overrides_in_order():
     assert study.method("defenses", "fp", clean) == registry.load("defenses", "fp").model_dump()
 
 
+def test_a_trigger_of_an_architecture_may_depend_on_it():
+    raw = minimal(attacks=["lf"])
+    override = {"when": {"architecture": "preactresnet18"}, "set": {"max_passes": 3}}
+    raw["attacks"] = {"lf": {"overrides": [override]}}
+    study = load_study(raw)
+    assert study.method("attacks", "lf", {"architecture": "preactresnet18"})["max_passes"] == 3
+    assert study.method("attacks", "lf", {"architecture": "vgg19_bn"})["max_passes"] == 50
+    override["when"] = {"ratio": 0.1}
+    [line] = mistakes(raw)
+    assert line.endswith("one trigger serves every ratio: use dataset, architecture, attack, seed")
+
+
+def test_label_map():
+    assert load_study(minimal()).labels == {"target": 0, "kind": "all_to_one"}
+    study = load_study(minimal(attacks=["badnets", "wanet"]) | {"label_map": "all_to_all", "target": 3})
+    assert study.labels == {"target": 3, "kind": "all_to_all"}
+    [line] = mistakes(minimal(attacks=["badnets", "sig"]) | {"label_map": "all_to_all"})
+    assert line == (
+        "label_map: all_to_all changes labels, but sig is a clean-label attack, which leaves them as they "
+        "are: take it out of grid.attacks"
+    )
+    [line] = mistakes(minimal() | {"label_map": "all_to_none"})
+    assert line.startswith("label_map: should be 'all_to_one' or 'all_to_all'")
+
+
+def test_gate():
+    assert load_study(minimal()).gate.model_dump() == {"min_asr": 0.8, "max_acc_loss": 0.1}
+    assert load_study(minimal() | {"gate": {"min_asr": 0.6}}).gate.max_acc_loss == 0.1
+    [line] = mistakes(minimal() | {"gate": {"min_asr": 60}})
+    assert line.startswith("gate.min_asr: should be less than or equal to 1")
+
+
 def test_training_has_overrides_too():
     raw = minimal()
     raw["training"] = {"overrides": [{"when": {"architecture": "vgg19_bn"}, "set": {"lr": 0.5}}]}

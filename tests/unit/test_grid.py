@@ -1,12 +1,17 @@
 """Axes, filters and shards: which cells a study has."""
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 from detrojan import registry
 from detrojan.cells import NO_METHOD, ONE_DRAW, Draws, Model, ratio_text, untouched
 from detrojan.grid import models, shards
 from detrojan.study_files import load_study
 from tests.unit.test_config import minimal
+
+ROOT = Path(__file__).parents[2]
 
 
 def study(**grid):
@@ -162,3 +167,28 @@ def test_wrong_draws(text):
 
 def test_data_free_is_told_by_the_folder():
     assert registry.threat_model("defenses", "clp") == "data_free"
+
+
+def test_the_survey_is_the_paper_s_grid():
+    study = load_study(yaml.safe_load((ROOT / "config" / "survey.yaml").read_text()))
+    found = models(study)
+    attacked = [model for model in found if model.attack != NO_METHOD]
+    # 8 attacks x 3 data sets x 4 architectures x 3 ratios, less SIG where its class is too small.
+    assert len(attacked) == 288 - 2 * 4 * 3
+    assert len(found) - len(attacked) == 3 * 4
+    assert {m.attack for m in attacked} == set(registry.names("attacks"))
+    assert {m.architecture for m in attacked} == set(registry.names("models"))
+    assert {m.dataset for m in attacked if m.attack == "sig"} == {"cifar10"}
+    (exclusion,) = study.grid.exclude
+    assert exclusion.why
+
+
+def test_the_survey_s_schedules():
+    study = load_study(yaml.safe_load((ROOT / "config" / "survey.yaml").read_text()))
+    for model in models(study):
+        training = study.optimization(model._asdict())
+        assert (training["batch_size"], training["lr"], training["weight_decay"]) == (128, 0.01, 5e-4)
+        controls = model.attack != NO_METHOD and registry.trigger_owner(model.attack) == "model"
+        assert training["schedule"] == ("constant" if controls else "cosine")
+        assert training["epochs"] == (75 if model.attack == "iab" else 100)
+    assert study.method("attacks", "iab", {})["mask_epochs"] == 25

@@ -1,8 +1,10 @@
 """What planning refuses, with the numbers, and what it lets pass."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
+import yaml
 
 from detrojan import planning
 from detrojan.datasets.digits import Digits
@@ -10,6 +12,7 @@ from detrojan.planning import _rounded, check
 from detrojan.study_files import StudyError, load_study
 from tests.unit.test_config import minimal
 
+ROOT = Path(__file__).parents[2]
 TRAIN = {0: 143, 1: 146, 2: 142, 3: 147, 4: 145, 5: 146, 6: 145, 7: 144, 8: 140, 9: 144}  # 1,442 digits
 
 
@@ -160,3 +163,46 @@ def test_images_that_an_architecture_cannot_take_are_refused():
     ) as caught:
         check(load_study(raw))
     assert len(caught.value.mistakes) == 1
+
+
+def test_images_of_a_side_that_an_attack_cannot_take_are_refused():
+    raw = minimal(attacks=["badnets", "iab", "ssba"])
+    raw["datasets"]["digits"]["image_size"] = 24  # three times 8, but no multiple of 16
+    with pytest.raises(StudyError) as caught:
+        check(load_study(raw))
+    [line] = caught.value.mistakes
+    assert line == (
+        "datasets.digits.image_size: 24 pixels, but ssba takes multiples of 16: change it, or leave the "
+        "attack out"
+    )
+
+
+def test_a_share_of_each_batch_may_be_less_than_an_image():
+    # 1,442 images: one in 1e-5 is none of a data set, but some batches get one.
+    check(load_study(minimal(attacks=["iab", "wanet", "bpp"], ratios=[0.00001])))
+
+
+def test_the_survey_is_feasible_and_its_exclusions_are_needed(counts):
+    """With the images of the real data sets; the digits stand in for their files."""
+    raw = yaml.safe_load((ROOT / "config" / "survey.yaml").read_text())
+    files = ("source", "layout", "path")
+    datasets = {
+        name: {"source": "digits"} | {key: value for key, value in own.items() if key not in files}
+        for name, own in raw["datasets"].items()
+    }
+    for name, (of_target, total, num_classes) in SURVEY.items():
+        others = dict.fromkeys(range(1, num_classes), (total - of_target) // (num_classes - 1))
+        others[1] += total - of_target - sum(others.values())
+        counts({0: of_target} | others, {0: 50, 1: 50})
+        study = raw | {"datasets": datasets, "grid": raw["grid"] | {"datasets": [name]}}
+        check(load_study(study))
+        if name != "cifar10":
+            unfiltered = study | {"grid": {k: v for k, v in study["grid"].items() if k != "exclude"}}
+            with pytest.raises(StudyError) as caught:
+                check(load_study(unfiltered))
+            assert [line.partition(" on ")[0] for line in caught.value.mistakes] == [
+                f"grid.ratios: sig at ratio {ratio}" for ratio in ("0.01", "0.05", "0.1")
+            ]
+
+
+SURVEY = {"cifar10": (5000, 50000, 10), "gtsrb": (210, 39209, 43), "tiny_imagenet": (500, 100000, 200)}

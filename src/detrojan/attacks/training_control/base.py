@@ -72,12 +72,12 @@ class SelfAugmenting(TrainingControlledAttack):
         mirror = torch.where(draws[:, 5] < 0.5 * flip, -1.0, 1.0)
 
         # Where each pixel comes from, walking back: flip and rotation about the centre, then the crop.
-        middle = torch.tensor([height - 1, width - 1], device=images.device) / 2
-        down = (torch.arange(height, device=images.device) - middle[0]).view(1, height, 1)
-        along = (torch.arange(width, device=images.device) - middle[1]).view(1, 1, width) * _each(mirror)
+        middle_row, middle_column = (height - 1) / 2, (width - 1) / 2
+        down = (torch.arange(height, device=images.device) - middle_row).view(1, height, 1)
+        along = (torch.arange(width, device=images.device) - middle_column).view(1, 1, width) * _each(mirror)
         cosine, sine = _each(angles.cos()), _each(angles.sin())
-        rows = (cosine * down - sine * along + middle[0]).round()
-        columns = (sine * down + cosine * along + middle[1]).round()
+        rows = (cosine * down - sine * along + middle_row).round()
+        columns = (sine * down + cosine * along + middle_column).round()
         inside = _within(rows, height) & _within(columns, width)
         rows, columns = rows + _each(shifts[:, 0]), columns + _each(shifts[:, 1])
         inside &= _within(rows, height) & _within(columns, width)
