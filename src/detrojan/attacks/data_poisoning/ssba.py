@@ -17,8 +17,6 @@ encoder that puts out the image itself, not what to add to it. We follow that va
 - Whether the bits are read is asked of 64 images at least, a whole batch as the default, so that no
   lucky small batch opens the gate: one of 7 images did, and then the image's quality kept the bits
   from ever being learned.
-- The weight of the image's quality counts steps from the one that first reads the bits, whose own
-  weight is 0; BackdoorBench's lags one step behind. Layers start as torch draws them.
 
 Redrawing also blurs, and a classifier may learn the blur and not the bit: see the finding ``psnr``.
 """
@@ -111,6 +109,8 @@ class Ssba(Attack):
     epochs: int = Field(20, ge=1, description="passes over the training images")
     batch_size: int = Field(64, ge=1, description="images a step")
     lr: float = Field(1e-4, gt=0, description="step size of Adam")
+    # A trap: with 20, lr 5e-4 or 3e-4 and batches of 32 of 1,800 CIFAR-10 images, the decoder lost the bits
+    # again once the quality counted. With 200 it lost them too, but found them in time.
     free_steps: int = Field(
         1000, ge=0, description="steps after the bits are first read before the image's quality counts"
     )
@@ -191,7 +191,8 @@ class Ssba(Attack):
             return None
         return (
             f"the decoder reads {100 * bit_accuracy:.1f} % of the bits back, at least "
-            f"{100 * self.min_bit_accuracy:.1f} % were wanted: learn longer (epochs) or with a larger lr"
+            f"{100 * self.min_bit_accuracy:.1f} % were wanted: learn longer (epochs) or let the image "
+            "count later (free_steps)"
         )
 
 
