@@ -7,12 +7,12 @@ rule trigger:
         card=f"results/triggers/{TRIGGER}/card.json",
     log:
         f"logs/trigger/{TRIGGER}.log",
+    wildcard_constraints:
+        attack=attacks_of("all", "model"),
     params:
         labels=study.labels,
         settings=attack_settings,
         code=code("trigger", attacks="attack"),
-    wildcard_constraints:
-        attack=attacks_of("all", "model"),
     script:
         "../scripts/trigger.py"
 
@@ -40,12 +40,12 @@ rule poison:
         preview=f"results/poisoned/{POISONED}/preview.png",
     log:
         f"logs/poison/{POISONED}.log",
+    wildcard_constraints:
+        attack=attacks_of("all"),
     params:
         labels=study.labels,
         settings=attack_settings,
         code=code("poison", attacks="attack"),
-    wildcard_constraints:
-        attack=attacks_of("all"),
     script:
         "../scripts/poison.py"
 
@@ -74,12 +74,12 @@ rule triggered:
         card=f"results/triggered/{TRIGGER}/card.json",
     log:
         f"logs/triggered/{TRIGGER}.log",
+    wildcard_constraints:
+        attack=attacks_of("all"),
     params:
         labels=study.labels,
         settings=attack_settings,
         code=code("triggered", attacks="attack"),
-    wildcard_constraints:
-        attack=attacks_of("all"),
     script:
         "../scripts/triggered.py"
 
@@ -106,11 +106,11 @@ rule stamp:
         stamped=f"results/stamped/{TRIGGER}/spc-{{spc}}/draws-{{draws}}.parquet",
     log:
         f"logs/stamp/{TRIGGER}/spc-{{spc}}/draws-{{draws}}.log",
+    wildcard_constraints:
+        attack=attacks_of("all"),
     params:
         settings=attack_settings,
         code=code("stamp", attacks="attack"),
-    wildcard_constraints:
-        attack=attacks_of("all"),
     script:
         "../scripts/stamp.py"
 

@@ -8,12 +8,12 @@ rule train:
         card=f"results/models/{MODEL}/card.json",
     log:
         f"logs/train/{MODEL}.log",
+    wildcard_constraints:
+        attack=f"{cells.NO_METHOD}|{attacks_of('all', 'architecture')}",
     params:
         architecture=architecture_settings,
         optimization=training_settings,
         code=code("train", models="architecture"),
-    wildcard_constraints:
-        attack=f"{cells.NO_METHOD}|{attacks_of('all', 'architecture')}",
     script:
         "../scripts/train.py"
 
@@ -30,13 +30,13 @@ rule train_controlled:
         card=f"results/models/{MODEL}/card.json",
     log:
         f"logs/train/{MODEL}.log",
+    wildcard_constraints:
+        attack=attacks_of("model"),
     params:
         attack=attack_settings,
         labels=study.labels,
         architecture=architecture_settings,
         optimization=training_settings,
         code=code("train_controlled", models="architecture", attacks="attack"),
-    wildcard_constraints:
-        attack=attacks_of("model"),
     script:
         "../scripts/train_controlled.py"

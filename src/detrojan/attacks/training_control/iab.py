@@ -115,8 +115,8 @@ class Iab(TrainingControlledAttack):
             return None
         what, weight = ("hardly anything", "smaller") if density < self.density else ("too much", "larger")
         return (
-            f"the masks cover {density:.2%} of the pixels, {what}, where {self.density:.2%} were wanted: train "
-            f"them longer (mask_epochs) or with a {weight} density_weight"
+            f"the masks cover {density:.2%} of the pixels, {what}, where {self.density:.2%} were wanted: "
+            f"train them longer (mask_epochs) or with a {weight} density_weight"
         )
 
     def _mask_generator(self, rng: torch.Generator) -> "Generator":
