@@ -13,8 +13,9 @@ has 75).
 Departures from BackdoorBench's port: tanh is applied once, so patterns reach black and white; the
 pattern's gradients are cleared at each step (there, and in the release, Adam gets the sum of all
 gradients so far); the number of images of a batch is drawn where it is fractional, not floored, and
-the diversity term is left out of a batch without triggered images; triggered test images are rounded
-and not truncated. The schedule of the mask keeps its milestones at 2/5 and 4/5 of the epochs.
+the diversity term is left out of a batch without triggered images; an image's partner is drawn at
+random and not from a second shuffled pass; triggered test images are rounded and not truncated. The
+schedule of the mask keeps its milestones at 2/5 and 4/5 of the epochs.
 """
 
 import dataclasses
