@@ -82,6 +82,17 @@ class Attack(BaseModel):
         raise NotImplementedError
 
 
+def restored(make: Callable[[], nn.Module], trigger: Trigger, name: str) -> nn.Module:
+    """Return the network whose tensors a trigger holds as ``name.*``, frozen and in eval mode."""
+    # Without storage nothing is drawn, so torch's global generator stays as it is.
+    with torch.device("meta"):
+        network = make()
+    prefix = f"{name}."
+    own = {key.removeprefix(prefix): value for key, value in trigger.items() if key.startswith(prefix)}
+    network.load_state_dict(own, assign=True)
+    return network.eval().requires_grad_(False)
+
+
 IN_BATCH = 64
 
 

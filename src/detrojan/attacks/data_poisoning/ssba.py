@@ -31,7 +31,15 @@ from torch.nn import functional as F
 
 from detrojan import metrics, training
 from detrojan import rng as streams
-from detrojan.attacks.base import IN_BATCH, Attack, LabelMode, LearnedTrigger, Trigger, in_batches
+from detrojan.attacks.base import (
+    IN_BATCH,
+    Attack,
+    LabelMode,
+    LearnedTrigger,
+    Trigger,
+    in_batches,
+    restored,
+)
 from detrojan.data import Batch, ImageSet, to_device, to_float, to_uint8
 
 logger = logging.getLogger(__name__)
@@ -172,12 +180,7 @@ class Ssba(Attack):
     def apply(self, images: Tensor, trigger: Trigger) -> Tensor:
         """Return ``images``, uint8 (N, 3, H, W), as the encoder redraws them, rounded to 8 bits."""
         secret = trigger["bits"]
-        # On the meta device nothing is drawn, so torch's global generator stays as it is.
-        with torch.device("meta"):
-            encoder = Encoder(len(secret))
-        own = "encoder."
-        weights = {name.removeprefix(own): t for name, t in trigger.items() if name.startswith(own)}
-        encoder.load_state_dict(weights, assign=True)
+        encoder = restored(lambda: Encoder(len(secret)), trigger, "encoder")
         return in_batches(lambda part: _encode(encoder, part, secret.expand(len(part), -1)), images)
 
     def quality_weight_at(self, steps: int | None) -> float:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detrojan import rng as streams
-from detrojan.attacks.base import LabelMode, LearnedTrigger, Trigger, in_batches
+from detrojan.attacks.base import LabelMode, LearnedTrigger, Trigger, in_batches, restored
 from detrojan.attacks.training_control.base import TrainingControlledAttack
 from detrojan.data import Batch, ImageSet, Loader, to_float, to_uint8
 from detrojan.labels import LabelMap
@@ -243,14 +243,9 @@ class _Scale:
         return ((images - mean) / std).contiguous()
 
 
-def _restored(trigger: Trigger, name: str, channels: int) -> Generator:
-    """Return a generator from its tensors, frozen and in eval mode."""
-    with torch.device("meta"):
-        generator = Generator(channels)
-    prefix = f"{name}."
-    own = {key.removeprefix(prefix): value for key, value in trigger.items() if key.startswith(prefix)}
-    generator.load_state_dict(own, assign=True)
-    return generator.eval().requires_grad_(False)
+def _restored(trigger: Trigger, name: str, channels: int) -> nn.Module:
+    """Return one of the two generators from the trigger's tensors."""
+    return restored(lambda: Generator(channels), trigger, name)
 
 
 def _squash(values: Tensor) -> Tensor:
