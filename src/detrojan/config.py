@@ -188,12 +188,22 @@ class Dataset(Strict):
     held_out: float = Field(
         0.0, ge=0, lt=1, description="share of each class kept from training, for the defender"
     )
+    classes: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, min_length=2, description="use only these labels, numbered anew in this order"
+    )
     per_class: int | None = Field(None, ge=2, description="use only the first so many images of each class")
     augmentation: Augmentation = Field(Augmentation(), description="how training images are varied")
     mean: tuple[Share, Share, Share] | None = Field(
         None, description="of red, green, blue in [0, 1]; measured if not given"
     )
     std: tuple[Spread, Spread, Spread] | None = Field(None, description="likewise")
+
+    @pydantic.field_validator("classes")
+    @classmethod
+    def _each_once(cls, values: list[int] | None) -> list[int] | None:
+        if values is not None and len(set(values)) < len(values):
+            raise ValueError("a label stands there more than once: remove the repeats")
+        return values
 
     @property
     def source_settings(self) -> dict[str, Any]:
@@ -203,7 +213,7 @@ class Dataset(Strict):
     @property
     def options(self) -> dict[str, Any]:
         """What else decides the images, in the words of :func:`detrojan.ingest.build`."""
-        own = self.model_dump(include={"held_out", "per_class", "mean", "std"})
+        own = self.model_dump(include={"held_out", "classes", "per_class", "mean", "std"})
         return {"side": self.image_size, **own}
 
 

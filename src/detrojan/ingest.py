@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from detrojan.settings import Augmentation
 
 Mask = npt.NDArray[np.bool_]
 RGB = tuple[float, float, float]
+SPLITS: tuple[Split, Split] = ("train", "test")
 SMALLEST_STD = 1 / 255  # a channel of one value would be divided by zero
 
 
@@ -32,6 +34,7 @@ def build(
     name: str,
     side: int,
     held_out: float,
+    classes: Sequence[int] | None,
     per_class: int | None,
     augmentation: Augmentation,
     mean: RGB | None,
@@ -40,13 +43,15 @@ def build(
     """Return the training images, the defender's pool and the test images.
 
     Training and pool are parts of the source's training split: an image's ``index`` is its row there
-    (its row in the test split, for test images), after the limit of ``per_class``.
+    (its row in the test split, for test images), after the limits of ``classes``
+    and ``per_class``.
 
     Args:
         source: gives both splits.
         name: of the data set; decides, with the class, which images the pool gets.
         side: of the images, pixels.
         held_out: share of each class's training images for the pool, see ``split_counts``.
+        classes: the labels to keep, numbered anew in this order; None for all as they are.
         per_class: how many images of each class to keep in each split, the first ones; None for all.
         augmentation: what training on this data set applies.
         mean: per channel, of pixels in [0, 1]; None to measure it on the training images.
@@ -55,8 +60,9 @@ def build(
     Raises:
         ValueError: the source's data are missing or broken, or a class has no training image left.
     """
-    train = _limited(_checked(source, name, "train", side), per_class)
-    test = _limited(_checked(source, name, "test", side), per_class)
+    train, test = (
+        _limited(_selected(_checked(source, name, split, side), classes), per_class) for split in SPLITS
+    )
     if train.classes != test.classes:
         raise ValueError(
             f"data set {name}: the classes of train ({_listed(train.classes)}) are not those of test "
@@ -99,6 +105,17 @@ def _checked(source: Source, name: str, split: Split, side: int) -> RawImages:
             f"but the {len(raw.classes)} classes are 0 to {len(raw.classes) - 1}: mend the labels"
         )
     return raw
+
+
+def _selected(raw: RawImages, classes: Sequence[int] | None) -> RawImages:
+    """Return the images of ``classes`` in their order, labels numbered by their place there."""
+    if classes is None:
+        return raw
+    place = np.full(len(raw.classes), -1)
+    place[classes] = np.arange(len(classes))
+    labels = place[raw.labels]
+    names = tuple(raw.classes[label] for label in classes)
+    return RawImages(raw.images[labels >= 0], labels[labels >= 0], names)
 
 
 def _limited(raw: RawImages, per_class: int | None) -> RawImages:

@@ -42,12 +42,13 @@ def check(study: Study) -> None:
 def _counts(study: Study, name: str) -> tuple[Counter[int], Counter[int], Counter[int]]:
     """Return how many images each label has in training, in the defender's pool and in the test set."""
     # Jobs parse this module too, and need neither numpy nor Pillow for that.
-    from detrojan.datasets.base import Source, split_counts
+    from detrojan.datasets.base import Source, selected_counts, split_counts
 
     dataset = study.datasets[name]
     source: Source = registry.load("datasets", dataset.source, dataset.source_settings)
-    train, held_out = split_counts(source.counts("train"), dataset.held_out, dataset.per_class)
-    return train, held_out if study.pool == "held_out" else train, source.counts("test")
+    train, test = (selected_counts(source.counts(split), dataset.classes) for split in ("train", "test"))
+    train, held_out = split_counts(train, dataset.held_out, dataset.per_class)
+    return train, held_out if study.pool == "held_out" else train, test
 
 
 def _wrong_target(study: Study, name: str, train: Counter[int], test: Counter[int]) -> Iterator[str]:

@@ -57,7 +57,14 @@ def test_defaults():
     assert study.grid.include == study.grid.exclude == []
     assert study.keep_defended is False
     digits = study.datasets["digits"]
-    assert digits.options == {"side": 16, "held_out": 0, "per_class": None, "mean": None, "std": None}
+    assert digits.options == {
+        "side": 16,
+        "held_out": 0,
+        "classes": None,
+        "per_class": None,
+        "mean": None,
+        "std": None,
+    }
     assert digits.augmentation == settings.Augmentation()
     assert digits.source_settings == {}
 

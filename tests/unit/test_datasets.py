@@ -19,7 +19,15 @@ from PIL import Image
 
 from detrojan import ingest, registry
 from detrojan.datasets import torchvision_folder
-from detrojan.datasets.base import RawImages, Source, decode, decode_all, resize_all, split_counts
+from detrojan.datasets.base import (
+    RawImages,
+    Source,
+    decode,
+    decode_all,
+    resize_all,
+    selected_counts,
+    split_counts,
+)
 from detrojan.datasets.digits import Digits
 from detrojan.datasets.huggingface_parquet import HuggingFaceParquet
 from detrojan.datasets.image_folder import ImageFolder
@@ -746,6 +754,7 @@ OPTIONS = {
     "name": "made",
     "side": 4,
     "held_out": 0.1,
+    "classes": None,
     "per_class": None,
     "augmentation": NO_AUGMENTATION,
     "mean": None,
@@ -773,6 +782,26 @@ def test_build_keeps_what_the_planner_counts(held_out, per_class):
     pixels = torch.cat([train.images, pool.images])[both.argsort()].permute(0, 2, 3, 1)
     assert np.array_equal(pixels.numpy(), raw.images[kept])
     assert (len(test), test.index.tolist()) == (3, [0, 1, 2])
+
+
+def test_build_keeps_chosen_classes_in_the_order_given():
+    raw, both = Made().read("train", 4), [1, 0]
+    assert selected_counts(Counter(raw.labels.tolist()), both) == {0: 10, 1: 20}
+    train, _, test = build(classes=both, held_out=0)
+    assert train.info.classes == ("dog", "cat")
+    assert torch.equal(train.labels, 1 - torch.from_numpy(raw.labels))
+    assert test.labels.tolist() == [1, 0, 0]
+
+    class Three(Made):
+        def read(self, split, side):
+            images = super().read(split, side)
+            return RawImages(images.images, images.labels * 2, ("cat", "ant", "dog"))
+
+    train, _, _ = build(Three(), classes=[2, 0], per_class=4, held_out=0)
+    assert train.info.classes == ("dog", "cat")
+    # The first four of each class, cats at 0, 1, 3, 4 and dogs at 2, 5, 8, 11.
+    assert train.labels.tolist() == [1, 1, 0, 1, 1, 0, 0, 0]
+    assert np.array_equal(train.images.permute(0, 2, 3, 1).numpy(), raw.images[[0, 1, 2, 3, 4, 5, 8, 11]])
 
 
 def test_build_describes_the_data_set():

@@ -107,6 +107,18 @@ def test_per_class_limits_the_pool():
     assert "has only 12" in line
 
 
+def test_chosen_classes_are_counted_by_their_new_numbers(counts):
+    counts({0: 30, 1: 5, 2: 20}, {0: 3, 1: 3, 2: 3})
+    [line] = mistakes(spc=[25], dataset={"classes": [2, 0]})
+    assert "class 0 of digits has only 20" in line
+    [line] = mistakes(dataset={"classes": [2, 7]})
+    assert line == "datasets.digits: classes: there is no label 7: labels are 0 to 2"
+    raw = minimal()
+    raw["datasets"]["digits"]["classes"] = [2, 2]
+    with pytest.raises(StudyError, match=r"datasets\.digits\.classes.*more than once"):
+        load_study(raw)
+
+
 def test_target_outside_the_classes():
     lines = mistakes(target=10)
     assert "target: 10 is no label of data set digits, whose labels are 0 to 9" in lines

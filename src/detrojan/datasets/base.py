@@ -62,6 +62,20 @@ def count(labels: Labels) -> Counter[int]:
     return Counter(labels.tolist())
 
 
+def selected_counts(counts: Counter[int], classes: Sequence[int] | None) -> Counter[int]:
+    """Return how many images each of ``classes`` has, numbered by its place there; None for all as they are.
+
+    Raises:
+        ValueError: there is no such class.
+    """
+    if classes is None:
+        return counts
+    unknown = [label for label in classes if label not in counts]
+    if unknown:
+        raise ValueError(f"classes: there is no label {unknown[0]}: labels are 0 to {max(counts)}")
+    return Counter({place: counts[label] for place, label in enumerate(classes)})
+
+
 def split_counts(
     counts: Counter[int], held_out: float, per_class: int | None
 ) -> tuple[Counter[int], Counter[int]]:
