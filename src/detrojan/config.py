@@ -9,9 +9,11 @@ import itertools
 import operator
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
+import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from detrojan import registry
@@ -23,6 +25,7 @@ NAMED_AXES = ("dataset", "architecture", "attack", "defense")  # the others are 
 FILTER_AXES = (*MODEL_AXES, "defense", "spc")
 TRIGGER_AXES = ("dataset", "attack", "seed")  # of a trigger that all architectures and ratios share
 OWN_TRIGGER_AXES = ("dataset", "architecture", "attack", "seed")  # of one that is learned against a model
+CONFIG = Path(__file__).parents[2] / "config"
 MethodKind = Literal["models", "attacks", "defenses"]
 SECTIONS: dict[MethodKind, str] = {"models": "architectures", "attacks": "attacks", "defenses": "defenses"}
 _COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -240,6 +243,17 @@ class Settings(Strict):
         return values
 
 
+@functools.cache
+def shipped(kind: MethodKind, name: str) -> Settings:
+    """Return the settings of a method that depend on data set or architecture, from ``config/``.
+
+    None for most: then the class has all there is. A study file overrides them.
+    """
+    file = CONFIG / SECTIONS[kind] / f"{name}.yaml"
+    assert CONFIG.is_dir(), f"{CONFIG} is missing: install the package in place, pip install -e ."
+    return Settings(**yaml.safe_load(file.read_text())) if file.exists() else Settings()
+
+
 class Study(Strict):
     """A study file."""
 
@@ -263,9 +277,10 @@ class Study(Strict):
         return {"target": self.target, "kind": self.label_map}
 
     def method(self, kind: MethodKind, name: str, axes: Mapping[str, Axis]) -> dict[str, Any]:
-        """Return all settings of a method at ``axes``, defaults included."""
+        """Return all settings of a method at ``axes``: the class's, the shipped ones, the study's."""
         own: dict[str, Settings] = getattr(self, SECTIONS[kind])
-        values = own[name].resolve(axes) if name in own else {}
+        values = shipped(kind, name).resolve(axes)
+        values |= own[name].resolve(axes) if name in own else {}
         return registry.declared(kind, name).settings(**values).model_dump(mode="json")
 
     def optimization(self, axes: Mapping[str, Axis]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from detrojan import data
 from detrojan.data import ImageSet
@@ -16,3 +17,10 @@ def logits(model: nn.Module, images: ImageSet) -> Tensor:
     The mode of ``model`` is the caller's: a defense may want batch statistics.
     """
     return torch.cat([model(data.to_float(batch)) for batch in torch.split(images.images, BATCH_SIZE)])
+
+
+def evaluate(model: nn.Module, images: ImageSet) -> tuple[float, float]:
+    """Return accuracy in [0, 1] and mean cross-entropy of ``images``; the mode is the caller's."""
+    predicted = logits(model, images)
+    right = (predicted.argmax(1) == images.labels).double().mean()
+    return float(right), float(F.cross_entropy(predicted, images.labels))

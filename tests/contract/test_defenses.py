@@ -8,6 +8,7 @@ import torch
 
 from detrojan import artifacts, defending, models, poisoning, registry, rng, sampling
 from detrojan.cells import Draws, Model, Shard
+from detrojan.config import shipped
 from detrojan.data import DefenderSample
 from detrojan.defenses.base import Defense
 from detrojan.tables import NOT_APPLICABLE, OK
@@ -25,7 +26,13 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def defense(name):
-    return registry.load("defenses", name, smoke=True)
+    return load(name, "preactresnet18")
+
+
+def load(name, architecture):
+    """Return the defense as a study would on ``architecture``, but quick."""
+    settings = shipped("defenses", name).resolve({"architecture": architecture})
+    return registry.load("defenses", name, settings, smoke=True)
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +127,10 @@ def test_a_draw_is_the_same_alone_and_in_a_shard(name, defense, make_setting, tm
 
 
 @pytest.mark.parametrize("architecture", OTHER_ARCHITECTURES)
-def test_defense_works_on_every_architecture(name, defense, make_setting, architecture):
+def test_defense_works_on_every_architecture(name, make_setting, architecture):
     model, samples = make_setting(name, 10, 32, 2, architecture)
     before = copy.deepcopy(model.state_dict())
-    repaired = run(defense, model, samples[0])
+    repaired = run(load(name, architecture), model, samples[0])
     artifacts.check_finite(repaired, name)
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 

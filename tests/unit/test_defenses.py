@@ -9,14 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detrojan import data, models, registry, rng, sampling, structure
-from detrojan.data import DatasetInfo, DefenderSample, ImageSet, TriggeredSample
+from detrojan import data, inference, models, registry, rng, sampling, structure
+from detrojan.data import DefenderSample, TriggeredSample
 from detrojan.defenses.clean_data import fp as fp_module
 from detrojan.defenses.data_free import clp as clp_module
 from detrojan.defenses.known_trigger import grad_prune as gp_module
-from detrojan.settings import NO_AUGMENTATION
-
-SIDE = 8
+from detrojan.repair.selection import last_accepted
 
 
 @pytest.fixture
@@ -80,7 +78,7 @@ def test_fp_sweep_on_cached_features_equals_masking_the_model(toy_model, sample)
     ],
 )
 def test_fp_accepts_the_last_point_within_the_tolerance(accuracies, accepted):
-    assert fp_module._last_accepted(accuracies, 0.1) == accepted
+    assert last_accepted(accuracies, 0.1) == accepted
 
 
 def test_fp_prunes_idle_channels_and_keeps_them_at_zero(toy_model, sample):
@@ -167,57 +165,6 @@ def test_clp_ignores_bounds_that_are_not_finite():
 # --- Grad-Prune ------------------------------------------------------------------------------------
 
 
-class Planted(nn.Module):
-    """Two classes: filter 0 sees brightness, filter 1 the trigger alone, filters 2 and 3 nothing.
-
-    Bright images are class 1, dark ones class 0; a white corner pixel outvotes brightness for class 0.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 1)
-        self.bn = nn.BatchNorm2d(4)
-        self.linear = nn.Linear(4, 2)
-        with torch.no_grad():
-            self.conv.weight.zero_()
-            self.conv.bias.zero_()
-            self.conv.weight[0, 0] = 1.0  # red: what the images show
-            self.conv.weight[1, 1] = 1.0  # green: the trigger
-            self.conv.weight[2:, 2] = 0.01
-            self.linear.weight.zero_()
-            self.linear.weight[1, 0], self.linear.weight[0, 0] = 4.0, -4.0
-            self.linear.weight[0, 1] = 100.0
-            self.linear.bias.copy_(torch.tensor([2.0, -2.0]))
-
-    def forward(self, images):
-        return self.linear(F.relu(self.bn(self.conv(images))).mean((2, 3)))
-
-
-@pytest.fixture
-def planted():
-    build = models.Build("planted", {}, 2, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    return models.Classifier(Planted(), build).eval()
-
-
-@pytest.fixture
-def planted_sample():
-    """Return dark and bright red images, and copies whose corner is green."""
-    info = DatasetInfo(SIDE, SIDE, ("dark", "bright"), (0.0,) * 3, (1.0,) * 3, NO_AUGMENTATION)
-
-    def split(count, first):
-        labels = torch.arange(count) % 2
-        images = torch.zeros(count, 3, SIDE, SIDE, dtype=torch.uint8)
-        images[:, 0] = (labels * 255).view(-1, 1, 1).to(torch.uint8)
-        index = torch.arange(first, first + count)
-        stamped = images.clone()
-        stamped[:, 1, -3:, -3:] = 255
-        return ImageSet.clean(images, labels, index, info), ImageSet.clean(stamped, labels, index, info)
-
-    train, stamped_train = split(16, 0)
-    validation, stamped_validation = split(8, 16)
-    return DefenderSample(train, validation, TriggeredSample(stamped_train, stamped_validation))
-
-
 def share(model, images, labels):
     with torch.inference_mode():
         return float((model(data.to_float(images)).argmax(1) == labels).double().mean())
@@ -277,9 +224,9 @@ def test_grad_prune_candidates_and_their_norms_follow_the_data_flow(toy_model):
 def test_grad_prune_leaves_a_model_alone_that_has_nothing_to_unlearn(toy_model, sample):
     fitted = defend(load("ft", epochs=80, lr=0.05), toy_model, sample)
     same = dataclasses.replace(sample, triggered=TriggeredSample(sample.train, sample.validation), chosen={})
-    before, _ = gp_module._evaluate(fitted, sample.validation)
+    before, _ = inference.evaluate(fitted, sample.validation)
     repaired = defend(load("grad_prune", max_rounds=5, max_epochs=1), fitted, same)
-    after, _ = gp_module._evaluate(repaired, sample.validation)
+    after, _ = inference.evaluate(repaired, sample.validation)
     assert after > before - 0.1
 
 
@@ -294,7 +241,7 @@ def test_grad_prune_stops_on_a_gradient_that_is_not_finite(toy_model, sample):
 @pytest.mark.parametrize("criterion", ["clean", "joint"])
 def test_grad_prune_criterion_decides_which_loss_picks_the_epoch(planted, planted_sample, criterion):
     defense = load("grad_prune", criterion=criterion)
-    clean_loss = gp_module._evaluate(planted, planted_sample.validation)[1]
-    unlearning = gp_module._evaluate(planted, planted_sample.triggered.validation)[1]
+    clean_loss = inference.evaluate(planted, planted_sample.validation)[1]
+    unlearning = inference.evaluate(planted, planted_sample.triggered.validation)[1]
     expected = clean_loss + (unlearning if criterion == "joint" else 0)
     assert defense._tuning_loss(planted, planted_sample) == pytest.approx(expected)

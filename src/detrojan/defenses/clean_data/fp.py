@@ -22,6 +22,7 @@ from detrojan.data import DefenderSample, ImageSet
 from detrojan.defenses.base import FineTuning
 from detrojan.errors import NotApplicableError
 from detrojan.models import Classifier
+from detrojan.repair import selection
 
 SWEEP_ELEMENTS = 2**24  # masked feature values held at once, which bounds the memory of the sweep
 
@@ -46,7 +47,7 @@ class FP(FineTuning):
         activity = _features(repaired, clean.train).mean(0).view(groups, -1).mean(1)
         order = activity.argsort(stable=True)
         accuracies = _sweep(repaired, clean.validation, order, self._step(groups))
-        accepted = _last_accepted(accuracies, self.tolerance)
+        accepted = selection.last_accepted(accuracies, self.tolerance)
         num_pruned = min(accepted * self._step(groups), math.floor(0.99 * groups))
         clean.chosen.update(
             {
@@ -132,15 +133,3 @@ def _sweep(model: nn.Module, images: ImageSet, order: Tensor, step: int) -> list
         predicted = _head(model)(masked.flatten(0, 1)).argmax(1).view(len(some), -1)
         accuracies += (predicted == images.labels).double().mean(1).tolist()
     return accuracies
-
-
-def _last_accepted(accuracies: list[float], tolerance: float) -> int:
-    """Return the last point before the accuracy first falls by ``tolerance`` of the unpruned one or more."""
-    unpruned = accuracies[0]
-    if unpruned == 0:
-        return 0
-    for point, accuracy in enumerate(accuracies):
-        # Shares of a few images: the small term makes 1.0 - 0.9 a drop of 0.1 and not of less.
-        if (unpruned - accuracy) / unpruned >= tolerance - 1e-9:
-            return point - 1
-    return len(accuracies) - 1

@@ -67,15 +67,15 @@ class GradPrune(Defense):
     def _prune(self, model: nn.Module, filters: "Filters", clean: DefenderSample) -> None:
         """Remove filters one by one; leave ``model`` and ``filters`` at the best unlearning loss."""
         assert clean.triggered is not None
-        accuracy, _ = _evaluate(model, clean.validation)
-        _, best_loss = _evaluate(model, clean.triggered.validation)
+        accuracy, _ = inference.evaluate(model, clean.validation)
+        _, best_loss = inference.evaluate(model, clean.triggered.validation)
         # Shares of a few images: the small term keeps 1.0 - 0.9 a drop of 0.1 and not of less.
         lowest, best = accuracy - self.max_drop + 1e-9, _snapshot(model)
         best_count = waited = 0
         for _ in range(min(self.max_rounds, len(filters))):
             filters.remove(filters.scores(model, clean.triggered.train))
-            drop_allowed = _evaluate(model, clean.validation)[0] > lowest
-            _, loss = _evaluate(model, clean.triggered.validation)
+            drop_allowed = inference.evaluate(model, clean.validation)[0] > lowest
+            _, loss = inference.evaluate(model, clean.triggered.validation)
             if loss < best_loss and drop_allowed:
                 best_loss, best, best_count, waited = loss, _snapshot(model), len(filters.removed), 0
             else:
@@ -131,9 +131,9 @@ class GradPrune(Defense):
     def _tuning_loss(self, model: nn.Module, clean: DefenderSample) -> float:
         """Return the validation loss by which the epoch is picked."""
         assert clean.triggered is not None
-        loss = _evaluate(model, clean.validation)[1]
+        loss = inference.evaluate(model, clean.validation)[1]
         if self.criterion == "joint":
-            loss += _evaluate(model, clean.triggered.validation)[1]
+            loss += inference.evaluate(model, clean.triggered.validation)[1]
         return loss
 
 
@@ -232,13 +232,6 @@ class Filters:
             tensor for module in modules if module is not None for tensor in (module.weight, module.bias)
         ]
         return [tensor for tensor in tensors if tensor is not None]
-
-
-def _evaluate(model: nn.Module, images: ImageSet) -> tuple[float, float]:
-    """Return accuracy and mean cross-entropy of ``images``, of a model in eval mode."""
-    logits = inference.logits(model, images)
-    right = (logits.argmax(1) == images.labels).double().mean()
-    return float(right), float(F.cross_entropy(logits, images.labels))
 
 
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:

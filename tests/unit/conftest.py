@@ -1,0 +1,132 @@
+"""Two backdoored classifiers: one made by hand, whose every weight is known, and one that was trained."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from detrojan import inference, ingest, metrics, models, poisoning, registry, rng, sampling, training
+from detrojan.data import DatasetInfo, DefenderSample, ImageSet, TriggeredSample
+from detrojan.labels import LabelMap
+from detrojan.settings import NO_AUGMENTATION, Augmentation, Optimization
+
+SIDE = 8
+
+
+class Planted(nn.Module):
+    """Two classes: filter 0 sees brightness, filter 1 the trigger alone, filters 2 and 3 nothing.
+
+    Bright images are class 1, dark ones class 0; a white corner pixel outvotes brightness for class 0.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.bn = nn.BatchNorm2d(4)
+        self.linear = nn.Linear(4, 2)
+        with torch.no_grad():
+            self.conv.weight.zero_()
+            self.conv.bias.zero_()
+            self.conv.weight[0, 0] = 1.0  # red: what the images show
+            self.conv.weight[1, 1] = 1.0  # green: the trigger
+            self.conv.weight[2:, 2] = 0.01
+            self.linear.weight.zero_()
+            self.linear.weight[1, 0], self.linear.weight[0, 0] = 4.0, -4.0
+            self.linear.weight[0, 1] = 100.0
+            self.linear.bias.copy_(torch.tensor([2.0, -2.0]))
+
+    def forward(self, images):
+        return self.linear(F.relu(self.bn(self.conv(images))).mean((2, 3)))
+
+
+@pytest.fixture
+def planted():
+    build = models.Build("planted", {}, 2, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    return models.Classifier(Planted(), build).eval()
+
+
+@pytest.fixture
+def planted_sample():
+    """Return dark and bright red images, and copies whose corner is green."""
+    info = DatasetInfo(SIDE, SIDE, ("dark", "bright"), (0.0,) * 3, (1.0,) * 3, NO_AUGMENTATION)
+
+    def split(count, first):
+        labels = torch.arange(count) % 2
+        images = torch.zeros(count, 3, SIDE, SIDE, dtype=torch.uint8)
+        images[:, 0] = (labels * 255).view(-1, 1, 1).to(torch.uint8)
+        index = torch.arange(first, first + count)
+        stamped = images.clone()
+        stamped[:, 1, -3:, -3:] = 255
+        return ImageSet.clean(images, labels, index, info), ImageSet.clean(stamped, labels, index, info)
+
+    train, stamped_train = split(16, 0)
+    validation, stamped_validation = split(8, 16)
+    return DefenderSample(train, validation, TriggeredSample(stamped_train, stamped_validation))
+
+
+@dataclasses.dataclass
+class Backdoored:
+    """A backdoored classifier of digits, 16×16 pixels, and what is around it.
+
+    Attributes:
+        model: a PreAct-ResNet-18 of width 8 that BadNets, at ratio 0.1, has given a backdoor to class 0.
+        sample: 10 images a class that it was not trained on, 9 for training and 1 for validation,
+            with triggered copies, which only methods that know the trigger may use.
+        test: clean test images.
+        triggered: triggered test images whose true class is not 0; ``labels`` are 0.
+    """
+
+    model: models.Classifier
+    sample: DefenderSample
+    test: ImageSet
+    triggered: ImageSet
+
+    def rates(self, model):
+        """Return ACC, ASR and RA of ``model``."""
+        clean, stamped = (inference.logits(model, s).argmax(1) for s in (self.test, self.triggered))
+        return (
+            metrics.accuracy(clean, self.test.labels),
+            metrics.accuracy(stamped, self.triggered.labels),
+            metrics.accuracy(stamped, self.triggered.true_labels),
+        )
+
+
+@pytest.fixture(scope="session")
+def trained_backdoor():
+    source, labels, ratio = registry.load("datasets", "digits"), LabelMap(0), 0.1
+    train, pool, test = ingest.build(
+        source,
+        name="digits",
+        side=16,
+        held_out=0.2,
+        classes=None,
+        per_class=None,
+        augmentation=Augmentation(crop_padding=1),
+        mean=None,
+        std=None,
+    )
+    attack = registry.load("attacks", "badnets")
+    trigger = attack.learn_trigger(train, rng=rng.stream("trigger"))
+    rows = poisoning.poison(attack, trigger, train, ratio, labels, rng=rng.stream("poison"))
+    build = models.Build("preactresnet18", {"width": 8}, 10, train.info.mean, train.info.std)
+    with rng.global_stream(rng.stream("init")):
+        model = models.build(build)
+    training.fit(
+        model,
+        train.replaced(rows),
+        Optimization(epochs=8, batch_size=16, lr=0.05),
+        rng=rng.stream("train"),
+    )
+    (sample,) = sampling.draw_samples(pool, "digits", 10, [0]).values()
+    stamped = poisoning.stamp(attack, trigger, {0: sample})[0]
+    triggered = poisoning.triggered_test(attack, trigger, test, labels)
+    return Backdoored(model, dataclasses.replace(sample, triggered=stamped), test, triggered)
+
+
+@pytest.fixture
+def backdoored(trained_backdoor):
+    """Return the trained classifier, its sample with a fresh record of what a method chose."""
+    sample = dataclasses.replace(trained_backdoor.sample, chosen={})
+    return dataclasses.replace(trained_backdoor, sample=sample)
