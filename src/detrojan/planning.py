@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 
 from detrojan import registry
 from detrojan.cells import NO_METHOD, NO_SAMPLES
-from detrojan.config import Study
+from detrojan.config import MethodKind, Study
 from detrojan.grid import models, shards
-from detrojan.study_files import StudyError
+from detrojan.study_files import StudyError, wrong_shipped
 
 
 def check(study: Study) -> None:
@@ -17,13 +17,13 @@ def check(study: Study) -> None:
     Only the main process calls it: jobs need not count again what was found right.
 
     Raises:
-        StudyError: the filters leave nothing, a source is missing or broken, or the study asks for
-            more images than there are.
+        StudyError: the filters leave nothing, the settings that come with a method are wrong, a source
+            is missing or broken, or the study asks for more images than there are.
     """
     asked = list(dict.fromkeys(model.dataset for model in models(study)))
     if not asked:
         raise StudyError(["grid: include and exclude leave no model: widen include, or narrow exclude"])
-    mistakes: list[str] = []
+    mistakes = [*_wrong_shipped(study)]
     for name in asked:
         try:
             train, pool, test = _counts(study, name)
@@ -37,6 +37,14 @@ def check(study: Study) -> None:
         mistakes += _images_of_wrong_side(study, name)
     if mistakes:
         raise StudyError(mistakes)
+
+
+def _wrong_shipped(study: Study) -> Iterator[str]:
+    named: dict[MethodKind, list[str]] = {"attacks": study.grid.attacks, "defenses": study.grid.defenses}
+    for kind, names in named.items():
+        for name in names:
+            if name != NO_METHOD:
+                yield from wrong_shipped(kind, name)
 
 
 def _counts(study: Study, name: str) -> tuple[Counter[int], Counter[int], Counter[int]]:

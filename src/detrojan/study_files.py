@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, get_args
 
 import pydantic
+import yaml
 from pydantic import BaseModel
 
 from detrojan import registry
@@ -22,8 +23,10 @@ from detrojan.config import (
     SECTIONS,
     TRIGGER_AXES,
     Dataset,
+    MethodKind,
     Strict,
     Study,
+    shipped,
     shown,
 )
 from detrojan.settings import Augmentation, Optimization
@@ -162,11 +165,26 @@ def _wrong_settings(raw: Any) -> Iterator[str]:
         augmentation = _mapping(_mapping(dataset).get("augmentation"))
         yield from _check(Augmentation, augmentation, f"datasets.{name}.augmentation")
     for path, settings, kind, _ in _places(raw):
-        values = {key: value for key, value in settings.items() if key != "overrides"}
-        yield from _check(kind, values, path, ["overrides"])
-        for number, override in enumerate(_list(settings.get("overrides"))):
-            changes = _mapping(_mapping(override).get("set"))
-            yield from _check(kind, changes, f"{path}.overrides[{number}].set")
+        yield from _wrong_values(path, settings, kind)
+
+
+def _wrong_values(path: str, settings: dict[str, Any], kind: type[BaseModel]) -> Iterator[str]:
+    values = {key: value for key, value in settings.items() if key != "overrides"}
+    yield from _check(kind, values, path, ["overrides"])
+    for number, override in enumerate(_list(settings.get("overrides"))):
+        changes = _mapping(_mapping(override).get("set"))
+        yield from _check(kind, changes, f"{path}.overrides[{number}].set")
+
+
+def wrong_shipped(kind: MethodKind, name: str) -> Iterator[str]:
+    """Say what is wrong in the file of ``config/`` that comes along with a method."""
+    where = f"config/{SECTIONS[kind]}/{name}.yaml"
+    try:
+        settings = shipped(kind, name)
+    except (pydantic.ValidationError, yaml.YAMLError, TypeError) as error:
+        yield f"{where}: {str(error).splitlines()[0]}"
+        return
+    yield from _wrong_values(where, settings.model_dump(), registry.declared(kind, name).settings)
 
 
 def _check(

@@ -122,6 +122,49 @@ def test_settings_are_defaults_then_values_then_overrides_in_order():
     assert study.method("defenses", "fp", clean) == registry.load("defenses", "fp").model_dump()
 
 
+def test_settings_that_come_along_lie_between_the_class_and_the_study(tmp_path, monkeypatch):
+    def ship(text):
+        (tmp_path / "defenses").mkdir(exist_ok=True)
+        (tmp_path / "defenses" / "ft.yaml").write_text(text)
+        config.shipped.cache_clear()
+
+    monkeypatch.setattr(config, "CONFIG", tmp_path)
+    ship("epochs: 3\noverrides: [{when: {dataset: digits}, set: {lr: 2e-3, epochs: 4}}]")
+    raw = minimal()
+    defaults = registry.load("defenses", "ft").model_dump()
+    here, elsewhere = {"dataset": "digits"}, {"dataset": "other"}
+    assert load_study(raw).method("defenses", "ft", elsewhere) == defaults | {"epochs": 3}
+    assert load_study(raw).method("defenses", "ft", here) == defaults | {"epochs": 4, "lr": 0.002}
+    raw["defenses"] = {"ft": {"epochs": 7}}
+    assert load_study(raw).method("defenses", "ft", here) == defaults | {"epochs": 7, "lr": 0.002}
+    ship("epoch: 3\noverrides: [{when: {dataset: digits}, set: {lr: -1}}]")
+    with pytest.raises(StudyError) as caught:
+        planning.check(load_study(minimal()))
+    assert caught.value.mistakes == [
+        "config/defenses/ft.yaml.epoch: unknown key 'epoch'; did you mean 'epochs'?",
+        "config/defenses/ft.yaml.overrides[0].set.lr: should be greater than 0, found -1",
+    ]
+    ship("overrides: [{set: {lr: 1}}]")
+    with pytest.raises(StudyError, match=r"config/defenses/ft\.yaml: 1 validation error"):
+        planning.check(load_study(minimal()))
+    config.shipped.cache_clear()
+
+
+SHIPPED = sorted((ROOT / "config").glob("[ad]*/*.yaml"))
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_settings_that_come_along_are_allowed_and_change_something(file):
+    kind, name = file.parent.name, file.stem
+    assert not list(study_files.wrong_shipped(kind, name))
+    settings = config.shipped(kind, name)
+    own = registry.declared(kind, name).settings().model_dump()
+    for override in settings.overrides:
+        # Another place is where the class's default does not hold: else the line says nothing.
+        assert set(override.when.conditions) <= {"dataset", "architecture"}
+        assert any(own[key] != value for key, value in override.set.items())
+
+
 def test_a_trigger_of_an_architecture_may_depend_on_it():
     raw = minimal(attacks=["lf"])
     override = {"when": {"architecture": "preactresnet18"}, "set": {"max_passes": 3}}
