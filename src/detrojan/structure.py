@@ -1,7 +1,11 @@
 """How a network's layers are wired, read from its data flow."""
 
+import collections
+
 import torch.fx
 from torch import nn
+
+ACTIVATIONS = (nn.ReLU, nn.SiLU, nn.Hardswish)
 
 
 def convolution_norms(network: nn.Module) -> dict[str, str | None]:
@@ -32,3 +36,22 @@ def _in_gate(name: str, modules: dict[str, nn.Module]) -> bool:
     # By its class's name, so that a network without gates doesn't cost the import of torchvision.
     parent = modules[name.rpartition(".")[0]]
     return type(parent).__name__ == "SqueezeExcitation"
+
+
+def norm_activations(network: nn.Module) -> dict[str, str]:
+    """Return the name of each activation that reads a batch normalization, with that normalization's.
+
+    These are the trunk's: activations of gates and of the head follow other layers. One that is called
+    twice has no channels of its own and is left out. The order is that of the data flow.
+    """
+    modules = dict(network.named_modules())
+    calls = [n for n in torch.fx.symbolic_trace(network).graph.nodes if n.op == "call_module"]
+    norms = {node for node in calls if isinstance(modules[str(node.target)], nn.BatchNorm2d)}
+    times = collections.Counter(str(node.target) for node in calls)
+    return {
+        str(node.target): str(node.args[0].target)
+        for node in calls
+        if isinstance(modules[str(node.target)], ACTIVATIONS)
+        and node.args[0] in norms
+        and times[str(node.target)] == 1
+    }

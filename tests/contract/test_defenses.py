@@ -102,9 +102,12 @@ def test_defense_is_deterministic(trial):
 def test_repaired_model_is_whole(trial, tmp_path):
     repaired = trial.repaired[0]
     assert not repaired.training
-    assert {k: v.shape for k, v in repaired.state_dict().items()} == {
+    # A defense may add layers, if the model's build declares them, and nothing else.
+    added = tuple(f"network.{host}.{kind}." for host, kind in repaired.build.inserted.items())
+    assert {k: v.shape for k, v in repaired.state_dict().items() if not k.startswith(added)} == {
         k: v.shape for k, v in trial.model.state_dict().items()
     }
+    assert repaired.build == dataclasses.replace(trial.model.build, inserted=repaired.build.inserted)
     images = trial.sample.train.images[:8].float() / 255
     with torch.inference_mode():
         logits = repaired(images)

@@ -427,3 +427,4 @@ def test_smoke_study_meets_every_attack_and_defense_that_it_names():
     assert {shard.defense for shard in found} == set(study.grid.defenses)
     assert {shard.model.attack for shard in found} == set(study.grid.attacks)
     assert set(study.grid.attacks) == {NO_METHOD, *registry.names("attacks")}
+    assert set(study.grid.defenses) == {NO_METHOD, *registry.names("defenses")}

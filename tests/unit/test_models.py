@@ -1,6 +1,7 @@
 """Architectures, the classifier around them, their wiring, and their files."""
 
 import ast
+import collections
 import copy
 import dataclasses
 
@@ -10,8 +11,10 @@ import torch
 from torch import nn
 
 from detrojan import artifacts, models, registry, structure
+from detrojan import rng as streams
 from detrojan.data import to_float
 from detrojan.errors import DivergedError
+from detrojan.insertions import Ceiling, Polarizer
 from detrojan.models.preactresnet18 import PreActBlock
 from detrojan.registry import PACKAGE
 
@@ -195,6 +198,224 @@ def test_wiring_of_gated_networks(architecture, num_pairs, num_gates):
     assert {name.rpartition(".")[2] for name in left_out} == {"fc1", "fc2"}
 
 
+@pytest.mark.parametrize(
+    ("architecture", "kinds"),
+    [
+        ("preactresnet18", {nn.ReLU: 16}),
+        ("vgg19_bn", {nn.ReLU: 16}),  # the two of the head follow linear layers
+        ("efficientnet_b3", {nn.SiLU: 52}),
+        ("mobilenet_v3_large", {nn.Hardswish: 20, nn.ReLU: 11}),
+    ],
+)
+def test_activations_of_the_trunk(architecture, kinds):
+    network = on_meta(architecture)
+    pairs, modules = structure.norm_activations(network), dict(network.named_modules())
+    assert collections.Counter(type(modules[name]) for name in pairs) == kinds
+    # Each in the registration order stands behind its norm, and no norm is named twice.
+    assert len(set(pairs.values())) == len(pairs)
+    assert all(isinstance(modules[norm], nn.BatchNorm2d) for norm in pairs.values())
+    assert not any(part in name for name in pairs for part in ("fc", "classifier"))
+
+
+def test_activations_of_preactresnet18_are_two_a_block():
+    pairs = structure.norm_activations(on_meta("preactresnet18"))
+    blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
+    assert pairs == {f"{b}.relu{i}": f"{b}.bn{i}" for b in blocks for i in (1, 2)}
+
+
+def test_an_activation_in_two_places_is_left_out():
+    relu = nn.ReLU()
+    shared = nn.Sequential(nn.BatchNorm2d(2), relu, nn.BatchNorm2d(2), relu, nn.BatchNorm2d(2), nn.ReLU())
+    assert structure.norm_activations(shared) == {"5": "4"}
+
+
+# --- inserted layers -------------------------------------------------------------------------------
+
+# Of each architecture: a convolution in a trunk, an activation behind a normalization.
+HOSTS = {
+    "preactresnet18": ("layer4.1.conv1", "layer2.0.relu1"),
+    "vgg19_bn": ("features.49", "features.12"),
+    "efficientnet_b3": ("features.8.0", "features.3.2.block.1.2"),
+    "mobilenet_v3_large": ("features.16.0", "features.6.block.1.2"),
+}
+
+
+def insert_both(model):
+    """Insert a polarizer and a ceiling that both change what ``model`` makes of images."""
+    convolution, activation = HOSTS[model.build.architecture]
+    norm = structure.norm_activations(model.network)[activation]
+    rng = streams.stream("inserted")
+    polarizer = Polarizer(model.network.get_submodule(convolution).in_channels)
+    ceiling = Ceiling(model.network.get_submodule(norm).num_features)
+    with torch.no_grad():
+        polarizer.conv.weight.add_(0.2 * torch.rand(polarizer.conv.weight.shape, generator=rng))
+        for value in (polarizer.bn.running_mean, polarizer.bn.running_var, polarizer.bn.bias):
+            value.copy_(torch.rand(value.shape, generator=rng))
+        ceiling.bound.copy_(0.2 * torch.rand(ceiling.bound.shape, generator=rng))
+    model.insert(convolution, polarizer)
+    model.insert(activation, ceiling)
+    return model.eval()
+
+
+def logits_of(model, images):
+    with torch.inference_mode():
+        return model(images)
+
+
+@pytest.fixture
+def raw(toy_images):
+    return toy_images(side=16).images.float() / 255
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_inserted_layers_survive_a_file(architecture, tmp_path):
+    settings = {"width": 4} if architecture == "preactresnet18" else {}
+    model = models.build(models.Build(architecture, settings, 3, (0.5,) * 3, (0.25,) * 3))
+    images, path = torch.rand(4, 3, 32, 32), tmp_path / "model.safetensors"
+    plain = logits_of(model, images)
+    names = set(model.network.state_dict())
+    expected = logits_of(insert_both(model), images)
+    assert not torch.equal(expected, plain)
+    artifacts.write_model(model, path)
+    state = torch.get_rng_state()
+    read = artifacts.read_model(path)
+    path.unlink()  # half a gigabyte of VGG
+    assert torch.equal(torch.get_rng_state(), state)
+    assert read.build == model.build
+    assert torch.equal(logits_of(read, images), expected)
+    convolution, activation = HOSTS[architecture]
+    assert read.build.inserted == {convolution: "polarizer", activation: "ceiling"}
+    added = set(read.network.state_dict()) - names
+    assert f"{convolution}.polarizer.conv.weight" in added
+    assert f"{activation}.ceiling.bound" in added
+    assert all(name.startswith((f"{convolution}.polarizer.", f"{activation}.ceiling.")) for name in added)
+
+
+def test_inserted_layers_are_copied_and_work_apart(toy_model, raw):
+    model = insert_both(toy_model)
+    copied = copy.deepcopy(model)
+    expected = logits_of(model, raw)
+    assert torch.equal(logits_of(copied, raw), expected)
+    with torch.no_grad():
+        model.network.layer2[0].relu1.ceiling.bound.zero_()
+        model.network.layer4[1].conv1.polarizer.conv.weight.zero_()
+    assert not torch.equal(logits_of(model, raw), expected)
+    assert torch.equal(logits_of(copied, raw), expected)
+    assert copied.build == model.build
+
+
+def test_fresh_layers_change_nothing(toy_model, raw):
+    expected = logits_of(toy_model, raw)
+    state = torch.get_rng_state()
+    toy_model.insert("layer1.1.relu2", Ceiling(4))
+    assert torch.equal(logits_of(toy_model, raw), expected)
+    toy_model.insert("layer4.1.conv1", Polarizer(32).eval())
+    torch.testing.assert_close(logits_of(toy_model, raw), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_polarizer_changes_what_its_host_reads(toy_model, raw):
+    seen = {}
+    convolution = toy_model.network.layer4[1].conv1
+    toy_model.network.layer4[1].relu1.register_forward_hook(lambda _, i, o: seen.update(before=o))
+    convolution.register_forward_hook(lambda _, i, o: seen.update(inputs=i[0], output=o))
+    polarizer = Polarizer(32).eval()
+    nn.init.zeros_(polarizer.conv.weight)
+    nn.init.constant_(polarizer.bn.bias, 2.0)
+    toy_model.insert("layer4.1.conv1", polarizer)
+    logits_of(toy_model, raw)
+    assert (seen["inputs"] == 2).all()
+    assert not (seen["before"] == 2).all()
+    twos = torch.full_like(seen["before"], 2.0)
+    torch.testing.assert_close(
+        seen["output"], nn.functional.conv2d(twos, convolution.weight, padding=1).detach()
+    )
+
+
+def test_a_ceiling_bounds_each_channel_and_learns_where_it_acts():
+    ceiling = Ceiling(2)
+    with torch.no_grad():
+        ceiling.bound.copy_(torch.tensor([1.0, 3.0]))
+    maps = torch.tensor([[[[0.5, 1.0, 2.0]], [[-4.0, 5.0, 9.0]]]], requires_grad=True)
+    bounded = ceiling(maps)
+    assert bounded.tolist() == [[[[0.5, 1.0, 1.0]], [[-4.0, 3.0, 3.0]]]]
+    bounded.sum().backward()
+    assert ceiling.bound.grad.tolist() == [1.0, 2.0]  # not where an activation is just as large
+    assert maps.grad.tolist() == [[[[1.0, 1.0, 0.0]], [[1.0, 0.0, 0.0]]]]
+
+
+def test_a_ceiling_at_zero_silences_the_branch_behind_a_relu(toy_model, raw):
+    """And a huge image can't raise what stands behind it."""
+    seen = []
+    ceiling = Ceiling(4)
+    nn.init.zeros_(ceiling.bound)
+    toy_model.insert("layer1.0.relu1", ceiling)
+    toy_model.network.layer1[0].conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    nn.init.constant_(ceiling.bound, 0.25)
+    logits_of(toy_model, 1e4 * raw)
+    nn.init.zeros_(ceiling.bound)
+    logits_of(toy_model, raw)
+    assert seen[0].max() == 0.25
+    assert (seen[1] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("host", "layer", "found"),
+    [
+        ("layer9.0.conv1", Polarizer(4), "no module 'layer9.0.conv1'"),
+        ("", Ceiling(4), "no module ''"),
+        ("layer1.0.bn1", Polarizer(4), "doesn't fit before layer1.0.bn1"),
+        ("layer2.1.conv1", Polarizer(4), "4 channels doesn't fit before layer2.1.conv1"),
+    ],
+)
+def test_an_inserted_layer_must_fit(toy_model, host, layer, found):
+    before = toy_model.build
+    with pytest.raises(ValueError, match=found):
+        toy_model.insert(host, layer)
+    assert toy_model.build == before
+
+
+def test_a_host_takes_one_layer(toy_model):
+    toy_model.insert("layer1.0.conv1", Polarizer(4))
+    with pytest.raises(ValueError, match="already"):
+        toy_model.insert("layer1.0.conv1", Ceiling(4))
+
+
+def test_wiring_is_read_from_a_network_with_inserted_layers_too(toy_model):
+    pairs = structure.convolution_norms(toy_model.network)
+    sites = structure.norm_activations(toy_model.network)
+    insert_both(toy_model)
+    assert structure.convolution_norms(toy_model.network) == pairs
+    assert structure.norm_activations(toy_model.network) == sites
+
+
+def test_a_fresh_model_has_no_inserted_layers(toy_model):
+    with pytest.raises(AssertionError, match="restore"):
+        models.build(dataclasses.replace(toy_model.build, inserted={"layer1.0.conv1": "polarizer"}))
+
+
+@pytest.mark.parametrize(
+    ("inserted", "found"),
+    [
+        ({"layer1.0.conv1": "mirror"}, "'mirror': there are polarizer, ceiling"),
+        ({"layer1.0.conv1": "polarizer"}, r"no tensor layer1\.0\.conv1\.polarizer\.conv\.weight"),
+        ({}, r"layer4\.1\.conv1\.polarizer\..* absent in the architecture"),
+        (
+            {"layer4.1.conv1": "polarizer", "layer2.0.relu1": "polarizer"},
+            r"no tensor layer2\.0\.relu1\.polarizer",
+        ),
+    ],
+)
+def test_model_file_with_other_inserted_layers(toy_model, tmp_path, inserted, found):
+    insert_both(toy_model)
+    tensors = {k: v for k, v in toy_model.network.state_dict().items() if ".ceiling." not in k}
+    build = dataclasses.asdict(toy_model.build) | {"inserted": inserted}
+    artifacts.write_tensors(tensors, tmp_path / "model.safetensors", build=build)
+    with pytest.raises(ValueError, match=found) as caught:
+        artifacts.read_model(tmp_path / "model.safetensors")
+    assert "model.safetensors" in str(caught.value)
+
+
 # --- files -----------------------------------------------------------------------------------------
 
 
@@ -207,6 +428,15 @@ def test_model_file_gives_the_same_bits(toy_model, toy_images, tmp_path):
     assert not read.training
     with torch.inference_mode():
         torch.testing.assert_close(read(images), toy_model(images), rtol=0, atol=0)
+
+
+def test_model_file_from_before_there_were_inserted_layers(toy_model, raw, tmp_path):
+    build = dataclasses.asdict(toy_model.build)
+    del build["inserted"]
+    artifacts.write_tensors(toy_model.network.state_dict(), tmp_path / "model.safetensors", build=build)
+    read = artifacts.read_model(tmp_path / "model.safetensors")
+    assert read.build == toy_model.build
+    assert torch.equal(logits_of(read, raw), logits_of(toy_model, raw))
 
 
 def test_model_file_of_a_torchvision_network(tmp_path):

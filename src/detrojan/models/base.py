@@ -8,7 +8,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from detrojan import registry
+from detrojan import insertions, registry
+from detrojan.insertions import Insertion
 
 
 class Architecture(BaseModel):
@@ -39,6 +40,7 @@ class Build:
         settings: that architecture's fields that differ from their defaults.
         num_classes: the length of a row of logits.
         mean, std: per channel (RGB), of pixels in [0, 1].
+        inserted: the kind of each layer that a defense has added, by the name of its host.
     """
 
     architecture: str
@@ -46,6 +48,7 @@ class Build:
     num_classes: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    inserted: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Classifier(nn.Module):
@@ -53,7 +56,7 @@ class Classifier(nn.Module):
 
     Maps float images (N, 3, H, W) in [0, 1] to logits (N, num_classes). Mean and standard deviation
     belong to ``build`` and not to the weights, so ``network.state_dict()`` has the architecture's
-    published names and nothing else.
+    published names, those of inserted layers, and nothing else.
     """
 
     mean: Tensor
@@ -78,6 +81,16 @@ class Classifier(nn.Module):
         self.to(memory_format=memory_format(device))  # type: ignore[call-overload]  # missing in torch's stub
         return self
 
+    def insert(self, host: str, layer: Insertion) -> None:
+        """Add ``layer`` beside the network's module ``host``, for good: it is copied and saved with it.
+
+        Raises:
+            ValueError: there is no such module, or the layer doesn't fit there.
+        """
+        insertions.attach(self.network, host, layer)
+        inserted = self.build.inserted | {host: layer.kind}
+        self.build = dataclasses.replace(self.build, inserted=inserted)
+
     @property
     def head(self) -> nn.Module:
         """The last child: flat features (N, D) to logits. Hook it to read the features."""
@@ -94,7 +107,11 @@ def memory_format(device: torch.device) -> torch.memory_format:
 
 
 def build(spec: Build) -> Classifier:
-    """Return a classifier on the CPU, in eval mode; its weights come from torch's global stream."""
+    """Return a classifier on the CPU, in eval mode; its weights come from torch's global stream.
+
+    A fresh one: layers that a defense inserts have sizes and values of their own, see :func:`restore`.
+    """
+    assert not spec.inserted, "only its weights tell how large an inserted layer is: restore it with them"
     return Classifier(_network(spec), spec).eval()
 
 
@@ -102,11 +119,13 @@ def restore(spec: Build, weights: Mapping[str, Tensor]) -> Classifier:
     """Return a classifier as :func:`build` does, with ``weights`` for its network's state.
 
     Raises:
-        ValueError: the names or shapes of ``weights`` are not those of the architecture.
+        ValueError: the names or shapes of ``weights`` are not those of the architecture and of the
+            layers inserted in it.
     """
     # Without storage: initializing VGG takes seconds, and would move torch's global stream.
     with torch.device("meta"):
         network = _network(spec)
+        insertions.rebuild(network, spec.inserted, weights)
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if expected != found:

@@ -8,7 +8,6 @@ nor ReLU after the last block (11,171,146 parameters for 10 classes).
 
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from detrojan.models.base import Architecture
 
@@ -18,6 +17,8 @@ class PreActBlock(nn.Module):
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
+        # Modules of their own, so that a defense can put a layer behind one of them.
+        self.relu1, self.relu2 = nn.ReLU(), nn.ReLU()
         self.bn1 = nn.BatchNorm2d(channels_in)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
@@ -31,9 +32,9 @@ class PreActBlock(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the block's maps, (N, channels, H / stride, W / stride)."""
-        active = F.relu(self.bn1(inputs))
+        active = self.relu1(self.bn1(inputs))
         shortcut = inputs if self.shortcut is None else self.shortcut(active)
-        result: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active)))) + shortcut
+        result: Tensor = self.conv2(self.relu2(self.bn2(self.conv1(active)))) + shortcut
         return result
 
 

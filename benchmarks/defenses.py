@@ -1,0 +1,391 @@
+"""Compares what each defense costs with what its algorithm should cost, in image passes.
+
+    python benchmarks/defenses.py --settings anp.iterations=100 nc.inversion_epochs=10
+
+An image pass is one image through the whole network, forward or backward, as ``detrojan.cost.meter``
+counts it and ``cells.parquet`` has it. The prediction is a formula of the method's settings and of the
+sizes of the defender's sample, from the steps that the method's paper describes and no cache can spare.
+A ratio well above 1 is work that the method does not need. Where the run itself decides (early stops,
+rounds of pruning), the formula takes what the method noted that it chose, or is an upper bound, marked <=.
+
+Seconds and memory are those of one run. On a shared machine they mean little by themselves; on a CPU, the
+memory is that of the whole process, torch included. The model is small, and backdoored in a few seconds on
+noise around a pattern for each class, so that methods find something. With their default settings some
+methods take many minutes on a CPU: name the ones you mean, or shorten them.
+"""
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from torch.nn import functional as F
+
+from detrojan import data, inference, models, poisoning, registry, sampling, training
+from detrojan import rng as streams
+from detrojan.config import shipped
+from detrojan.cost import Cost, device_name, meter
+from detrojan.data import DatasetInfo, DefenderSample, ImageSet
+from detrojan.defenses.base import Defense
+from detrojan.errors import DivergedError, NotApplicableError
+from detrojan.labels import LabelMap
+from detrojan.models.base import Classifier
+from detrojan.settings import NO_AUGMENTATION, Optimization
+
+LABELS = LabelMap(0)
+
+
+class Sizes(NamedTuple):
+    """How many images of how many classes the defender holds."""
+
+    train: int
+    validation: int
+    classes: int
+
+    @property
+    def all(self) -> int:
+        """Training and validation images together."""
+        return self.train + self.validation
+
+
+class Passes(NamedTuple):
+    """Image passes; with ``bound`` at most so many."""
+
+    forward: float
+    backward: float
+    bound: bool = False
+
+
+# --- what each method should cost -------------------------------------------------------------------
+#
+# `n` are the sizes, `d` is the method with its settings, `c` what its run noted in `clean.chosen`; with
+# nothing noted, an entry that needs it gives a bound.
+
+Formula = Callable[[Sizes, Any, Mapping[str, Any]], Passes]
+
+
+def _steps(count: int, batch_size: int) -> int:
+    return math.ceil(count / batch_size)
+
+
+def _training(epochs: float, images: float) -> Passes:
+    """Each image of each epoch, once forward and once backward."""
+    return Passes(epochs * images, epochs * images)
+
+
+def _fp(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
+    """Activity on training images, features of validation images once for the whole sweep, fine-tuning."""
+    tuning = _training(d.epochs, n.train)
+    return Passes(n.train + n.validation + tuning.forward, tuning.backward)
+
+
+def _nad(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
+    """Train the teacher; then a pass of each for every image, and the student's backward pass."""
+    return Passes(n.all * (d.teacher_epochs + 2 * d.epochs), n.all * (d.teacher_epochs + d.epochs))
+
+
+def _anp(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
+    """The adversary's steps, then the masks' step on two losses; at the end one pass a threshold.
+
+    It doesn't depend on the number of images: a step draws a whole batch, with replacement.
+    """
+    masks = d.iterations * d.batch_size * (d.steps + 2)
+    thresholds = math.floor(d.max_threshold / d.threshold_step + 1e-9) + 1
+    return Passes(masks + thresholds * n.validation, masks)
+
+
+def _awn(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
+    """A pass for pseudo-labels, one to perturb, and two losses of the masks; ``passes`` of each a round.
+
+    All of it again with SGD, where Adam has cost too much accuracy.
+    """
+    runs = 2 if c.get("optimizer") == "sgd" else 1
+    rounds = runs * d.epochs * d.passes * n.all
+    return Passes(4 * rounds, 3 * rounds)
+
+
+def _ibau(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
+    """Perturb once over the images; then for each batch its loss, the first batch's, and products.
+
+    A product with a second derivative passes the output of the first batch's images once more.
+    """
+    first = min(n.all, d.batch_size, d.inner_images)
+    batches = _steps(n.all, d.batch_size)
+    products = d.iterations + 1
+    forward = 2 * n.all + n.all + batches * first
+    backward = n.all + n.all + batches * first * (1 + products)
+    return Passes(d.rounds * forward, d.rounds * backward)
+
+
+def _inversion(n: Sizes, d: Any, images: int, steps: int | None = None) -> Passes:
+    """Every class a stamped copy of each image of a step, until the class is done, which can be early.
+
+    Then one of each image, to see how often it gets the class. ``steps`` of the longest search, if they
+    are known.
+    """
+    used = min(images, d.max_images)
+    batches = _steps(used, d.inversion_batch_size)
+    if steps is None:
+        each_epoch = max(batches, _steps(d.min_steps, d.inversion_epochs))
+        steps = min(d.max_steps, d.inversion_epochs * each_epoch)
+    passes = n.classes * steps * used / batches
+    return Passes(passes + n.classes * used, passes, bound=True)
+
+
+def _nc(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
+    """The search; then fine-tuning on clean images, a share of them stamped once for each flagged class."""
+    search = _inversion(n, d, n.all, c.get("search_steps"))
+    flagged = len(c.get("flagged", [0]))
+    images = n.all * (1 - d.stamped_share + d.stamped_share * flagged)
+    tuning = _training(d.epochs if flagged else 0, images)
+    return Passes(search.forward + tuning.forward, search.backward + tuning.backward, bound=True)
+
+
+def _npd(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
+    """Statistics for the layer; then what is predicted, the attack's steps and checks, and both losses."""
+    forward = 1 + 2 * d.attack_steps + 2
+    backward = d.attack_steps + 2
+    return Passes(n.all + d.epochs * n.all * forward, d.epochs * n.all * backward, bound=True)
+
+
+def _rnp(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
+    """Unlearn until the accuracy is low, recover the masks, a pass for each threshold that is tried."""
+    epochs = c.get("unlearning_epochs", d.unlearning_epochs) + d.recovery_epochs
+    thresholds = _steps(1, d.threshold_step)
+    return Passes((epochs + thresholds) * n.all, epochs * n.all, bound=True)
+
+
+def _sau(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
+    """What the original makes of clean images, once; then an epoch's attack on both models, and its step.
+
+    A step of the attack is a pass of both; besides, a clean pass of the model and a perturbed one of the
+    original show which examples are shared, and the loss takes clean and perturbed images.
+    """
+    forward, backward = 2 * d.steps + 4, 2 * d.steps + 2
+    return Passes(n.all * (1 + d.epochs * forward), n.all * d.epochs * backward, bound=True)
+
+
+def _grad_prune(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
+    """A round scores on triggered images and looks at both validation sets; an epoch fits both sets.
+
+    The method notes how many filters it removed and which epoch was best. Before it stops, as many more
+    rounds or epochs go by as it has patience.
+    """
+    rounds = min(d.max_rounds, c.get("num_pruned", d.max_rounds) + d.patience)
+    epochs = min(d.max_epochs, c.get("tuning_epoch", d.max_epochs) + d.tuning_patience)
+    backward = rounds * n.train + epochs * 2 * n.train
+    return Passes(backward + rounds * 2 * n.validation + epochs * n.validation, backward, bound=True)
+
+
+def _grad_prune_inverted(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
+    """In turns: search triggers with the training images, prune and tune. The last search may find none."""
+    removed = [0, *c.get("num_pruned", [])]  # in all, after each turn
+    turns: list[dict[str, int]] = [
+        {"num_pruned": after - before, "tuning_epoch": epoch}
+        for before, after, epoch in zip(removed, removed[1:], c.get("tuning_epoch", []), strict=False)
+    ] or [{}] * d.max_inversions
+    searches = c.get("search_steps", [None] * d.max_inversions)
+    parts = [_inversion(n, d, n.train, steps) for steps in searches]
+    parts += [_grad_prune(n, d, turn) for turn in turns]
+    return Passes(sum(p.forward for p in parts), sum(p.backward for p in parts), bound=True)
+
+
+FORMULAS: dict[str, Formula] = {
+    "ft": lambda n, d, c: _training(d.epochs, n.all),
+    "fp": _fp,
+    "nad": _nad,
+    "anp": _anp,
+    "awn": _awn,
+    # One pass in which hooks gather the statistics of all layers.
+    "bnp": lambda n, d, c: Passes(n.all, 0),
+    # Weights alone.
+    "clp": lambda n, d, c: Passes(0, 0),
+    "fst": lambda n, d, c: _training(d.epochs, n.all),
+    # The gradient at the weights, and that at the perturbed ones.
+    "ft_sam": lambda n, d, c: _training(2 * d.epochs, n.all),
+    "ibau": _ibau,
+    "nc": _nc,
+    "npd": _npd,
+    # A pass over attacked images: the attack's steps and one of the weights; and one over clean images.
+    "pbe": lambda n, d, c: _training(d.epochs * (d.steps + 2), n.all),
+    "rnp": _rnp,
+    "sau": _sau,
+    # Logits and largest activations of the model as it is; then the bounds are fitted, and after each
+    # epoch the accuracy says whether they may be kept.
+    "mm_bd": lambda n, d, c: Passes((1 + 2 * d.epochs) * n.all, d.epochs * n.all),
+    "grad_prune": _grad_prune,
+    "grad_prune_inverted": _grad_prune_inverted,
+}
+
+
+def prediction(
+    name: str, sizes: Sizes, defense: Defense, chosen: Mapping[str, Any] | None = None
+) -> Passes | None:
+    """Return what a defense should cost; None if no formula is known.
+
+    Args:
+        name: of the method.
+        sizes: of the defender's sample.
+        defense: the method with its settings.
+        chosen: what the run noted; without, data-dependent methods get an upper bound.
+    """
+    return FORMULAS[name](sizes, defense, chosen or {}) if name in FORMULAS else None
+
+
+# --- what it costs ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Scene:
+    """A backdoored model on the device, and what a defender may hold.
+
+    Attributes:
+        model: the classifier.
+        sample: the defender's images, with triggered copies.
+        acc, asr: of the untouched model, in [0, 1].
+    """
+
+    model: Classifier
+    sample: DefenderSample
+    acc: float
+    asr: float
+
+
+def main() -> None:
+    """Print a row for each defense."""
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    scene = _scene(arguments, device)
+    sizes = Sizes(len(scene.sample.train), len(scene.sample.validation), arguments.classes)
+    print(
+        f"{arguments.architecture}, {arguments.side}x{arguments.side} px, {sizes.classes} classes, "
+        f"SPC {arguments.spc} ({sizes.train} training, {sizes.validation} validation images), "
+        f"{device_name(device)}, {arguments.threads} CPU threads, torch {torch.__version__}"
+    )
+    print(f"untouched model: ACC {scene.acc:.1%}, ASR {scene.asr:.1%}")
+    heads = f"{'predicted':>12} {'ratio':>6}"
+    print(f"{'defense':20} {'seconds':>8} {'MB':>6} {'forward':>10} {heads} {'backward':>10} {heads}")
+    for name in arguments.methods:
+        given = _given(name, scene.sample, device)
+        defense = registry.load("defenses", name, _settings(arguments, name))
+        with meter(device) as cost:
+            failure = _run(defense, scene.model, given)
+        expected = None if failure else prediction(name, sizes, defense, given.chosen)
+        print(f"{name:20} {_row(cost, expected)}{failure}", flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--architecture", default="preactresnet18", choices=registry.names("models"))
+    parser.add_argument("--width", type=int, default=8, help="of preactresnet18; 64 is the standard")
+    parser.add_argument("--side", type=int, default=32)
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--spc", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    everything = registry.names("defenses")
+    parser.add_argument("--methods", nargs="+", default=everything, choices=everything, metavar="METHOD")
+    parser.add_argument(
+        "--settings", nargs="+", default=[], type=_setting, metavar="METHOD.FIELD=VALUE", help="as in YAML"
+    )
+    return parser.parse_args()
+
+
+def _setting(text: str) -> tuple[str, str, Any]:
+    """Return the method, the field and the value that ``method.field=value`` names."""
+    place, equals, value = text.partition("=")
+    method, dot, field = place.partition(".")
+    if not (equals and dot and method in registry.names("defenses")):
+        raise argparse.ArgumentTypeError(f"{text!r} should be as ft.epochs=10")
+    return method, field, yaml.safe_load(value)
+
+
+def _settings(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Return the settings of a method that are not its class's: the shipped ones, then the command line's."""
+    settings = shipped("defenses", name).resolve({"architecture": arguments.architecture})
+    return settings | {field: value for method, field, value in arguments.settings if method == name}
+
+
+def _scene(arguments: argparse.Namespace, device: torch.device) -> Scene:
+    """Train a classifier with a backdoor, in seconds, and draw the defender's sample."""
+    train, pool, test = (
+        _images(arguments, part, per_class)
+        for part, per_class in (("train", 100), ("pool", arguments.spc), ("test", 20))
+    )
+    attack = registry.load("attacks", "badnets", {"side": 8})  # a small patch takes longer to be learned
+    trigger = attack.learn_trigger(train, rng=streams.stream("benchmark trigger"))
+    rows = poisoning.poison(attack, trigger, train, 0.1, LABELS, rng=streams.stream("benchmark poison"))
+    settings = {"width": arguments.width} if arguments.architecture == "preactresnet18" else {}
+    info = train.info
+    build = models.Build(arguments.architecture, settings, train.num_classes, info.mean, info.std)
+    with streams.global_stream(streams.stream("benchmark model")):
+        model = models.build(build).place(device)
+    optimization = Optimization(epochs=5, batch_size=32, lr=0.05)
+    rng = streams.stream("benchmark training")
+    training.fit(model, train.replaced(rows).to(device), optimization, rng=rng)
+    samples = sampling.draw_samples(pool, "benchmark", arguments.spc, [0])
+    sample = dataclasses.replace(samples[0], triggered=poisoning.stamp(attack, trigger, samples)[0])
+    stamped = poisoning.triggered_test(attack, trigger, test, LABELS)
+    acc, asr = (inference.evaluate(model, images.to(device))[0] for images in (test, stamped))
+    return Scene(model, sample, acc, asr)
+
+
+def _images(arguments: argparse.Namespace, part: str, per_class: int) -> ImageSet:
+    """Return noise around a blurred pattern of each class, which the parts share."""
+    side, count = arguments.side, arguments.classes
+    info = DatasetInfo(side, side, tuple(map(str, range(count))), (0.5,) * 3, (0.25,) * 3, NO_AUGMENTATION)
+    patterns = torch.rand(count, 3, 4, 4, generator=streams.stream("benchmark patterns"))
+    patterns = F.interpolate(patterns, size=(side, side), mode="bilinear")
+    labels = torch.arange(count).repeat(per_class)
+    noise = torch.randn(len(labels), 3, side, side, generator=streams.stream("benchmark", part))
+    pixels = data.to_uint8(0.3 + 0.35 * patterns[labels] + 0.1 * noise)
+    return ImageSet.clean(pixels, labels, torch.arange(len(labels)), info)
+
+
+def _given(name: str, sample: DefenderSample, device: torch.device) -> DefenderSample:
+    """Return what the method's threat model allows it, on the device, with nothing noted yet."""
+    threat_model = registry.threat_model("defenses", name)
+    if threat_model == "data_free":
+        nothing = data.empty(sample.train.num_classes)
+        return DefenderSample(nothing, nothing)
+    triggered = sample.triggered if threat_model == "known_trigger" else None
+    return dataclasses.replace(sample, triggered=triggered, chosen={}).to(device)
+
+
+def _run(defense: Defense, model: Classifier, sample: DefenderSample) -> str:
+    """Defend; return the reason if that is no repaired model, and nothing if it is."""
+    try:
+        defense(model, sample, rng=streams.stream("benchmark defense"))
+    except (NotApplicableError, DivergedError) as error:
+        return f"  {type(error).__name__}: {error}"
+    return ""
+
+
+def _row(cost: Cost, expected: Passes | None) -> str:
+    measured = (cost.forward_passes, cost.backward_passes)
+    cells = [f"{cost.seconds:8.1f} {cost.peak_memory_bytes / 2**20:6.0f}"]
+    for passes, predicted in zip(measured, expected[:2] if expected else (None, None), strict=True):
+        cells.append(f"{passes:10d} {_shown(predicted, expected):>12} {_ratio(passes, predicted):>6}")
+    return " ".join(cells)
+
+
+def _shown(predicted: float | None, expected: Passes | None) -> str:
+    if predicted is None or expected is None:
+        return "n/a"
+    return f"{'<= ' if expected.bound else ''}{predicted:.0f}"
+
+
+def _ratio(measured: int, predicted: float | None) -> str:
+    """Return measured / predicted as text; 1 where both are 0."""
+    if predicted is None:
+        return "n/a"
+    if not predicted:
+        return "inf" if measured else "1.00"
+    return f"{measured / predicted:.2f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Grad-Prune without the trigger: prune and fine-tune against triggers found by inversion, round by round.
+
+Source: Dunnett, Arablouei, Miller, Dedeoglu, Jurdak, "Unlearning Backdoor Attacks through
+Gradient-Based Model Pruning", 2024 (arXiv 2405.03918), for pruning and tuning
+(:mod:`detrojan.repair.gradient_pruning`); Wang et al., "Neural Cleanse", IEEE S&P 2019, for the triggers
+(:mod:`detrojan.repair.inversion`). The paper's method knows the trigger. This variant is ours, for a
+defender who doesn't, so its results belong beside ``grad_prune`` and never among them.
+
+An inverted trigger can be another shortcut to the target than the real one, and unlearning it then leaves
+the backdoor open. So each round inverts the model that the last one repaired, and adds the trigger of the
+flagged class with the smallest mask to a pool; every image, validation images too, is stamped with a
+random member. It ends when no class is flagged any more. If none is flagged in the first round, the
+smallest mask is taken all the same and the record says so. Inversion sees the training split only. The
+drop of accuracy that bounds pruning counts from the model as it came, over all rounds together.
+"""
+
+import copy
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from detrojan import data, inference
+from detrojan import rng as streams
+from detrojan.data import DefenderSample, ImageSet, TriggeredSample
+from detrojan.repair.gradient_pruning import Filters, GradientPruning
+from detrojan.repair.inversion import TriggerInversion, stamp
+
+
+class GradPruneInverted(GradientPruning, TriggerInversion):
+    """Gradient-based pruning against a growing pool of inverted triggers."""
+
+    smoke: ClassVar[dict[str, object]] = {
+        "max_inversions": 2,
+        "max_rounds": 1,
+        "max_epochs": 1,
+        "inversion_epochs": 1,
+        "min_steps": 1,
+        "max_images": 1,
+    }
+
+    max_inversions: int = Field(5, ge=1, description="rounds of inversion, pruning and fine-tuning, at most")
+
+    def __call__(self, model: nn.Module, clean: DefenderSample, *, rng: torch.Generator) -> nn.Module:
+        """Return a pruned and fine-tuned copy of ``model``; pruned filters stay exactly zero."""
+        repaired = copy.deepcopy(model).eval()
+        filters = Filters(repaired)
+        accuracy, _ = inference.evaluate(repaired, clean.validation)
+        masks, patterns = [], []
+        searches: list[dict[str, object]] = []
+        labels, num_pruned, epochs = [], [], []
+        for number in range(self.max_inversions):
+            stream = streams.child(rng, "round", number)
+            triggers = self.invert(repaired, clean.train, rng=streams.child(stream, "invert"))
+            searches.append(triggers.summary(self.anomaly_threshold))
+            flagged = triggers.flagged(self.anomaly_threshold)
+            if not flagged and number > 0:
+                break
+            label = flagged[0] if flagged else triggers.smallest()
+            masks.append(triggers.masks[label])
+            patterns.append(triggers.patterns[label])
+            triggered = _stamped(
+                clean, torch.stack(masks), torch.stack(patterns), streams.child(stream, "members")
+            )
+            self.prune(repaired, filters, clean, triggered, accuracy=accuracy)
+            epoch = self.tune(repaired, filters, clean, triggered, rng=streams.child(stream, "tune"))
+            labels.append(label)
+            num_pruned.append(len(filters.removed))
+            epochs.append(epoch)
+        clean.chosen.update({key: [search[key] for search in searches] for key in searches[0]})
+        clean.chosen.update(
+            {
+                "trigger_label": labels,
+                "any_flagged": bool(searches[0]["flagged"]),
+                "num_pruned": num_pruned,
+                "pruned": filters.removed_names(),
+                "tuning_epoch": epochs,
+                "outcome": "no class flagged" if len(searches) > len(labels) else "last round",
+            }
+        )
+        return repaired
+
+
+def _stamped(clean: DefenderSample, masks: Tensor, patterns: Tensor, rng: torch.Generator) -> TriggeredSample:
+    """Return copies of all images, each stamped with a random one of the triggers."""
+
+    def copies(images: ImageSet) -> ImageSet:
+        members = torch.randint(len(masks), (len(images),), generator=rng)
+        return stamp(images, masks, patterns, data.to_device(members, images.device))
+
+    return TriggeredSample(copies(clean.train), copies(clean.validation))

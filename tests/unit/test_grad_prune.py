@@ -1,0 +1,138 @@
+"""Gradient-based pruning with the trigger known, on a network whose every filter is known."""
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from detrojan import data, inference, registry, rng, sampling, structure
+from detrojan.data import TriggeredSample
+from detrojan.repair.gradient_pruning import Filters
+
+
+@pytest.fixture
+def sample(toy_images):
+    return sampling.draw_samples(toy_images(count=48), "toy", 10, [0])[0]
+
+
+def load(name, **settings):
+    return registry.load("defenses", name, settings)
+
+
+def defend(defense, model, clean):
+    return defense(model, clean, rng=rng.stream("test"))
+
+
+def share(model, images, labels):
+    with torch.inference_mode():
+        return float((model(data.to_float(images)).argmax(1) == labels).double().mean())
+
+
+def test_removes_the_planted_filter_and_nothing_else(planted, planted_sample):
+    validation, stamped = planted_sample.validation, planted_sample.triggered.validation
+    assert share(planted, validation.images, validation.labels) == 1
+    assert share(planted, stamped.images, torch.zeros(8)) == 1  # the backdoor works
+    filters = Filters(pruned := copy.deepcopy(planted))
+    filters.remove(filters.scores(pruned, planted_sample.triggered.train))
+    assert filters.removed_names() == ["conv:1"]
+    assert share(pruned, stamped.images, stamped.labels) == 1
+    before, after = planted.network.state_dict(), pruned.network.state_dict()
+    for name in ("conv.weight", "conv.bias", "bn.weight", "bn.bias"):
+        assert (after[name][1] == 0).all(), name
+        kept = [0, 2, 3]
+        assert torch.equal(after[name][kept], before[name][kept]), name
+    for name in ("linear.weight", "linear.bias", "bn.running_mean", "bn.running_var"):
+        assert torch.equal(after[name], before[name]), name
+
+
+def test_repairs_the_planted_model(planted, planted_sample):
+    repaired = defend(load("grad_prune", max_epochs=5), planted, planted_sample)
+    assert planted_sample.chosen["pruned"] == ["conv:1"]
+    assert (repaired.network.conv.weight[1] == 0).all()  # tuning did not let it grow back
+    assert (repaired.network.bn.weight[1] == 0).all()
+    stamped = planted_sample.triggered.validation
+    assert share(repaired, stamped.images, stamped.labels) == 1
+
+
+def test_scores_equal_a_loop_over_filters(toy_model, sample):
+    filters = Filters(toy_model)
+    scores = filters.scores(toy_model, sample.train)
+    logits = toy_model(data.to_float(sample.train.images))
+    loss = F.cross_entropy(logits, sample.train.labels)
+    gradients = torch.autograd.grad(loss, [layer.weight for layer in filters.layers])
+    slow = [gradient[k].abs().mean() for gradient in gradients for k in range(len(gradient))]
+    assert len(slow) == len(filters)
+    torch.testing.assert_close(scores, torch.stack(slow), rtol=1e-5, atol=1e-8)
+
+
+def test_never_picks_a_filter_twice(toy_model, sample):
+    filters = Filters(model := copy.deepcopy(toy_model))
+    for _ in range(30):
+        filters.remove(filters.scores(model, sample.train))
+    assert len(set(filters.removed)) == 30
+
+
+def test_candidates_and_their_norms_follow_the_data_flow(toy_model):
+    pairs = structure.convolution_norms(toy_model.network)
+    assert pairs["layer2.0.conv1"] == "layer2.0.bn2"
+    assert pairs["layer2.0.conv2"] is pairs["layer2.0.shortcut"] is pairs["conv1"] is None
+    assert len(pairs) == 20
+
+
+def test_leaves_a_model_alone_that_has_nothing_to_unlearn(toy_model, sample):
+    fitted = defend(load("ft", epochs=80, lr=0.05), toy_model, sample)
+    same = dataclasses.replace(sample, triggered=TriggeredSample(sample.train, sample.validation), chosen={})
+    before, _ = inference.evaluate(fitted, sample.validation)
+    repaired = defend(load("grad_prune", max_rounds=5, max_epochs=1), fitted, same)
+    after, _ = inference.evaluate(repaired, sample.validation)
+    assert after > before - 0.1
+
+
+def test_stops_on_a_gradient_that_is_not_finite(toy_model, sample):
+    broken = copy.deepcopy(toy_model)
+    broken.network.linear.bias.data[0] = math.inf
+    clean = dataclasses.replace(sample, triggered=TriggeredSample(sample.train, sample.validation))
+    with pytest.raises(ArithmeticError, match="not finite"):
+        defend(load("grad_prune"), broken, clean)
+
+
+@pytest.mark.parametrize("criterion", ["clean", "joint"])
+def test_criterion_decides_which_loss_picks_the_epoch(planted, planted_sample, criterion):
+    defense = load("grad_prune", criterion=criterion)
+    clean_loss = inference.evaluate(planted, planted_sample.validation)[1]
+    unlearning = inference.evaluate(planted, planted_sample.triggered.validation)[1]
+    expected = clean_loss + (unlearning if criterion == "joint" else 0)
+    assert defense.tuning_loss(planted, planted_sample, planted_sample.triggered) == pytest.approx(expected)
+
+
+def test_another_round_keeps_what_was_removed(planted, planted_sample):
+    # Nothing is left to unlearn, so the second round takes back its own removals and no others.
+    model = copy.deepcopy(planted)
+    filters, defense = Filters(model), load("grad_prune", patience=2)
+    for _ in range(2):
+        defense.prune(model, filters, planted_sample, planted_sample.triggered, accuracy=1.0)
+        assert filters.removed_names() == ["conv:1"]
+        assert (model.network.conv.weight[1] == 0).all()
+        assert (model.network.conv.weight[[0, 2, 3]] != 0).any(1).all()
+
+
+def test_drop_of_accuracy_counts_from_what_the_caller_says(planted, planted_sample):
+    model = copy.deepcopy(planted)
+    filters = Filters(model)
+    # As if the model had come with more accuracy than there is: no removal is within the drop.
+    load("grad_prune").prune(model, filters, planted_sample, planted_sample.triggered, accuracy=1.2)
+    assert not filters.removed
+    torch.testing.assert_close(model.state_dict(), planted.state_dict(), rtol=0, atol=0)
+
+
+def test_removes_a_patch(backdoored):
+    accuracy, asr, _ = backdoored.rates(backdoored.model)
+    assert asr > 0.9
+    repaired = defend(load("grad_prune"), backdoored.model, backdoored.sample)
+    repaired_accuracy, repaired_asr, recovered = backdoored.rates(repaired)
+    assert repaired_asr < 0.05
+    assert recovered > 0.9
+    assert repaired_accuracy > accuracy - 0.03

@@ -1,0 +1,287 @@
+"""The file that a new method starts from is whole: linted, found, run, and held to the contract."""
+
+import dataclasses
+import importlib.util
+import inspect
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from detrojan import config, new, registry, rng, study_files
+from detrojan.data import DefenderSample, empty
+from detrojan.errors import NotApplicableError
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "adding-a-defense.md").read_text()
+METHOD, METHOD_TESTS = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+THREAT_MODELS = ("data_free", "clean_data", "known_trigger")
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """Return a folder with a copy of the package and its settings, in which the command writes."""
+    for name in ("src", "config"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(ROOT / "pyproject.toml", tmp_path)
+    monkeypatch.setattr(registry, "PACKAGE", tmp_path / "src" / "detrojan")
+    clear_caches()
+    yield tmp_path
+    clear_caches()
+
+
+def clear_caches():
+    for cached in (registry._files, registry._tree, registry.declared, config.shipped):
+        cached.cache_clear()
+
+
+def write(threat_model, name="my_method"):
+    assert new.main(["defense", name, "--threat-model", threat_model]) == 0
+    clear_caches()
+    return registry.path("defenses", name)
+
+
+def load(file, *, smoke=False, **settings):
+    """Return the method of ``file``, which is no module of the installed package."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    classes = [value for value in vars(module).values() if inspect.isclass(value)]
+    (method,) = (value for value in classes if value.__module__ == file.stem)
+    return method(**(method.smoke if smoke else {}) | settings)
+
+
+def write_the_page_s(clone):
+    """Write the method that the page has in full."""
+    file = write("clean_data", "bold_tuning")
+    file.write_text(METHOD)
+    clear_caches()
+    return file
+
+
+def defend(defense, model, sample):
+    return defense(model, sample, rng=rng.stream("test"))
+
+
+# --- what is written -------------------------------------------------------------------------------
+
+
+def test_every_threat_model_has_a_template():
+    folders = {folder.name for folder in (registry.PACKAGE / "defenses").glob("[a-z]*/")}
+    assert set(new.TEMPLATES) == folders == set(THREAT_MODELS)
+
+
+@pytest.mark.parametrize("threat_model", THREAT_MODELS)
+def test_the_registry_finds_it(clone, threat_model, capsys):
+    file = write(threat_model)
+    assert file == clone / "src/detrojan/defenses" / threat_model / "my_method.py"
+    assert registry.threat_model("defenses", "my_method") == threat_model
+    settings, constants = registry.declared("defenses", "my_method")
+    assert settings.__name__ == "MyMethod"
+    assert settings(**constants["smoke"])
+    assert all(field.description for field in settings.model_fields.values())
+    text = file.read_text()
+    assert text.count(new.MARK) >= 4
+    assert not re.search(r"\$|TODO", text)  # nothing left to fill in
+    printed = capsys.readouterr().out
+    assert str(file) in printed
+    assert "pytest -q tests/contract/test_defenses.py -k my_method\n" in printed
+
+
+@pytest.mark.skipif(not shutil.which("ruff"), reason="ruff is not installed: make lint installs it")
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
+def test_it_passes_the_linters(clone, command):
+    files = [write(threat_model, f"new_{threat_model}") for threat_model in THREAT_MODELS]
+    done = subprocess.run(
+        ["ruff", *command, "--no-cache", *files, write_the_page_s(clone)],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_it_keeps_the_contract(clone):
+    """And so does the method that docs/adding-a-defense.md makes of one."""
+    names = [write(threat_model, f"new_{threat_model}").stem for threat_model in THREAT_MODELS]
+    names.append(write_the_page_s(clone).stem)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+            *("-k", f"({' or '.join(names)}) and not vgg and not 200"),
+            ROOT / "tests" / "contract" / "test_defenses.py",
+        ],
+        cwd=clone,
+        env=os.environ | {"PYTHONPATH": str(clone / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    # For each: three settings by three tests, two other architectures, and three tests that run once.
+    assert f"{len(names) * 14} passed" in done.stdout
+
+
+def test_the_command_names_a_path_that_can_be_typed(clone):
+    done = subprocess.run(
+        [sys.executable, "-m", "detrojan.new", "defense", "my_method", "--threat-model", "clean_data"],
+        cwd=clone,
+        env=os.environ | {"PYTHONPATH": str(clone / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith("Wrote src/detrojan/defenses/clean_data/my_method.py, which"), done.stderr
+
+
+# --- what the methods do ---------------------------------------------------------------------------
+
+
+def moved(model, repaired):
+    """Return the names of the parameters that differ."""
+    pairs = zip(model.named_parameters(), repaired.parameters(), strict=True)
+    return {name for (name, before), after in pairs if not torch.equal(before, after)}
+
+
+HEAD = {"network.linear.weight", "network.linear.bias"}
+
+
+def test_head_reset_forgets_and_relearns_the_last_layer(clone, backdoored):
+    acc, _, _ = backdoored.rates(backdoored.model)
+    file = write("clean_data")
+    forgot = defend(load(file, lr=1e-12, epochs=1), backdoored.model, backdoored.sample)
+    assert backdoored.rates(forgot)[0] < 0.5  # a new layer: 0.1 by chance
+    repaired = defend(load(file), backdoored.model, backdoored.sample)
+    assert moved(backdoored.model, forgot) == moved(backdoored.model, repaired) == HEAD
+    assert all(parameter.requires_grad for parameter in repaired.parameters())
+    assert backdoored.rates(repaired)[0] > acc - 0.03
+    assert backdoored.sample.chosen["train_accuracy"] > 0.8
+
+
+def test_head_reset_with_triggered_images_removes_the_backdoor(clone, backdoored):
+    acc, asr, ra = backdoored.rates(backdoored.model)
+    assert asr > 0.9
+    repaired = defend(load(write("known_trigger")), backdoored.model, backdoored.sample)
+    assert moved(backdoored.model, repaired) == HEAD
+    again = backdoored.rates(repaired)
+    assert again[0] > acc - 0.05
+    assert again[1] < 0.1
+    assert again[2] > ra + 0.5
+
+
+def test_head_reset_without_a_trigger_is_not_applicable(clone, planted, planted_sample):
+    defense = load(write("known_trigger"))
+    with pytest.raises(NotApplicableError, match="no attack, no trigger"):
+        defend(defense, planted, dataclasses.replace(planted_sample, triggered=None))
+
+
+def test_head_clipping_shortens_the_longest_row_alone(clone, toy_model):
+    layer = nn.Linear(5, 20)
+    toy_model.network.linear = layer
+    layer.weight.data[:] = 1
+    layer.weight.data[3] = 10
+    clean = DefenderSample(empty(20), empty(20))
+    repaired = defend(load(write("data_free"), u=1), toy_model, clean)
+    assert clean.chosen == {"clipped": [3]}
+    rows = repaired.network.linear.weight
+    # Lengths 1 (19 times) and 10, each times the root of 5: mean 1.45, standard deviation 2.01.
+    torch.testing.assert_close(rows[3], torch.full((5,), 1.45 + 9 / 20**0.5))
+    assert moved(toy_model, repaired) == {"network.linear.weight"}
+    assert torch.equal(rows[:3], torch.ones(3, 5))
+
+
+# --- the page that goes through it -----------------------------------------------------------------
+
+
+def test_the_page_shows_what_the_command_prints_and_writes(clone):
+    file = write("clean_data", "bold_tuning")
+    shown = file.relative_to(clone)
+    assert f"```text\n{new.NEXT.format(file=shown, name='bold_tuning', mark=new.MARK)}```" in PAGE
+    lines = enumerate(file.read_text().splitlines(), 1)
+    places = "".join(f"{number}:{line}\n" for number, line in lines if new.MARK in line)
+    assert f"grep -n {new.MARK} {shown}\n```\n\n```text\n{places}```" in PAGE
+
+
+def test_the_page_s_tests_pass(clone, backdoored, monkeypatch):
+    file = write_the_page_s(clone)
+    monkeypatch.setattr(
+        registry,
+        "load",
+        lambda _kind, _name, settings=None, *, smoke=False: load(file, smoke=smoke, **(settings or {})),
+    )
+    tests = {}
+    exec(METHOD_TESTS, tests)
+    for name in [name for name in tests if name.startswith("test_")]:
+        with monkeypatch.context() as patch:
+            given = {"backdoored": backdoored, "monkeypatch": patch}
+            tests[name](**{k: v for k, v in given.items() if k in inspect.signature(tests[name]).parameters})
+    assert sum(name.startswith("test_") for name in tests) == 2
+
+
+def test_the_page_s_settings_are_allowed(clone, monkeypatch):
+    write_the_page_s(clone)
+    study, overrides = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.M | re.S)
+    study_files.load_study(yaml.safe_load(study))
+    monkeypatch.setattr(config, "CONFIG", clone / "config")
+    folder = clone / "config" / "defenses"
+    folder.mkdir(exist_ok=True)
+    (folder / "bold_tuning.yaml").write_text(overrides)
+    assert not list(study_files.wrong_shipped("defenses", "bold_tuning"))
+    assert config.shipped("defenses", "bold_tuning").resolve({"dataset": "gtsrb"}) == {"epochs": 10}
+
+
+# --- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("MyMethod", "lower-case letters"),
+        ("my-method", "lower-case letters"),
+        ("../my_method", "lower-case letters"),
+        ("my_method.py", "lower-case letters"),
+        ("", "lower-case letters"),
+        ("none", "the control"),
+        ("2nd", "'2nd', which Python can't take"),
+        ("_2nd", "'2nd', which Python can't take"),
+        ("_", "'', which Python can't take"),
+        ("lambda", "'lambda', which Python can't take"),
+        ("true", "'True', which Python can't take"),
+        ("ft", r"taken by .*clean_data/ft\.py"),
+        ("base", r"taken by .*defenses/base\.py"),
+        ("__init__", r"taken by .*__init__\.py"),
+        ("optimization", "imports another of that name"),
+    ],
+)
+def test_bad_names(clone, name, message, capsys):
+    files = sorted(clone.rglob("*"))
+    assert new.main(["defense", name, "--threat-model", "known_trigger"]) == 1
+    output = capsys.readouterr()
+    assert re.search(f"^detrojan.new: .*{message}", output.err)
+    assert output.out == ""
+    assert sorted(clone.rglob("*")) == files
+
+
+def test_a_second_start_leaves_the_first_alone(clone, capsys):
+    file = write("clean_data")
+    file.write_text("edited")
+    assert new.main(["defense", "my_method", "--threat-model", "clean_data"]) == 1
+    assert "taken by" in capsys.readouterr().err
+    assert file.read_text() == "edited"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["attack", "a"], ["defense", "a"], ["defense", "a", "--threat-model", "x"]], ids=" ".join
+)
+def test_bad_arguments(clone, arguments):
+    with pytest.raises(SystemExit) as refused:
+        new.main(arguments)
+    assert refused.value.code == 2

@@ -1,0 +1,291 @@
+"""NPD: the layer starts as the identity, it alone learns, and it turns a planted trigger back."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from detrojan import artifacts, data, inference, ingest, models, poisoning, registry, rng, sampling, training
+from detrojan.config import shipped
+from detrojan.data import Batch
+from detrojan.defenses.clean_data import npd
+from detrojan.errors import NotApplicableError
+from detrojan.insertions import Polarizer
+from detrojan.labels import LabelMap
+from detrojan.settings import Augmentation, Optimization
+
+ARCHITECTURES = ("preactresnet18", "vgg19_bn", "efficientnet_b3", "mobilenet_v3_large")
+
+
+def load(**settings):
+    return registry.load("defenses", "npd", settings)
+
+
+def defend(defense, model, clean):
+    return defense(model, clean, rng=rng.stream("test"))
+
+
+@pytest.fixture
+def sample(toy_images):
+    return sampling.draw_samples(toy_images(count=48), "toy", 10, [0])[0]
+
+
+@pytest.fixture
+def batch(toy_images):
+    images = toy_images(count=12, seed=1)
+    return Batch(data.to_float(images.images), images.labels, torch.arange(12))
+
+
+# --- the layer -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_layer_starts_as_the_identity(architecture, toy_images):
+    settings = {"width": 4} if architecture == "preactresnet18" else {}
+    model = models.build(models.Build(architecture, settings, 4, (0.5,) * 3, (0.25,) * 3))
+    images, other = toy_images(side=32, count=6), toy_images(side=32, count=6, seed=1)
+    before = [inference.logits(model, s) for s in (images, other)]
+    host = load(**shipped("defenses", "npd").resolve({"architecture": architecture})).host
+    npd.insert_identity(model, host, images)
+    for logits, some in zip(before, (images, other), strict=True):
+        torch.testing.assert_close(inference.logits(model, some), logits, rtol=1e-4, atol=1e-5)
+    assert model.build.inserted == {host: "polarizer"}
+
+
+def test_the_layers_statistics_are_those_of_what_its_host_reads(toy_model, toy_images):
+    images, seen = toy_images(count=700), []  # more than a pass takes at once
+    host = toy_model.network.layer4[1].conv1
+    hook = host.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    inference.logits(toy_model, images)
+    hook.remove()
+    maps = torch.cat(seen)
+    norm = npd.insert_identity(toy_model, "layer4.1.conv1", images).bn
+    variance = maps.var((0, 2, 3), correction=0)
+    torch.testing.assert_close(norm.running_mean, maps.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(norm.running_var, variance.clamp(min=variance.mean()), rtol=1e-4, atol=1e-6)
+    assert variance.min() < variance.mean() / 2
+
+
+def test_a_channel_that_clean_images_leave_dead_is_not_amplified(mixing, planted_sample):
+    """Its variance is 0, by which a step on the scale would be multiplied 100,000-fold."""
+    before = inference.logits(mixing, planted_sample.triggered.train)
+    norm = npd.insert_identity(mixing, "mix", planted_sample.train).bn
+    gain = norm.weight / (norm.running_var + norm.eps).sqrt()
+    torch.testing.assert_close(gain, torch.ones(4))
+    assert 1 / norm.running_var.min() < 100
+    torch.testing.assert_close(inference.logits(mixing, planted_sample.triggered.train), before)
+
+
+def test_a_model_without_the_host_is_told_which_setting_to_give(toy_model, sample):
+    with pytest.raises(NotApplicableError, match=r"'features\.49'.*setting host of npd"):
+        defend(load(host="features.49"), toy_model, sample)
+    with pytest.raises(NotApplicableError, match=r"'layer4\.1\.bn1'"):
+        defend(load(host="layer4.1.bn1"), toy_model, sample)
+
+
+# --- the attack ------------------------------------------------------------------------------------
+
+
+def test_perturbations_stay_in_the_ball_and_images_valid(toy_model, batch):
+    for eps in (0.05, 0.5, 3.0):
+        perturbed, _, _ = load(eps=eps)._perturb(toy_model, batch.images, batch.labels)
+        norms = (perturbed - batch.images).flatten(1).norm(dim=1)
+        assert norms.max() <= eps * (1 + 1e-5)
+        assert perturbed.min() >= 0
+        assert perturbed.max() <= 1
+    # An image alone meets its own ball, whatever the others do: noise is far from black and white.
+    grey = torch.full_like(batch.images, 0.5)
+    perturbed, _, _ = load(eps=0.5)._perturb(toy_model, grey, batch.labels)
+    torch.testing.assert_close((perturbed - grey).flatten(1).norm(dim=1), torch.full((12,), 0.5))
+
+
+def test_perturbations_aim_at_the_class_next_to_the_label(toy_model, batch):
+    perturbed, predicted, aim = load()._perturb(toy_model, batch.images, batch.labels)
+    with torch.no_grad():
+        logits = toy_model(batch.images)
+        turned = toy_model(perturbed)
+    assert torch.equal(predicted, logits.argmax(1))
+    for row, label, chosen in zip(logits.tolist(), batch.labels.tolist(), aim.tolist(), strict=True):
+        assert row[chosen] == max(value for place, value in enumerate(row) if place != label)
+    before, after = (F.cross_entropy(z, aim, reduction="none") for z in (logits, turned))
+    assert (after < before).all()
+
+
+def test_first_step_of_the_attack_by_hand(toy_model, batch):
+    images = batch.images.clone().requires_grad_()
+    logits = toy_model(images)
+    aim = logits.detach().scatter(1, batch.labels[:, None], -math.inf).argmax(1)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, aim), images)
+    step = -0.1 * gradient.sign()
+    step *= (1.0 / step.flatten(1).norm(dim=1)).clamp(max=1).view(-1, 1, 1, 1)
+    expected = (batch.images + step).clamp(0, 1)
+    perturbed, _, _ = load(attack_steps=1, eps=1.0)._perturb(toy_model, batch.images, batch.labels)
+    torch.testing.assert_close(perturbed, expected)
+
+
+def test_the_attack_ends_when_enough_images_are_at_their_aim(mixing, planted_sample):
+    images, labels = data.to_float(planted_sample.train.images), planted_sample.train.labels
+
+    def perturbed(**settings):
+        return load(attack_step=0.05, **settings)._perturb(mixing, images, labels)
+
+    one, _, aim = perturbed(attack_steps=1)
+    share = float((mixing(one).argmax(1) == aim).float().mean())
+    assert share == 0.5  # the bright half turns dark at a touch of green
+    assert torch.equal(perturbed(attack_steps=3, fooled=0.4)[0], one)
+    assert not torch.equal(perturbed(attack_steps=3, fooled=0.6)[0], one)
+
+
+# --- the loss --------------------------------------------------------------------------------------
+
+
+def test_losses_by_hand():
+    logits = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]]).log()
+    assert npd._rival(logits, torch.tensor([0, 0])).tolist() == [1, 2]  # the second, the first
+    presence = npd._presence(logits, torch.tensor([1, 2]))
+    assert float(presence) == pytest.approx(-(math.log(0.8001) + math.log(0.4001)) / 2, rel=1e-5)
+    sure = torch.tensor([[100.0, 0.0]])
+    assert float(npd._presence(sure, torch.tensor([0]))) == pytest.approx(-math.log(1e-4), rel=1e-2)
+
+
+def test_the_objective_is_the_weighted_sum_of_four_losses(toy_model, batch):
+    defense = load(keep_weight=0.3, rival_weight=0.7, aim_weight=1.1)
+    polarizer = Polarizer(32)
+    toy_model.insert("layer4.1.conv1", polarizer)
+    value, right = defense._objective(toy_model, polarizer.train())(batch)
+    assert not polarizer.training
+    perturbed, predicted, aim = defense._perturb(toy_model, batch.images, batch.labels)
+    total = 0.0
+    with torch.no_grad():
+        clean, turned = toy_model(batch.images), toy_model(perturbed).softmax(1)
+    for i, label in enumerate(batch.labels.tolist()):
+        p = turned[i].tolist()
+        top = max(range(4), key=p.__getitem__)
+        second = max((k for k in range(4) if k != top), key=p.__getitem__)
+        rival = top if top != label else second
+        total += float(F.cross_entropy(clean[i], batch.labels[i]))
+        total += -0.3 * math.log(p[predicted[i]])
+        total += -0.7 * math.log(1.0001 - p[rival]) - 1.1 * math.log(1.0001 - p[aim[i]])
+    assert float(value.detach()) == pytest.approx(total / 12, rel=1e-4)
+    assert int(right) == int((clean.argmax(1) == batch.labels).sum())
+
+
+# --- the whole -------------------------------------------------------------------------------------
+
+
+def test_only_the_layer_learns(toy_model, sample, tmp_path):
+    before = copy.deepcopy(toy_model.state_dict())
+    start = copy.deepcopy(toy_model)
+    fresh = npd.insert_identity(start, "layer4.1.conv1", sample.everything)
+    repaired = defend(load(epochs=3), toy_model, sample)
+    after = repaired.state_dict()
+    added = {name for name in after if ".polarizer." in name}
+    assert set(after) - added == set(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    layer = repaired.network.layer4[1].conv1.polarizer
+    for name, value in fresh.named_parameters():
+        assert not torch.equal(layer.get_parameter(name), value), name
+    assert torch.equal(layer.bn.running_mean, fresh.bn.running_mean)
+    assert torch.equal(layer.bn.running_var, fresh.bn.running_var)
+    artifacts.write_model(repaired, tmp_path / "model.safetensors")
+    read = artifacts.read_model(tmp_path / "model.safetensors")
+    assert torch.equal(inference.logits(read, sample.train), inference.logits(repaired, sample.train))
+
+
+class Mixing(nn.Module):
+    """The planted network with a convolution, the identity, between its channels and its head."""
+
+    def __init__(self, planted):
+        super().__init__()
+        self.conv, self.bn = planted.conv, planted.bn
+        # The trigger's filter lets a little through, or an attack would find no gradient there.
+        nn.init.constant_(self.conv.bias[1:2], 0.001)
+        self.mix = nn.Conv2d(4, 4, 1, bias=False)
+        nn.init.dirac_(self.mix.weight)
+        self.linear = planted.linear
+
+    def forward(self, images):
+        return self.linear(self.mix(F.relu(self.bn(self.conv(images)))).mean((2, 3)))
+
+
+@pytest.fixture
+def mixing(planted):
+    return models.Classifier(Mixing(planted.network), planted.build).eval()
+
+
+def test_a_planted_trigger_is_turned_back(mixing, planted_sample):
+    stamped = planted_sample.triggered.validation
+    assert inference.evaluate(mixing, stamped)[0] == 0.5  # all dark: the trigger wins
+    # The head multiplies the trigger by 100, and so the gradients: a smaller rate.
+    repaired = defend(load(host="mix", lr=0.001), mixing, planted_sample)
+    assert inference.evaluate(repaired, stamped)[0] == 1
+    assert inference.evaluate(repaired, planted_sample.validation)[0] == 1
+
+
+class Plain(nn.Sequential):
+    """Four convolutions in a row, each with normalization and ReLU: nothing goes round a layer."""
+
+    def __init__(self, width=8, num_classes=10):
+        sizes, layers = (3, width, 2 * width, 4 * width, 4 * width), []
+        for before, after, stride in zip(sizes, sizes[1:], (1, 2, 2, 1), strict=False):
+            convolution = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(after), nn.ReLU()]
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, num_classes))
+
+
+def test_a_learned_backdoor_is_removed_where_all_goes_through_the_layer(backdoored):
+    train, _, _ = ingest.build(
+        registry.load("datasets", "digits"),
+        name="digits",
+        side=16,
+        held_out=0.2,
+        classes=None,
+        per_class=None,
+        augmentation=Augmentation(crop_padding=1),
+        mean=None,
+        std=None,
+    )
+    attack = registry.load("attacks", "badnets")
+    trigger = attack.learn_trigger(train, rng=rng.stream("trigger"))
+    rows = poisoning.poison(attack, trigger, train, 0.1, LabelMap(0), rng=rng.stream("poison"))
+    with rng.global_stream(rng.stream("init")):
+        model = models.Classifier(Plain(), models.Build("plain", {}, 10, train.info.mean, train.info.std))
+    optimization = Optimization(epochs=8, batch_size=32, lr=0.05)
+    training.fit(model, train.replaced(rows), optimization, rng=rng.stream("train"))
+    acc, asr, _ = backdoored.rates(model)
+    assert acc > 0.95
+    assert asr > 0.9
+    after = backdoored.rates(defend(load(host="9"), model, backdoored.sample))
+    assert after[0] > acc - 0.05
+    assert after[1] < 0.3
+    assert after[2] > 0.7
+
+
+def test_what_the_last_shortcut_carries_goes_round_the_layer(backdoored):
+    """On this small PreAct-ResNet-18 the backdoor does: without the last block it is as strong."""
+    acc, asr, _ = backdoored.rates(backdoored.model)
+    assert asr > 0.9
+    silenced = copy.deepcopy(backdoored.model)
+    nn.init.zeros_(silenced.network.layer4[1].conv2.weight)
+    assert backdoored.rates(silenced)[1] > 0.9
+    repaired = defend(load(), backdoored.model, backdoored.sample)
+    after = backdoored.rates(repaired)
+    assert after[0] > acc - 0.05
+    # It worked on what does reach it: the loss that it descends is lower.
+    start = copy.deepcopy(backdoored.model)
+    fresh = npd.insert_identity(start, "layer4.1.conv1", backdoored.sample.everything)
+    images = backdoored.sample.everything
+    whole = Batch(data.to_float(images.images), images.labels, torch.arange(len(images)))
+    before = load()._objective(start, fresh)(whole)[0]
+    trained = repaired.network.layer4[1].conv1.polarizer
+    assert load()._objective(repaired, trained)(whole)[0] < before - 0.3
+
+
+def test_values_by_data_set():
+    gtsrb = shipped("defenses", "npd").resolve({"dataset": "gtsrb", "architecture": "vgg19_bn"})
+    defense = load(**gtsrb)
+    assert (defense.host, defense.eps) == ("features.49", 5.0)
+    assert {defense.keep_weight, defense.rival_weight, defense.aim_weight} == {0.5}

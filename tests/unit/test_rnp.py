@@ -1,0 +1,263 @@
+"""RNP, against a network whose backdoored channel is known and against steps worked out another way."""
+
+import copy
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from detrojan import cost, data, inference, registry, rng
+from detrojan.data import DatasetInfo, DefenderSample, ImageSet
+from detrojan.errors import DivergedError
+from detrojan.repair.channels import Channels
+from detrojan.settings import NO_AUGMENTATION
+
+SIDE = 8
+# Two classes: half of the images right is as bad as guessing.
+DEEP = {"unlearning_lr": 0.01, "unlearning_weight_decay": 0, "stop_accuracy": 0.6}
+
+
+@pytest.fixture
+def images():
+    """Return a function that makes images of noise, every second one of them red."""
+    info = DatasetInfo(SIDE, SIDE, ("dark", "red"), (0.0,) * 3, (1.0,) * 3, NO_AUGMENTATION)
+
+    def make(count, name):
+        labels = torch.arange(count) % 2
+        pixels = torch.randint(40, (count, 3, SIDE, SIDE), generator=rng.stream(name))
+        pixels[:, 0] += (200 * labels).view(-1, 1, 1)
+        return ImageSet.clean(pixels.to(torch.uint8), labels, torch.arange(count), info)
+
+    return make
+
+
+@pytest.fixture
+def sensitive(planted, images):
+    """Return a model that is right on clean images.
+
+    Channel 0 sees red, what the images show; channel 1 green, which idles on clean images and votes
+    for class 0, the more the larger its scale; channels 2 and 3 count for nothing.
+    """
+    network = planted.network
+    with torch.no_grad():
+        network.linear.weight.zero_()
+        network.linear.weight[1, 0] = 12
+        network.linear.weight[0, 1] = 10
+        network.linear.bias.copy_(torch.tensor([2.0, 0.0]))
+        network.bn.momentum = 1.0
+        planted.train()(data.to_float(images(256, "statistics").images))
+    network.bn.momentum = 0.1
+    return planted.eval()
+
+
+@pytest.fixture
+def clean(images):
+    return DefenderSample(images(32, "train"), images(16, "validation"))
+
+
+def load(**settings):
+    return registry.load("defenses", "rnp", settings)
+
+
+def share(model, images, label):
+    """Return the share of ``images`` that ``model`` gives ``label``."""
+    with torch.inference_mode():
+        return float((model(data.to_float(images)).argmax(1) == label).double().mean())
+
+
+def test_the_planted_neuron_ends_with_the_lowest_mask_and_is_pruned_alone(sensitive, clean):
+    stamped = clean.validation.images[clean.validation.labels == 1].clone()
+    stamped[:, 1, -3:, -3:] = 255
+    assert share(sensitive, stamped, 0) == 1  # the backdoor works
+    defense = load(**DEEP)
+    unlearned = defense.unlearn(sensitive, clean.everything, rng=rng.stream("unlearn"))
+    masks, recovered = defense.recover(unlearned.model, clean.everything, rng=rng.stream("recover"))
+    assert masks[1] < 0.05
+    assert (masks[[0, 2, 3]] > 0.95).all()
+    assert recovered.accuracy == 1
+    repaired = defense(sensitive, clean, rng=rng.stream("test"))
+    assert (repaired.network.bn.weight == 0).tolist() == [False, True, False, False]
+    assert share(repaired, stamped, 1) == 1
+    assert inference.evaluate(repaired, clean.everything)[0] == 1
+    assert clean.chosen["unlearned_accuracy"] <= 0.6
+    assert clean.chosen["recovered_accuracy"] == 1
+
+
+def test_without_unlearning_recovery_leaves_the_planted_neuron_on(sensitive, clean):
+    masks, _ = load().recover(copy.deepcopy(sensitive), clean.everything, rng=rng.stream("recover"))
+    assert (masks > 0.8).all()
+
+
+def test_unlearning_raises_the_loss_until_the_accuracy_is_low(sensitive, clean):
+    before = copy.deepcopy(sensitive.state_dict())
+    unlearned = load(**DEEP).unlearn(sensitive, clean.everything, rng=rng.stream("unlearn"))
+    assert unlearned.lr == 0.01
+    assert unlearned.last.accuracy <= 0.6
+    assert 1 < unlearned.last.epoch < 20
+    short = load(**DEEP, unlearning_epochs=1)
+    assert short.unlearn(sensitive, clean.everything, rng=rng.stream("unlearn")).last.accuracy > 0.6
+    _, loss = inference.evaluate(unlearned.model, clean.everything)
+    assert loss > inference.evaluate(sensitive, clean.everything)[1] + 0.5
+    never = load(**DEEP | {"stop_accuracy": 0})
+    assert never.unlearn(sensitive, clean.everything, rng=rng.stream("unlearn")).last.epoch == 20
+    torch.testing.assert_close(sensitive.state_dict(), before, rtol=0, atol=0)
+    assert not sensitive.training
+
+
+@pytest.mark.parametrize("limit", [0.01, 1e6])
+def test_one_step_climbs_the_loss_no_further_than_the_clipped_gradient(toy_model, toy_images, limit):
+    images = toy_images()
+    defense = load(
+        unlearning_epochs=1,
+        unlearning_lr=0.5,
+        unlearning_momentum=0,
+        unlearning_weight_decay=0,
+        max_gradient_norm=limit,
+    )
+    unlearned = defense.unlearn(toy_model, images, rng=rng.stream("unlearn")).model
+    reference = copy.deepcopy(toy_model).train()
+    F.cross_entropy(reference(data.to_float(images.images)), images.labels).backward()
+    gradient = torch.cat([p.grad.flatten() for p in reference.parameters()])
+    assert 0.05 < gradient.norm() < 1e6
+    before, after = (nn.utils.parameters_to_vector(m.parameters()) for m in (toy_model, unlearned))
+    expected = 0.5 * gradient * min(1, limit / gradient.norm())
+    torch.testing.assert_close(after - before, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_an_ascent_that_diverges_starts_again_with_a_tenth_of_the_rate(toy_model, toy_images):
+    images = toy_images()
+    settings = {"unlearning_epochs": 3, "stop_accuracy": 0, "unlearning_weight_decay": 0}
+    with pytest.raises(DivergedError):
+        load(unlearning_lr=1e38, max_retries=2, **settings).unlearn(toy_model, images, rng=rng.stream("x"))
+    unlearned = load(unlearning_lr=1e38, max_retries=40, **settings).unlearn(
+        toy_model, images, rng=rng.stream("x")
+    )
+    retries = round(math.log10(1e38 / unlearned.lr))
+    assert 2 < retries < 40
+    assert unlearned.lr == 1e38 / 10**retries
+    at_once = load(unlearning_lr=unlearned.lr, max_retries=0, **settings).unlearn(
+        toy_model, images, rng=rng.stream("x")
+    )
+    torch.testing.assert_close(at_once.model.state_dict(), unlearned.model.state_dict(), rtol=0, atol=0)
+
+
+def test_recovery_takes_the_step_of_sgd_from_masks_of_one(toy_model, toy_images):
+    images = toy_images()
+    reference = copy.deepcopy(toy_model).train()
+    F.cross_entropy(reference(data.to_float(images.images)), images.labels).backward()
+    norms = [m for m in reference.modules() if isinstance(m, nn.BatchNorm2d)]
+    gradient = torch.cat([norm.weight * norm.weight.grad for norm in norms]).detach()
+    defense = load(recovery_epochs=1, recovery_lr=0.1, alpha=0.5)
+    masks, _ = defense.recover(toy_model, images, rng=rng.stream("recover"))
+    assert gradient.max() > 1e-3  # this test sees something
+    torch.testing.assert_close(masks, (1 - 0.05 * gradient).clamp(0, 1), rtol=0, atol=1e-5)
+
+
+def test_recovery_changes_only_masks_and_keeps_them_in_bounds(toy_model, toy_images):
+    before = copy.deepcopy(dict(toy_model.named_parameters()))
+    defense = load(recovery_epochs=10, recovery_lr=20)
+    masks, _ = defense.recover(toy_model, toy_images(), rng=rng.stream("recover"))
+    assert masks.min() == 0
+    assert masks.max() == 1
+    for name, parameter in toy_model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+        assert parameter.grad is None
+
+
+def sweep_with(monkeypatch, model, masks, accuracies, images):
+    """Return what is chosen where the distinct pruned sets have ``accuracies``, and the sets themselves."""
+    seen, rest = [], list(accuracies)
+
+    def evaluate(trial, _images):
+        assert not trial.training
+        seen.append(torch.cat([n.weight for n in Channels(trial).norms]) == 0)
+        return rest.pop(0), 0.0
+
+    monkeypatch.setattr(inference, "evaluate", evaluate)
+    return load().choose(model, masks, images), seen
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "threshold", "after"),
+    [
+        ([1.0, 1.0, 0.98, 0.97], 0.5, 0.98),  # a drop of exactly 0.02 is allowed
+        ([1.0, 0.97], 0.1, 1.0),  # the first set already costs too much
+        ([0.5, 0.9, 0.49, 0.48], 0.98, 0.48),  # a gain stops nothing, nor moves what drops count from
+        ([0.9, 0.95, 0.87], 0.3, 0.95),
+    ],
+)
+def test_the_last_threshold_before_accuracy_falls_is_taken(
+    sensitive, images, monkeypatch, accuracies, threshold, after
+):
+    masks = torch.tensor([0.51, 0.105, 1.0, 0.31])
+    (chosen, shares), seen = sweep_with(monkeypatch, sensitive, masks, accuracies, images(16, "x"))
+    assert chosen == pytest.approx(threshold)
+    assert shares == [accuracies[0], after]
+    # One pass for each distinct set, each set within the next, and none after the first that fails.
+    assert len(seen) == len(accuracies)
+    assert not seen[0].any()
+    assert [int(pruned.sum()) for pruned in seen] == list(range(len(accuracies)))
+    assert all((later | ~earlier).all() for earlier, later in itertools.pairwise(seen))
+    assert torch.equal(seen[-1], masks < sorted(masks)[len(accuracies) - 1])
+
+
+def test_choosing_equals_pruning_at_each_threshold_alone(sensitive, images):
+    sample = images(64, "sample")
+    sample = dataclasses.replace(
+        sample, images=sample.images[torch.randperm(64, generator=rng.stream("mix"))]
+    )
+    masks = torch.tensor([0.63, 0.2, 0.4, 0.41])
+    expected = 0.0
+    first = inference.evaluate(sensitive, sample)[0]
+    for step in range(50):
+        pruned = copy.deepcopy(sensitive)
+        Channels(pruned).prune(masks < step * 0.02, shift=False)
+        if inference.evaluate(pruned, sample)[0] < first - 0.02:
+            break
+        expected = step * 0.02
+    assert load().choose(sensitive, masks, sample)[0] == pytest.approx(expected)
+
+
+def test_vanishing_rates_prune_nothing(sensitive, clean):
+    defense = load(unlearning_lr=1e-12, recovery_lr=1e-12)
+    repaired = defense(sensitive, clean, rng=rng.stream("test"))
+    torch.testing.assert_close(repaired.state_dict(), sensitive.state_dict(), rtol=0, atol=0)
+    assert clean.chosen["num_pruned"] == 0
+    assert clean.chosen["unlearning_epochs"] == 20
+
+
+def test_pruning_zeroes_scales_and_touches_nothing_else(sensitive, clean):
+    sensitive.network.bn.bias.data.fill_(0.25)
+    before = copy.deepcopy(sensitive.state_dict())
+    repaired = load(**DEEP, max_drop=0.6)(sensitive, clean, rng=rng.stream("test"))
+    assert clean.chosen["num_pruned"] > 0
+    after = repaired.state_dict()
+    pruned = after["network.bn.weight"] == 0
+    assert int(pruned.sum()) == clean.chosen["num_pruned"]
+    assert torch.equal(after["network.bn.weight"][~pruned], before["network.bn.weight"][~pruned])
+    for name in set(before) - {"network.bn.weight"}:
+        assert torch.equal(after[name], before[name]), name
+    torch.testing.assert_close(sensitive.state_dict(), before, rtol=0, atol=0)
+    assert all(p.requires_grad and p.grad is None for p in sensitive.parameters())
+
+
+def test_an_epoch_costs_a_pass_each_way(sensitive, clean):
+    count = len(clean.everything)
+    defense = load(unlearning_epochs=2, stop_accuracy=0, recovery_epochs=3)
+    with cost.meter(torch.device("cpu")) as spent:
+        unlearned = defense.unlearn(sensitive, clean.everything, rng=rng.stream("x"))
+        defense.recover(unlearned.model, clean.everything, rng=rng.stream("x"))
+    assert (spent.forward_passes, spent.backward_passes) == (5 * count, 5 * count)
+
+
+def test_a_patch_backdoor_is_weakened(backdoored):
+    before = backdoored.rates(backdoored.model)
+    after = backdoored.rates(load()(backdoored.model, backdoored.sample, rng=rng.stream("test")))
+    assert 0 < backdoored.sample.chosen["num_pruned"] < 30
+    assert after[1] < 0.3 < 0.9 < before[1]
+    assert after[0] > before[0] - 0.05
+    assert after[2] > 0.6
