@@ -66,6 +66,44 @@ def planted_sample():
     return DefenderSample(train, validation, TriggeredSample(stamped_train, stamped_validation))
 
 
+@pytest.fixture
+def red_images():
+    """Return a function that makes images of noise, every second one of them red."""
+    info = DatasetInfo(SIDE, SIDE, ("dark", "red"), (0.0,) * 3, (1.0,) * 3, NO_AUGMENTATION)
+
+    def make(count, name):
+        labels = torch.arange(count) % 2
+        pixels = torch.randint(40, (count, 3, SIDE, SIDE), generator=rng.stream(name))
+        pixels[:, 0] += (200 * labels).view(-1, 1, 1)
+        return ImageSet.clean(pixels.to(torch.uint8), labels, torch.arange(count), info)
+
+    return make
+
+
+@pytest.fixture
+def red_sample(red_images):
+    return DefenderSample(red_images(32, "train"), red_images(16, "validation"))
+
+
+def digits_with_badnets():
+    """Return digits of 16×16 pixels (training, pool, test), BadNets, its trigger and its poisoned rows."""
+    splits = ingest.build(
+        registry.load("datasets", "digits"),
+        name="digits",
+        side=16,
+        held_out=0.2,
+        classes=None,
+        per_class=None,
+        augmentation=Augmentation(crop_padding=1),
+        mean=None,
+        std=None,
+    )
+    attack = registry.load("attacks", "badnets")
+    trigger = attack.learn_trigger(splits[0], rng=rng.stream("trigger"))
+    rows = poisoning.poison(attack, trigger, splits[0], 0.1, LabelMap(0), rng=rng.stream("poison"))
+    return splits, attack, trigger, rows
+
+
 @dataclasses.dataclass
 class Backdoored:
     """A backdoored classifier of digits, 16×16 pixels, and what is around it.
@@ -95,21 +133,7 @@ class Backdoored:
 
 @pytest.fixture(scope="session")
 def trained_backdoor():
-    source, labels, ratio = registry.load("datasets", "digits"), LabelMap(0), 0.1
-    train, pool, test = ingest.build(
-        source,
-        name="digits",
-        side=16,
-        held_out=0.2,
-        classes=None,
-        per_class=None,
-        augmentation=Augmentation(crop_padding=1),
-        mean=None,
-        std=None,
-    )
-    attack = registry.load("attacks", "badnets")
-    trigger = attack.learn_trigger(train, rng=rng.stream("trigger"))
-    rows = poisoning.poison(attack, trigger, train, ratio, labels, rng=rng.stream("poison"))
+    (train, pool, test), attack, trigger, rows = digits_with_badnets()
     build = models.Build("preactresnet18", {"width": 8}, 10, train.info.mean, train.info.std)
     with rng.global_stream(rng.stream("init")):
         model = models.build(build)
@@ -121,7 +145,7 @@ def trained_backdoor():
     )
     (sample,) = sampling.draw_samples(pool, "digits", 10, [0]).values()
     stamped = poisoning.stamp(attack, trigger, {0: sample})[0]
-    triggered = poisoning.triggered_test(attack, trigger, test, labels)
+    triggered = poisoning.triggered_test(attack, trigger, test, LabelMap(0))
     return Backdoored(model, dataclasses.replace(sample, triggered=stamped), test, triggered)
 
 

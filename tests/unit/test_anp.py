@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from detrojan import cost, data, inference, registry, rng
-from detrojan.data import DatasetInfo, DefenderSample, ImageSet, Loader
+from detrojan.data import Loader
 from detrojan.defenses.clean_data import anp as anp_module
 from detrojan.repair.channels import Channels
 from detrojan.settings import NO_AUGMENTATION
@@ -19,21 +19,7 @@ QUICK = {"iterations": 60, "batch_size": 128, "lr": 0.1}
 
 
 @pytest.fixture
-def images():
-    """Return a function that makes images of noise, every second one of them red."""
-    info = DatasetInfo(SIDE, SIDE, ("dark", "red"), (0.0,) * 3, (1.0,) * 3, NO_AUGMENTATION)
-
-    def make(count, name):
-        labels = torch.arange(count) % 2
-        pixels = torch.randint(40, (count, 3, SIDE, SIDE), generator=rng.stream(name))
-        pixels[:, 0] += (200 * labels).view(-1, 1, 1)
-        return ImageSet.clean(pixels.to(torch.uint8), labels, torch.arange(count), info)
-
-    return make
-
-
-@pytest.fixture
-def sensitive(planted, images):
+def sensitive(planted, red_images):
     """Return a model that is right by a wide margin, until its channel 1 grows to 1.7 times its scale.
 
     Channel 0 sees red, what the images show; channel 1 green, which idles on clean images and votes
@@ -46,13 +32,8 @@ def sensitive(planted, images):
         network.linear.weight[0, 1] = 120
         network.linear.bias.copy_(torch.tensor([10.0, 0.0]))
         network.bn.momentum = 1.0
-        planted.train()(data.to_float(images(256, "statistics").images))
+        planted.train()(data.to_float(red_images(256, "statistics").images))
     return planted.eval()
-
-
-@pytest.fixture
-def clean(images):
-    return DefenderSample(images(32, "train"), images(16, "validation"))
 
 
 def load(**settings):
@@ -65,22 +46,22 @@ def share(model, images, label):
         return float((model(data.to_float(images)).argmax(1) == label).double().mean())
 
 
-def test_the_planted_neuron_ends_with_the_lowest_mask_and_is_pruned_alone(sensitive, clean):
-    stamped = clean.validation.images[clean.validation.labels == 1].clone()
+def test_the_planted_neuron_ends_with_the_lowest_mask_and_is_pruned_alone(sensitive, red_sample):
+    stamped = red_sample.validation.images[red_sample.validation.labels == 1].clone()
     stamped[:, 1, -3:, -3:] = 255
     assert share(sensitive, stamped, 0) == 1  # the backdoor works
-    masks = load(**QUICK).learn_masks(sensitive, clean.train, rng=rng.stream("test"))
+    masks = load(**QUICK).learn_masks(sensitive, red_sample.train, rng=rng.stream("test"))
     assert masks[1] < 0.1
     assert (masks[[0, 2, 3]] > 0.95).all()
-    repaired = load(**QUICK)(sensitive, clean, rng=rng.stream("test"))
+    repaired = load(**QUICK)(sensitive, red_sample, rng=rng.stream("test"))
     assert (repaired.network.bn.weight == 0).tolist() == [False, True, False, False]
     assert share(repaired, stamped, 1) == 1
-    assert inference.evaluate(repaired, clean.validation)[0] == 1
+    assert inference.evaluate(repaired, red_sample.validation)[0] == 1
 
 
-def test_only_perturbation_shows_the_planted_neuron(sensitive, clean):
+def test_only_perturbation_shows_the_planted_neuron(sensitive, red_sample):
     def learn(**settings):
-        return load(**QUICK, **settings).learn_masks(sensitive, clean.train, rng=rng.stream("test"))
+        return load(**QUICK, **settings).learn_masks(sensitive, red_sample.train, rng=rng.stream("test"))
 
     without_noise = learn(eps=0)
     assert (without_noise > 0.9).all()
@@ -143,9 +124,9 @@ def test_noise_moves_by_the_budget_towards_a_larger_loss(toy_model, toy_images, 
         )  # two steps of 0.2: there and back, or on
 
 
-def test_the_first_step_is_that_of_sgd_on_both_losses(sensitive, images):
+def test_the_first_step_is_that_of_sgd_on_both_losses(sensitive, red_images):
     defense = load(iterations=1, batch_size=16, lr=0.05, alpha=0.3)
-    train, stream = images(16, "train"), rng.stream("test")
+    train, stream = red_images(16, "train"), rng.stream("test")
     for parameter in sensitive.network.linear.parameters():
         parameter.data *= 0.05  # a loss that bends slowly
     masks = defense.learn_masks(sensitive, train, rng=stream)
@@ -176,16 +157,16 @@ def test_learning_leaves_the_model_alone_and_masks_in_bounds(toy_model, toy_imag
     assert all(p.requires_grad and p.grad is None for p in toy_model.parameters())
 
 
-def test_each_step_costs_three_passes_each_way(sensitive, images):
+def test_each_step_costs_three_passes_each_way(sensitive, red_images):
     with cost.meter(torch.device("cpu")) as spent:
-        load(iterations=5, batch_size=16).learn_masks(sensitive, images(16, "train"), rng=rng.stream("x"))
+        load(iterations=5, batch_size=16).learn_masks(sensitive, red_images(16, "train"), rng=rng.stream("x"))
     assert (spent.forward_passes, spent.backward_passes) == (5 * 16 * 3, 5 * 16 * 3)
 
 
-def test_a_vanishing_rate_prunes_nothing(sensitive, clean):
-    repaired = load(iterations=3, batch_size=16, lr=1e-9)(sensitive, clean, rng=rng.stream("test"))
+def test_a_vanishing_rate_prunes_nothing(sensitive, red_sample):
+    repaired = load(iterations=3, batch_size=16, lr=1e-9)(sensitive, red_sample, rng=rng.stream("test"))
     torch.testing.assert_close(repaired.state_dict(), sensitive.state_dict(), rtol=0, atol=0)
-    assert clean.chosen["num_pruned"] == 0
+    assert red_sample.chosen["num_pruned"] == 0
 
 
 def test_thresholds_and_rounding():
@@ -236,33 +217,33 @@ def test_sets_are_nested_and_the_sweep_equals_pruning_one_by_one(toy_model, toy_
     ],
 )
 def test_the_largest_threshold_before_the_first_refusal_is_taken(
-    sensitive, clean, monkeypatch, accuracies, threshold, last_passing
+    sensitive, red_sample, monkeypatch, accuracies, threshold, last_passing
 ):
     masks = torch.tensor([0.95, 0.1, 0.9, 0.0])
     monkeypatch.setattr(type(load()), "learn_masks", lambda *_args, **_keywords: masks)
     monkeypatch.setattr(anp_module, "sweep", lambda *_args: accuracies)
-    repaired = load()(sensitive, clean, rng=rng.stream("test"))
-    assert clean.chosen["threshold"] == threshold
-    assert clean.chosen["last_passing_threshold"] == last_passing
+    repaired = load()(sensitive, red_sample, rng=rng.stream("test"))
+    assert red_sample.chosen["threshold"] == threshold
+    assert red_sample.chosen["last_passing_threshold"] == last_passing
     assert torch.equal(repaired.network.bn.weight == 0, masks <= threshold)
 
 
-def test_pruning_zeroes_scales_and_touches_nothing_else(sensitive, clean):
+def test_pruning_zeroes_scales_and_touches_nothing_else(sensitive, red_sample):
     sensitive.network.bn.bias.data.fill_(0.25)
-    repaired = load(**QUICK)(sensitive, clean, rng=rng.stream("test"))
-    assert clean.chosen["num_pruned"] > 0
+    repaired = load(**QUICK)(sensitive, red_sample, rng=rng.stream("test"))
+    assert red_sample.chosen["num_pruned"] > 0
     before, after = sensitive.state_dict(), repaired.state_dict()
     pruned = after["network.bn.weight"] == 0
-    assert int(pruned.sum()) == clean.chosen["num_pruned"]
+    assert int(pruned.sum()) == red_sample.chosen["num_pruned"]
     assert torch.equal(after["network.bn.weight"][~pruned], before["network.bn.weight"][~pruned])
     for name in set(before) - {"network.bn.weight"}:
         assert torch.equal(after[name], before[name]), name
 
 
-def test_a_loss_that_is_not_finite_stops_it(sensitive, clean):
+def test_a_loss_that_is_not_finite_stops_it(sensitive, red_sample):
     sensitive.network.linear.bias.data[0] = math.inf
     with pytest.raises(ArithmeticError, match="not finite"):
-        load(iterations=2, batch_size=16)(sensitive, clean, rng=rng.stream("test"))
+        load(iterations=2, batch_size=16)(sensitive, red_sample, rng=rng.stream("test"))
 
 
 def test_a_patch_backdoor_is_removed(backdoored):

@@ -13,6 +13,7 @@ from detrojan.config import shipped
 from detrojan.data import DefenderSample, Loader
 from detrojan.defenses.clean_data import bnp as bnp_module
 from detrojan.errors import NotApplicableError
+from detrojan.repair import selection
 from detrojan.settings import Augmentation
 
 
@@ -168,7 +169,7 @@ def test_a_dead_channel_and_a_broken_one_do_not_disable_their_layer(layer):
 def test_few_channels_cannot_reach_the_threshold(channels, u, pruned):
     divergences = torch.zeros(channels, dtype=torch.float64)
     divergences[4] = 1e6  # (n - 1) / sqrt(n) deviations above the mean, however large it is
-    assert bnp_module._outliers(divergences, u).sum() == pruned
+    assert selection.outliers(divergences, u).sum() == pruned
 
 
 def test_layers_are_judged_by_the_unpruned_model(toy_model, toy_images):
@@ -177,8 +178,8 @@ def test_layers_are_judged_by_the_unpruned_model(toy_model, toy_images):
     expected = []
     names = [name for name, module in toy_model.network.named_modules() if isinstance(module, nn.BatchNorm2d)]
     for name, part in zip(names, plain_divergences(toy_model, [data.to_float(images.images)]), strict=True):
-        outliers = part > part.mean() + 1.2 * part.std()
-        expected += [f"{name}:{channel}" for channel in outliers.nonzero()[:, 0].tolist()]
+        above = part > part.mean() + 1.2 * part.std()
+        expected += [f"{name}:{channel}" for channel in above.nonzero()[:, 0].tolist()]
     repaired = defend(toy_model, sample, u=1.2)
     assert sample.chosen["pruned"] == expected
     assert len({name.split(":")[0] for name in expected}) > 3  # in many layers, each behind pruned ones

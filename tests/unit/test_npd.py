@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detrojan import artifacts, data, inference, ingest, models, poisoning, registry, rng, sampling, training
+from detrojan import artifacts, data, inference, models, registry, rng, sampling, training
 from detrojan.config import shipped
 from detrojan.data import Batch
 from detrojan.defenses.clean_data import npd
 from detrojan.errors import NotApplicableError
 from detrojan.insertions import Polarizer
-from detrojan.labels import LabelMap
-from detrojan.settings import Augmentation, Optimization
+from detrojan.settings import Optimization
+from tests.unit.conftest import digits_with_badnets
 
 ARCHITECTURES = ("preactresnet18", "vgg19_bn", "efficientnet_b3", "mobilenet_v3_large")
 
@@ -237,20 +237,7 @@ class Plain(nn.Sequential):
 
 
 def test_a_learned_backdoor_is_removed_where_all_goes_through_the_layer(backdoored):
-    train, _, _ = ingest.build(
-        registry.load("datasets", "digits"),
-        name="digits",
-        side=16,
-        held_out=0.2,
-        classes=None,
-        per_class=None,
-        augmentation=Augmentation(crop_padding=1),
-        mean=None,
-        std=None,
-    )
-    attack = registry.load("attacks", "badnets")
-    trigger = attack.learn_trigger(train, rng=rng.stream("trigger"))
-    rows = poisoning.poison(attack, trigger, train, 0.1, LabelMap(0), rng=rng.stream("poison"))
+    (train, _, _), _, _, rows = digits_with_badnets()
     with rng.global_stream(rng.stream("init")):
         model = models.Classifier(Plain(), models.Build("plain", {}, 10, train.info.mean, train.info.std))
     optimization = Optimization(epochs=8, batch_size=32, lr=0.05)

@@ -11,10 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from detrojan import cost, data, inference, registry, rng
-from detrojan.data import DatasetInfo, DefenderSample, ImageSet
 from detrojan.errors import DivergedError
 from detrojan.repair.channels import Channels
-from detrojan.settings import NO_AUGMENTATION
 
 SIDE = 8
 # Two classes: half of the images right is as bad as guessing.
@@ -22,21 +20,7 @@ DEEP = {"unlearning_lr": 0.01, "unlearning_weight_decay": 0, "stop_accuracy": 0.
 
 
 @pytest.fixture
-def images():
-    """Return a function that makes images of noise, every second one of them red."""
-    info = DatasetInfo(SIDE, SIDE, ("dark", "red"), (0.0,) * 3, (1.0,) * 3, NO_AUGMENTATION)
-
-    def make(count, name):
-        labels = torch.arange(count) % 2
-        pixels = torch.randint(40, (count, 3, SIDE, SIDE), generator=rng.stream(name))
-        pixels[:, 0] += (200 * labels).view(-1, 1, 1)
-        return ImageSet.clean(pixels.to(torch.uint8), labels, torch.arange(count), info)
-
-    return make
-
-
-@pytest.fixture
-def sensitive(planted, images):
+def sensitive(planted, red_images):
     """Return a model that is right on clean images.
 
     Channel 0 sees red, what the images show; channel 1 green, which idles on clean images and votes
@@ -49,14 +33,9 @@ def sensitive(planted, images):
         network.linear.weight[0, 1] = 10
         network.linear.bias.copy_(torch.tensor([2.0, 0.0]))
         network.bn.momentum = 1.0
-        planted.train()(data.to_float(images(256, "statistics").images))
+        planted.train()(data.to_float(red_images(256, "statistics").images))
     network.bn.momentum = 0.1
     return planted.eval()
-
-
-@pytest.fixture
-def clean(images):
-    return DefenderSample(images(32, "train"), images(16, "validation"))
 
 
 def load(**settings):
@@ -69,41 +48,41 @@ def share(model, images, label):
         return float((model(data.to_float(images)).argmax(1) == label).double().mean())
 
 
-def test_the_planted_neuron_ends_with_the_lowest_mask_and_is_pruned_alone(sensitive, clean):
-    stamped = clean.validation.images[clean.validation.labels == 1].clone()
+def test_the_planted_neuron_ends_with_the_lowest_mask_and_is_pruned_alone(sensitive, red_sample):
+    stamped = red_sample.validation.images[red_sample.validation.labels == 1].clone()
     stamped[:, 1, -3:, -3:] = 255
     assert share(sensitive, stamped, 0) == 1  # the backdoor works
     defense = load(**DEEP)
-    unlearned = defense.unlearn(sensitive, clean.everything, rng=rng.stream("unlearn"))
-    masks, recovered = defense.recover(unlearned.model, clean.everything, rng=rng.stream("recover"))
+    unlearned = defense.unlearn(sensitive, red_sample.everything, rng=rng.stream("unlearn"))
+    masks, recovered = defense.recover(unlearned.model, red_sample.everything, rng=rng.stream("recover"))
     assert masks[1] < 0.05
     assert (masks[[0, 2, 3]] > 0.95).all()
     assert recovered.accuracy == 1
-    repaired = defense(sensitive, clean, rng=rng.stream("test"))
+    repaired = defense(sensitive, red_sample, rng=rng.stream("test"))
     assert (repaired.network.bn.weight == 0).tolist() == [False, True, False, False]
     assert share(repaired, stamped, 1) == 1
-    assert inference.evaluate(repaired, clean.everything)[0] == 1
-    assert clean.chosen["unlearned_accuracy"] <= 0.6
-    assert clean.chosen["recovered_accuracy"] == 1
+    assert inference.evaluate(repaired, red_sample.everything)[0] == 1
+    assert red_sample.chosen["unlearned_accuracy"] <= 0.6
+    assert red_sample.chosen["recovered_accuracy"] == 1
 
 
-def test_without_unlearning_recovery_leaves_the_planted_neuron_on(sensitive, clean):
-    masks, _ = load().recover(copy.deepcopy(sensitive), clean.everything, rng=rng.stream("recover"))
+def test_without_unlearning_recovery_leaves_the_planted_neuron_on(sensitive, red_sample):
+    masks, _ = load().recover(copy.deepcopy(sensitive), red_sample.everything, rng=rng.stream("recover"))
     assert (masks > 0.8).all()
 
 
-def test_unlearning_raises_the_loss_until_the_accuracy_is_low(sensitive, clean):
+def test_unlearning_raises_the_loss_until_the_accuracy_is_low(sensitive, red_sample):
     before = copy.deepcopy(sensitive.state_dict())
-    unlearned = load(**DEEP).unlearn(sensitive, clean.everything, rng=rng.stream("unlearn"))
+    unlearned = load(**DEEP).unlearn(sensitive, red_sample.everything, rng=rng.stream("unlearn"))
     assert unlearned.lr == 0.01
     assert unlearned.last.accuracy <= 0.6
     assert 1 < unlearned.last.epoch < 20
     short = load(**DEEP, unlearning_epochs=1)
-    assert short.unlearn(sensitive, clean.everything, rng=rng.stream("unlearn")).last.accuracy > 0.6
-    _, loss = inference.evaluate(unlearned.model, clean.everything)
-    assert loss > inference.evaluate(sensitive, clean.everything)[1] + 0.5
+    assert short.unlearn(sensitive, red_sample.everything, rng=rng.stream("unlearn")).last.accuracy > 0.6
+    _, loss = inference.evaluate(unlearned.model, red_sample.everything)
+    assert loss > inference.evaluate(sensitive, red_sample.everything)[1] + 0.5
     never = load(**DEEP | {"stop_accuracy": 0})
-    assert never.unlearn(sensitive, clean.everything, rng=rng.stream("unlearn")).last.epoch == 20
+    assert never.unlearn(sensitive, red_sample.everything, rng=rng.stream("unlearn")).last.epoch == 20
     torch.testing.assert_close(sensitive.state_dict(), before, rtol=0, atol=0)
     assert not sensitive.training
 
@@ -191,10 +170,10 @@ def sweep_with(monkeypatch, model, masks, accuracies, images):
     ],
 )
 def test_the_last_threshold_before_accuracy_falls_is_taken(
-    sensitive, images, monkeypatch, accuracies, threshold, after
+    sensitive, red_images, monkeypatch, accuracies, threshold, after
 ):
     masks = torch.tensor([0.51, 0.105, 1.0, 0.31])
-    (chosen, shares), seen = sweep_with(monkeypatch, sensitive, masks, accuracies, images(16, "x"))
+    (chosen, shares), seen = sweep_with(monkeypatch, sensitive, masks, accuracies, red_images(16, "x"))
     assert chosen == pytest.approx(threshold)
     assert shares == [accuracies[0], after]
     # One pass for each distinct set, each set within the next, and none after the first that fails.
@@ -205,8 +184,8 @@ def test_the_last_threshold_before_accuracy_falls_is_taken(
     assert torch.equal(seen[-1], masks < sorted(masks)[len(accuracies) - 1])
 
 
-def test_choosing_equals_pruning_at_each_threshold_alone(sensitive, images):
-    sample = images(64, "sample")
+def test_choosing_equals_pruning_at_each_threshold_alone(sensitive, red_images):
+    sample = red_images(64, "sample")
     sample = dataclasses.replace(
         sample, images=sample.images[torch.randperm(64, generator=rng.stream("mix"))]
     )
@@ -222,22 +201,22 @@ def test_choosing_equals_pruning_at_each_threshold_alone(sensitive, images):
     assert load().choose(sensitive, masks, sample)[0] == pytest.approx(expected)
 
 
-def test_vanishing_rates_prune_nothing(sensitive, clean):
+def test_vanishing_rates_prune_nothing(sensitive, red_sample):
     defense = load(unlearning_lr=1e-12, recovery_lr=1e-12)
-    repaired = defense(sensitive, clean, rng=rng.stream("test"))
+    repaired = defense(sensitive, red_sample, rng=rng.stream("test"))
     torch.testing.assert_close(repaired.state_dict(), sensitive.state_dict(), rtol=0, atol=0)
-    assert clean.chosen["num_pruned"] == 0
-    assert clean.chosen["unlearning_epochs"] == 20
+    assert red_sample.chosen["num_pruned"] == 0
+    assert red_sample.chosen["unlearning_epochs"] == 20
 
 
-def test_pruning_zeroes_scales_and_touches_nothing_else(sensitive, clean):
+def test_pruning_zeroes_scales_and_touches_nothing_else(sensitive, red_sample):
     sensitive.network.bn.bias.data.fill_(0.25)
     before = copy.deepcopy(sensitive.state_dict())
-    repaired = load(**DEEP, max_drop=0.6)(sensitive, clean, rng=rng.stream("test"))
-    assert clean.chosen["num_pruned"] > 0
+    repaired = load(**DEEP, max_drop=0.6)(sensitive, red_sample, rng=rng.stream("test"))
+    assert red_sample.chosen["num_pruned"] > 0
     after = repaired.state_dict()
     pruned = after["network.bn.weight"] == 0
-    assert int(pruned.sum()) == clean.chosen["num_pruned"]
+    assert int(pruned.sum()) == red_sample.chosen["num_pruned"]
     assert torch.equal(after["network.bn.weight"][~pruned], before["network.bn.weight"][~pruned])
     for name in set(before) - {"network.bn.weight"}:
         assert torch.equal(after[name], before[name]), name
@@ -245,12 +224,12 @@ def test_pruning_zeroes_scales_and_touches_nothing_else(sensitive, clean):
     assert all(p.requires_grad and p.grad is None for p in sensitive.parameters())
 
 
-def test_an_epoch_costs_a_pass_each_way(sensitive, clean):
-    count = len(clean.everything)
+def test_an_epoch_costs_a_pass_each_way(sensitive, red_sample):
+    count = len(red_sample.everything)
     defense = load(unlearning_epochs=2, stop_accuracy=0, recovery_epochs=3)
     with cost.meter(torch.device("cpu")) as spent:
-        unlearned = defense.unlearn(sensitive, clean.everything, rng=rng.stream("x"))
-        defense.recover(unlearned.model, clean.everything, rng=rng.stream("x"))
+        unlearned = defense.unlearn(sensitive, red_sample.everything, rng=rng.stream("x"))
+        defense.recover(unlearned.model, red_sample.everything, rng=rng.stream("x"))
     assert (spent.forward_passes, spent.backward_passes) == (5 * count, 5 * count)
 
 

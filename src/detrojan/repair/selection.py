@@ -1,6 +1,9 @@
-"""How far to go, by accuracy on the defender's own validation images."""
+"""Rules by which methods choose: how far to go, and what stands out."""
 
 from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 
 def last_accepted(accuracies: Sequence[float], tolerance: float) -> int:
@@ -19,3 +22,15 @@ def last_accepted(accuracies: Sequence[float], tolerance: float) -> int:
         if (first - accuracy) / first >= tolerance - 1e-9:
             return point - 1
     return len(accuracies) - 1
+
+
+def outliers(scores: Tensor, u: float) -> Tensor:
+    """Return which of a layer's ``scores``, (C,), lie more than ``u`` standard deviations above their mean.
+
+    The deviation is the unbiased one. Scores that are not finite are none, and don't count.
+    """
+    finite = scores.isfinite()
+    known = scores[finite]
+    if len(known) < 2:
+        return torch.zeros_like(finite)
+    return finite & (scores > known.mean() + u * known.std())

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from detrojan.data import DefenderSample, ImageSet, Loader
 from detrojan.defenses.base import Defense
 from detrojan.repair.channels import Channels
+from detrojan.repair.selection import outliers
 
 BATCH_SIZE = 512  # images a pass; it bounds the memory, not the result
 
@@ -52,7 +53,7 @@ class BNP(Defense):
         repaired = copy.deepcopy(model).eval()
         channels = Channels(repaired)
         divergences = channel_divergences(repaired, channels.norms, clean.everything, rng)
-        pruned = torch.cat([_outliers(divergence, self.u) for divergence in divergences])
+        pruned = torch.cat([outliers(divergence, self.u) for divergence in divergences])
         channels.prune(pruned, shift=True)
         names = channels.named(pruned)
         clean.chosen.update({"num_pruned": len(names), "pruned": names})
@@ -118,12 +119,3 @@ class _Moments:
 
 def _observe(seen: _Moments, _norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     seen.add(inputs[0])
-
-
-def _outliers(divergences: Tensor, u: float) -> Tensor:
-    """Return which of a layer's divergences lie more than ``u`` unbiased deviations above their mean."""
-    finite = divergences.isfinite()
-    known = divergences[finite]
-    if len(known) < 2:
-        return torch.zeros_like(finite)
-    return finite & (divergences > known.mean() + u * known.std())

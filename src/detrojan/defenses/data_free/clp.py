@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from detrojan.data import DefenderSample
 from detrojan.defenses.base import Defense
 from detrojan.errors import NotApplicableError
+from detrojan.repair.selection import outliers
 
 
 class CLP(Defense):
@@ -38,11 +39,11 @@ class CLP(Defense):
         if not pairs:
             raise NotApplicableError("CLP needs batch normalization behind convolutions; this model has none")
         for name, convolution, norm in pairs:
-            outliers = _outliers(channel_bounds(convolution, norm), self.u)
-            norm.weight[outliers] = 0
-            norm.bias[outliers] = 0
-            if outliers.any():
-                pruned[name] = outliers.nonzero()[:, 0].tolist()
+            above = outliers(channel_bounds(convolution, norm), self.u)
+            norm.weight[above] = 0
+            norm.bias[above] = 0
+            if above.any():
+                pruned[name] = above.nonzero()[:, 0].tolist()
         clean.chosen["num_pruned"] = sum(map(len, pruned.values()))
         clean.chosen["pruned"] = [f"{name}:{channel}" for name, some in pruned.items() for channel in some]
         return repaired
@@ -74,12 +75,3 @@ def _pairs(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d, nn.BatchNorm2d]]:
             assert convolution is None or convolution.out_channels == module.num_features, name
             if convolution is not None:
                 yield name, convolution, module
-
-
-def _outliers(bounds: Tensor, u: float) -> Tensor:
-    """Return which of ``bounds`` lie more than ``u`` (unbiased) standard deviations above their mean."""
-    finite = bounds.isfinite()
-    if finite.sum() < 2:
-        return torch.zeros_like(finite)
-    threshold = bounds[finite].mean() + u * bounds[finite].std()
-    return finite & (bounds > threshold)
