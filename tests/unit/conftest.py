@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detrojan import inference, ingest, metrics, models, poisoning, registry, rng, sampling, training
+from detrojan import data, inference, ingest, metrics, models, poisoning, registry, rng, sampling, training
 from detrojan.data import DatasetInfo, DefenderSample, ImageSet, TriggeredSample
 from detrojan.labels import LabelMap
 from detrojan.settings import NO_AUGMENTATION, Augmentation, Optimization
@@ -83,6 +83,40 @@ def red_images():
 @pytest.fixture
 def red_sample(red_images):
     return DefenderSample(red_images(32, "train"), red_images(16, "validation"))
+
+
+@pytest.fixture
+def red_or_green(planted, red_images):
+    """Return a function that makes a model of two channels that count, and two that don't.
+
+    Channel 0 sees red, what the images show, and votes for class 1; channel 1 green, which idles on
+    clean images, and votes for class 0. Its running statistics are those of clean images.
+    """
+
+    def make(*, red, green, bias):
+        network = planted.network
+        with torch.no_grad():
+            network.linear.weight.zero_()
+            network.linear.weight[1, 0] = red
+            network.linear.weight[0, 1] = green
+            network.linear.bias.copy_(torch.tensor([bias, 0.0]))
+            network.bn.momentum = 1.0
+            planted.train()(data.to_float(red_images(256, "statistics").images))
+        network.bn.momentum = 0.1
+        return planted.eval()
+
+    return make
+
+
+def share(model, images, labels):
+    """Return the share of ``images``, uint8 (N, 3, H, W), that ``model`` gives ``labels``, one or (N,)."""
+    with torch.inference_mode():
+        return float((model(data.to_float(images)).argmax(1) == labels).double().mean())
+
+
+@pytest.fixture
+def sample(toy_images):
+    return sampling.draw_samples(toy_images(count=48), "toy", 10, [0])[0]
 
 
 def digits_with_badnets():

@@ -8,42 +8,25 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detrojan import cost, data, inference, registry, rng
+from detrojan import cost, inference, registry, rng
 from detrojan.data import Loader
 from detrojan.defenses.clean_data import anp as anp_module
 from detrojan.repair.channels import Channels
 from detrojan.settings import NO_AUGMENTATION
+from tests.unit.conftest import share
 
 SIDE = 8
 QUICK = {"iterations": 60, "batch_size": 128, "lr": 0.1}
 
 
 @pytest.fixture
-def sensitive(planted, red_images):
-    """Return a model that is right by a wide margin, until its channel 1 grows to 1.7 times its scale.
-
-    Channel 0 sees red, what the images show; channel 1 green, which idles on clean images and votes
-    for class 0; channels 2 and 3 count for nothing.
-    """
-    network = planted.network
-    with torch.no_grad():
-        network.linear.weight.zero_()
-        network.linear.weight[1, 0] = 100
-        network.linear.weight[0, 1] = 120
-        network.linear.bias.copy_(torch.tensor([10.0, 0.0]))
-        network.bn.momentum = 1.0
-        planted.train()(data.to_float(red_images(256, "statistics").images))
-    return planted.eval()
+def sensitive(red_or_green):
+    """Return a model that is right by a wide margin, until its channel 1 grows to 1.7 times its scale."""
+    return red_or_green(red=100.0, green=120.0, bias=10.0)
 
 
 def load(**settings):
     return registry.load("defenses", "anp", settings)
-
-
-def share(model, images, label):
-    """Return the share of ``images`` that ``model`` gives ``label``."""
-    with torch.inference_mode():
-        return float((model(data.to_float(images)).argmax(1) == label).double().mean())
 
 
 def test_the_planted_neuron_ends_with_the_lowest_mask_and_is_pruned_alone(sensitive, red_sample):

@@ -8,16 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from detrojan import data, models, registry, rng, sampling
+from detrojan import data, models, registry, rng
 from detrojan.data import DefenderSample
 from detrojan.defenses.clean_data import fp as fp_module
 from detrojan.defenses.data_free import clp as clp_module
 from detrojan.repair.selection import last_accepted
-
-
-@pytest.fixture
-def sample(toy_images):
-    return sampling.draw_samples(toy_images(count=48), "toy", 10, [0])[0]
 
 
 def load(name, **settings):

@@ -7,15 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detrojan import config, data, models, registry, rng, sampling, training
+from detrojan import config, data, models, registry, rng, training
 from detrojan.defenses.clean_data import fst as fst_module
 from detrojan.errors import NotApplicableError
 from detrojan.settings import Optimization
-
-
-@pytest.fixture
-def sample(toy_images):
-    return sampling.draw_samples(toy_images(count=48), "toy", 10, [0])[0]
 
 
 @pytest.fixture

@@ -8,13 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detrojan import data, registry, rng, sampling, training
+from detrojan import data, registry, rng, training
 from detrojan.defenses.clean_data import ft_sam as sam_module
-
-
-@pytest.fixture
-def sample(toy_images):
-    return sampling.draw_samples(toy_images(count=48), "toy", 10, [0])[0]
 
 
 def load(name="ft_sam", **settings):

@@ -8,14 +8,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from detrojan import data, inference, registry, rng, sampling, structure
+from detrojan import data, inference, registry, rng, structure
 from detrojan.data import TriggeredSample
 from detrojan.repair.gradient_pruning import Filters
-
-
-@pytest.fixture
-def sample(toy_images):
-    return sampling.draw_samples(toy_images(count=48), "toy", 10, [0])[0]
+from tests.unit.conftest import share
 
 
 def load(name, **settings):
@@ -24,11 +20,6 @@ def load(name, **settings):
 
 def defend(defense, model, clean):
     return defense(model, clean, rng=rng.stream("test"))
-
-
-def share(model, images, labels):
-    with torch.inference_mode():
-        return float((model(data.to_float(images)).argmax(1) == labels).double().mean())
 
 
 def test_removes_the_planted_filter_and_nothing_else(planted, planted_sample):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detrojan import artifacts, data, inference, models, registry, rng, sampling, structure
+from detrojan import artifacts, data, inference, models, registry, rng, structure
 from detrojan.config import shipped
 from detrojan.defenses.clean_data import mm_bd
 from detrojan.errors import NotApplicableError
@@ -26,11 +26,6 @@ def defend(defense, model, clean):
 
 def bounds_of(model):
     return [model.network.get_submodule(site).ceiling.bound.detach() for site in model.build.inserted]
-
-
-@pytest.fixture
-def sample(toy_images):
-    return sampling.draw_samples(toy_images(count=48), "toy", 10, [0])[0]
 
 
 # --- where bounds stand, and where they start ------------------------------------------------------

@@ -8,17 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detrojan import config, data, models, registry, rng, sampling, training
+from detrojan import config, data, models, registry, rng, training
 from detrojan.defenses.clean_data import nad as nad_module
 from detrojan.errors import NotApplicableError
 from detrojan.settings import Optimization
 
 TOY_LAYERS = ["layer1", "layer2", "layer3"]  # 8, 4 and 2 pixels wide on images of 8 pixels
-
-
-@pytest.fixture
-def sample(toy_images):
-    return sampling.draw_samples(toy_images(count=48), "toy", 10, [0])[0]
 
 
 def load(**settings):

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from detrojan import data, registry, rng, sampling, training
+from detrojan import data, registry, rng, training
 from detrojan.config import shipped
 from detrojan.defenses.clean_data.nc import NC, with_stamped
 from detrojan.errors import NotApplicableError
@@ -15,11 +15,6 @@ from detrojan.repair.inversion import TriggerInversion, Triggers
 
 # A search small enough for a test, which still finds the planted patch (see test_inversion).
 QUICK = {"inversion_epochs": 40, "min_steps": 1, "inversion_lr": 0.2, "max_images": 20}
-
-
-@pytest.fixture
-def sample(toy_images):
-    return sampling.draw_samples(toy_images(count=48), "toy", 10, [0])[0]
 
 
 def defend(defense, model, clean):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detrojan import artifacts, data, inference, models, registry, rng, sampling, training
+from detrojan import artifacts, data, inference, models, registry, rng, training
 from detrojan.config import shipped
 from detrojan.data import Batch
 from detrojan.defenses.clean_data import npd
@@ -26,11 +26,6 @@ def load(**settings):
 
 def defend(defense, model, clean):
     return defense(model, clean, rng=rng.stream("test"))
-
-
-@pytest.fixture
-def sample(toy_images):
-    return sampling.draw_samples(toy_images(count=48), "toy", 10, [0])[0]
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from detrojan import cost, data, inference, registry, rng
 from detrojan.errors import DivergedError
 from detrojan.repair.channels import Channels
+from tests.unit.conftest import share
 
 SIDE = 8
 # Two classes: half of the images right is as bad as guessing.
@@ -20,32 +21,13 @@ DEEP = {"unlearning_lr": 0.01, "unlearning_weight_decay": 0, "stop_accuracy": 0.
 
 
 @pytest.fixture
-def sensitive(planted, red_images):
-    """Return a model that is right on clean images.
-
-    Channel 0 sees red, what the images show; channel 1 green, which idles on clean images and votes
-    for class 0, the more the larger its scale; channels 2 and 3 count for nothing.
-    """
-    network = planted.network
-    with torch.no_grad():
-        network.linear.weight.zero_()
-        network.linear.weight[1, 0] = 12
-        network.linear.weight[0, 1] = 10
-        network.linear.bias.copy_(torch.tensor([2.0, 0.0]))
-        network.bn.momentum = 1.0
-        planted.train()(data.to_float(red_images(256, "statistics").images))
-    network.bn.momentum = 0.1
-    return planted.eval()
+def sensitive(red_or_green):
+    """Return a model that is right on clean images, and the more for class 0 the larger its channel 1 is."""
+    return red_or_green(red=12.0, green=10.0, bias=2.0)
 
 
 def load(**settings):
     return registry.load("defenses", "rnp", settings)
-
-
-def share(model, images, label):
-    """Return the share of ``images`` that ``model`` gives ``label``."""
-    with torch.inference_mode():
-        return float((model(data.to_float(images)).argmax(1) == label).double().mean())
 
 
 def test_the_planted_neuron_ends_with_the_lowest_mask_and_is_pruned_alone(sensitive, red_sample):

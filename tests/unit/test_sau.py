@@ -9,16 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 
-from detrojan import data, models, registry, rng, sampling, training
+from detrojan import data, models, registry, rng, training
 from detrojan.config import shipped
 from detrojan.cost import meter
 from detrojan.data import Batch
 from detrojan.defenses.clean_data import sau as sau_module
-
-
-@pytest.fixture
-def sample(toy_images):
-    return sampling.draw_samples(toy_images(count=48), "toy", 10, [0])[0]
 
 
 @pytest.fixture

@@ -1,11 +1,15 @@
 """The channels that batch normalizations scale: gated while a method learns, pruned when it has chosen."""
 
+import copy
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from detrojan import inference
+from detrojan.data import ImageSet
 from detrojan.errors import NotApplicableError
 
 
@@ -85,3 +89,24 @@ class Channels:
             for name, part in zip(self.names, torch.split(chosen, self.sizes), strict=True)
             for channel in part.nonzero()[:, 0].tolist()
         ]
+
+
+def pruned_accuracies(model: nn.Module, sets: Iterable[Tensor], images: ImageSet) -> Iterator[float]:
+    """Yield the accuracy on ``images`` of ``model`` with each of ``sets`` pruned, scales only.
+
+    A set no larger than the one before has its accuracy, without a pass. ``model`` stays as it was.
+
+    Args:
+        model: a classifier; accuracies are those of eval mode.
+        sets: bool (channels,), each within the next.
+        images: with labels.
+    """
+    trial = copy.deepcopy(model).eval()
+    channels = Channels(trial)
+    accuracy, num_pruned = 0.0, -1
+    for pruned in sets:
+        if int(pruned.sum()) > num_pruned:
+            num_pruned = int(pruned.sum())
+            channels.prune(pruned, shift=False)
+            accuracy = inference.evaluate(trial, images)[0]
+        yield accuracy

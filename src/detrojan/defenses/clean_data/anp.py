@@ -22,13 +22,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrojan import data, inference
+from detrojan import data
 from detrojan import rng as streams
 from detrojan.data import Batch, DefenderSample, ImageSet, Loader
 from detrojan.defenses.base import Defense
 from detrojan.errors import DivergedError
 from detrojan.repair import adversarial, selection
-from detrojan.repair.channels import Channels
+from detrojan.repair.channels import Channels, pruned_accuracies
 
 DECIMALS = 4  # masks and thresholds are compared after rounding, as the authors' code does
 
@@ -150,18 +150,6 @@ def at_most(masks: Tensor, threshold: float) -> Tensor:
 def sweep(model: nn.Module, masks: Tensor, thresholds: list[float], images: ImageSet) -> list[float]:
     """Return the accuracy on ``images`` of ``model`` pruned at each of ``thresholds``, which rise.
 
-    A threshold at which no further mask lies has the accuracy of the one before, without a pass.
+    A threshold at which no further mask lies costs no pass.
     """
-    trial = copy.deepcopy(model).eval()
-    channels = Channels(trial)
-    accuracies: list[float] = []
-    num_pruned = -1
-    for threshold in thresholds:
-        pruned = at_most(masks, threshold)
-        if int(pruned.sum()) == num_pruned:
-            accuracies.append(accuracies[-1])
-            continue
-        num_pruned = int(pruned.sum())
-        channels.prune(pruned, shift=False)
-        accuracies.append(inference.evaluate(trial, images)[0])
-    return accuracies
+    return list(pruned_accuracies(model, (at_most(masks, threshold) for threshold in thresholds), images))
