@@ -1,6 +1,8 @@
 """Detrojan: poison, train, defend, evaluate, aggregate, report."""
 
-from detrojan import grid, planning, study_files
+import pathlib
+
+from detrojan import grid, paths, planning, study_files
 
 # Another study replaces the default one; `--config` alone changes it.
 if not workflow.overwrite_configfiles:
@@ -24,6 +26,10 @@ include: "rules/report.smk"
 
 localrules:
     all,
+
+
+onstart:
+    study_files.keep(config, pathlib.Path(paths.RESULTS))
 
 
 rule all:

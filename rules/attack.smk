@@ -9,6 +9,10 @@ rule trigger:
         f"logs/trigger/{TRIGGER}.log",
     wildcard_constraints:
         attack=attacks_of("all", "model"),
+    resources:
+        mem_mb=memory("trigger"),
+        runtime=runtime("trigger"),
+        gpu=GPUS_A_JOB,
     params:
         labels=study.labels,
         settings=attack_settings,
@@ -42,6 +46,9 @@ rule poison:
         f"logs/poison/{POISONED}.log",
     wildcard_constraints:
         attack=attacks_of("all"),
+    resources:
+        mem_mb=memory("poison"),
+        runtime=runtime("poison"),
     params:
         labels=study.labels,
         settings=attack_settings,
@@ -76,6 +83,9 @@ rule triggered:
         f"logs/triggered/{TRIGGER}.log",
     wildcard_constraints:
         attack=attacks_of("all"),
+    resources:
+        mem_mb=memory("triggered"),
+        runtime=runtime("triggered"),
     params:
         labels=study.labels,
         settings=attack_settings,
@@ -108,6 +118,9 @@ rule stamp:
         f"logs/stamp/{TRIGGER}/spc-{{spc}}/draws-{{draws}}.log",
     wildcard_constraints:
         attack=attacks_of("all"),
+    resources:
+        mem_mb=memory("stamp"),
+        runtime=runtime("stamp"),
     params:
         settings=attack_settings,
         code=code("stamp", attacks="attack"),

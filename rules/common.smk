@@ -1,26 +1,19 @@
 # Path patterns, and the functions that give a rule its inputs and params. One wildcard an axis.
 import functools
-import shlex
-import sys
 
-import snakemake.jobs
+import snakemake.resources
 
-from detrojan import cells, provenance, registry
+from detrojan import cells, closing, costs, gpus, paths, provenance, registry, tuning
+from detrojan.paths import CLEAN_MODEL, MODEL, OWN_TRIGGER, POISONED, SHARD, TRIGGER, UNTOUCHED
+from detrojan.tuning import known_parameters
 
-# Each rule's `code` param covers its script. Snakemake also reruns what is older than the script's
-# file, and every checkout makes files anew; there is no setting for that but one on the command line.
-snakemake.jobs.get_script_mtime = lambda path: 0.0
+tuning.tune()
 
-# Snakemake puts the interpreter's path into shell commands as it is; a clone may lie in "my projects".
-sys.executable = shlex.quote(sys.executable)
-
-MODEL = "{dataset}/{architecture}/{attack}/ratio-{ratio}/seed-{seed}"
-SHARD = f"{MODEL}/{{defense}}/spc-{{spc}}/draws-{{draws}}"
-UNTOUCHED = f"{MODEL}/{cells.NO_METHOD}/spc-{cells.NO_SAMPLES}/draws-{cells.ONE_DRAW}"
-TRIGGER = "{dataset}/{attack}/seed-{seed}"
-OWN_TRIGGER = "{dataset}/{architecture}/{attack}/seed-{seed}"
-POISONED = "{dataset}/{attack}/ratio-{ratio}/seed-{seed}"
-CLEAN_MODEL = f"{{dataset}}/{{architecture}}/{cells.NO_METHOD}/ratio-0/seed-{{seed}}"
+# On one machine a job takes one of its GPUs if it has any; on a cluster the profile asks for one. A run
+# with --jobs is a cluster's: its driver's own GPUs, if any, must not hold it up.
+GPUS_A_JOB = 1 if gpus.visible() else 0
+if workflow.global_resources["_nodes"].value is None and "gpu" not in workflow.global_resources:
+    workflow.global_resources["gpu"] = snakemake.resources.Resource("gpu", gpus.slots())
 
 # Attacks by whom a trigger belongs to: all models of a data set and seed, those of an architecture, or
 # the one that it was trained with. Shared artifacts lie once, the others once a model.
@@ -53,7 +46,7 @@ def code(script, *, beside=(), **methods):
         files = [registry.path(kind, wildcards[axis]) for kind, axis in methods.items()]
         return provenance.code_digest(f"{workflow.basedir}/scripts/{script}.py", *files, *beside)
 
-    return digest
+    return known_parameters(digest)
 
 
 def axes(wildcards):
@@ -79,12 +72,33 @@ def architecture_settings(wildcards):
     return study.method("models", wildcards.architecture, axes(wildcards))
 
 
+@known_parameters
 def defense_settings(wildcards):
     return study.method("defenses", wildcards.defense, axes(wildcards))
 
 
 def training_settings(wildcards):
     return study.optimization(axes(wildcards))
+
+
+def memory(rule):
+    """Return a resource: the memory that a job of ``rule`` asks for, MB, by the table of costs."""
+    return known_parameters(lambda wildcards, attempt: costs.mem_mb(rule, axes(wildcards), attempt))
+
+
+def runtime(rule, units=lambda wildcards: None):
+    """Return a resource: the time limit of a job of ``rule``, minutes; see :mod:`detrojan.costs`."""
+    return known_parameters(
+        lambda wildcards, attempt: costs.runtime_min(rule, axes(wildcards), attempt, units(wildcards))
+    )
+
+
+def epochs(wildcards):
+    return training_settings(wildcards)["epochs"]
+
+
+def thousand_shards(wildcards):
+    return len(metrics_files()) / 1000
 
 
 def is_clean(wildcards):
@@ -109,6 +123,7 @@ def own_trigger(wildcards):
     return f"results/triggers/{OWN_TRIGGER}/trigger.safetensors"
 
 
+@known_parameters
 def defender_sample(wildcards):
     """What a method may be given is decided by its folder."""
     if registry.threat_model("defenses", wildcards.defense) == "data_free":
@@ -116,6 +131,7 @@ def defender_sample(wildcards):
     return "results/samples/{dataset}/spc-{spc}/draws-{draws}.parquet"
 
 
+@known_parameters
 def defender_triggered_sample(wildcards):
     if registry.threat_model("defenses", wildcards.defense) != "known_trigger" or is_clean(wildcards):
         return []
@@ -123,6 +139,7 @@ def defender_triggered_sample(wildcards):
     return f"results/stamped/{folder}/spc-{{spc}}/draws-{{draws}}.parquet"
 
 
+@known_parameters
 def triggered_test(wildcards):
     if is_clean(wildcards):
         return []
@@ -133,51 +150,61 @@ def temporary_unless_kept(path):
     return path if study.keep_defended else temp(path)
 
 
-def path_of(pattern, model, **axes):
-    return pattern.format(**model._asdict() | {"ratio": cells.ratio_text(model.ratio)} | axes)
+# What time and memory limits killed for good.
+CLOSED = closing.find(study.close)
+
+
+@functools.cache
+def shards():
+    """Return the shards that have metrics, and the cells of those that are given up."""
+    return CLOSED.split(grid.shards(study))
+
+
+@functools.cache
+def models():
+    return CLOSED.open_models(grid.models(study))
 
 
 @functools.cache
 def metrics_files():
-    return [
-        "results/metrics/{}/metrics.parquet".format(
-            path_of(SHARD, shard.model, defense=shard.defense, spc=shard.spc, draws=shard.draws)
-        )
-        for shard in grid.shards(study)
-    ]
+    return [paths.metrics(shard) for shard in shards()[0]]
 
 
 def all_metrics(wildcards):
     return metrics_files()
 
 
+def given_up_cells(wildcards):
+    return shards()[1]
+
+
 def all_model_cards(wildcards):
-    return [f"results/models/{path_of(MODEL, model)}/card.json" for model in grid.models(study)]
+    return [paths.model_card(model) for model in models()]
 
 
 def attacked_models():
-    return [model for model in grid.models(study) if model.attack != cells.NO_METHOD]
+    return [model for model in models() if model.attack != cells.NO_METHOD]
 
 
 def all_trigger_cards(wildcards):
     patterns = {"all": TRIGGER, "architecture": OWN_TRIGGER, "model": TRIGGER}
-    paths = {path_of(patterns[OWNERS[model.attack]], model) for model in attacked_models()}
-    return sorted(f"results/triggers/{path}/card.json" for path in paths)
+    folders = {paths.of_model(patterns[OWNERS[model.attack]], model) for model in attacked_models()}
+    return sorted(f"results/triggers/{path}/card.json" for path in folders)
 
 
 def all_poisoned_cards(wildcards):
     """Attacks that control training poison no set."""
-    models = [model for model in attacked_models() if OWNERS[model.attack] != "model"]
-    paths = {path_of(shared_or_own(model.attack, POISONED), model) for model in models}
-    return sorted(f"results/poisoned/{path}/card.json" for path in paths)
+    attacked = [model for model in attacked_models() if OWNERS[model.attack] != "model"]
+    folders = {paths.of_model(shared_or_own(model.attack, POISONED), model) for model in attacked}
+    return sorted(f"results/poisoned/{path}/card.json" for path in folders)
 
 
 def all_triggered(file):
     """Return an input function: this file of every triggered test set of the study."""
 
     def files(wildcards):
-        models = attacked_models()
-        paths = {path_of(shared_or_own(model.attack, TRIGGER), model) for model in models}
-        return sorted(f"results/triggered/{path}/{file}" for path in paths)
+        attacked = attacked_models()
+        folders = {paths.of_model(shared_or_own(model.attack, TRIGGER), model) for model in attacked}
+        return sorted(f"results/triggered/{path}/{file}" for path in folders)
 
     return files

@@ -5,6 +5,9 @@ rule dataset:
         test="results/datasets/{dataset}/test.parquet",
     log:
         "logs/dataset/{dataset}.log",
+    resources:
+        mem_mb=memory("dataset"),
+        runtime=runtime("dataset"),
     params:
         source=lambda wildcards: study.datasets[wildcards.dataset].source,
         source_settings=lambda wildcards: study.datasets[wildcards.dataset].source_settings,
@@ -22,6 +25,9 @@ rule sample:
         sample="results/samples/{dataset}/spc-{spc}/draws-{draws}.parquet",
     log:
         "logs/sample/{dataset}/spc-{spc}/draws-{draws}.log",
+    resources:
+        mem_mb=memory("sample"),
+        runtime=runtime("sample"),
     params:
         code=code("sample"),
     script:

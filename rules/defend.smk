@@ -5,10 +5,13 @@ rule defend:
         sample=defender_sample,
         triggered_sample=defender_triggered_sample,
     output:
-        weights=temporary_unless_kept(directory(f"results/defended/{SHARD}/weights")),
-        runs=f"results/defended/{SHARD}/runs.parquet",
+        defended=temporary_unless_kept(directory(f"results/defended/{SHARD}")),
     log:
-        f"logs/defend/{SHARD}.log",
+        f"logs/shards/{SHARD}.log",
+    resources:
+        mem_mb=memory("defend"),
+        runtime=runtime("defend"),
+        gpu=GPUS_A_JOB,
     params:
         settings=defense_settings,
         code=code("defend", defenses="defense"),

@@ -1,7 +1,6 @@
 rule evaluate:
     input:
-        weights=f"results/defended/{SHARD}/weights",
-        runs=f"results/defended/{SHARD}/runs.parquet",
+        defended=f"results/defended/{SHARD}",
         test="results/datasets/{dataset}/test.parquet",
         triggered=triggered_test,
     output:
@@ -9,8 +8,13 @@ rule evaluate:
         predictions=f"results/metrics/{SHARD}/predictions.parquet",
     log:
         f"logs/evaluate/{SHARD}.log",
+    resources:
+        mem_mb=memory("evaluate"),
+        runtime=runtime("evaluate"),
+        gpu=GPUS_A_JOB,
     params:
         code=code("evaluate"),
+        joined_log=f"logs/shards/{SHARD}.log",
     script:
         "../scripts/evaluate.py"
 
@@ -24,7 +28,11 @@ rule evaluate_untouched:
         metrics=f"results/metrics/{UNTOUCHED}/metrics.parquet",
         predictions=f"results/metrics/{UNTOUCHED}/predictions.parquet",
     log:
-        f"logs/evaluate/{UNTOUCHED}.log",
+        f"logs/shards/{UNTOUCHED}.log",
+    resources:
+        mem_mb=memory("evaluate_untouched"),
+        runtime=runtime("evaluate_untouched"),
+        gpu=GPUS_A_JOB,
     params:
         code=code("evaluate_untouched"),
     script:

@@ -11,8 +11,12 @@ rule aggregate:
         summary="results/tables/summary.parquet",
     log:
         "logs/aggregate.log",
+    resources:
+        mem_mb=memory("aggregate"),
+        runtime=runtime("aggregate", thousand_shards),
     params:
         gate=study.gate.model_dump(),
+        given_up=given_up_cells,
         code=code("aggregate"),
     script:
         "../scripts/aggregate.py"
@@ -33,10 +37,13 @@ rule report:
         pictures=expand("results/report/triggers-{dataset}.png", dataset=study.grid.datasets),
     log:
         "logs/report.log",
+    resources:
+        mem_mb=memory("report"),
+        runtime=runtime("report", thousand_shards),
     params:
         datasets=study.grid.datasets,
         gate=study.gate.model_dump(),
-        example=lambda wildcards: metrics_files()[-1],
+        example=lambda wildcards: next(reversed(metrics_files()), ""),
         code=code("report", beside=[registry.PACKAGE / "analysis/report.html.j2"]),
     script:
         "../scripts/report.py"

@@ -10,6 +10,10 @@ rule train:
         f"logs/train/{MODEL}.log",
     wildcard_constraints:
         attack=f"{cells.NO_METHOD}|{attacks_of('all', 'architecture')}",
+    resources:
+        mem_mb=memory("train"),
+        runtime=runtime("train", epochs),
+        gpu=GPUS_A_JOB,
     params:
         architecture=architecture_settings,
         optimization=training_settings,
@@ -32,6 +36,10 @@ rule train_controlled:
         f"logs/train/{MODEL}.log",
     wildcard_constraints:
         attack=attacks_of("model"),
+    resources:
+        mem_mb=memory("train"),
+        runtime=runtime("train", epochs),
+        gpu=GPUS_A_JOB,
     params:
         attack=attack_settings,
         labels=study.labels,

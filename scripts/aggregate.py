@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with stage.run(snakemake) as cell:
-    cells = collect.cells(snakemake.input.metrics)
+    cells = collect.cells(snakemake.input.metrics, snakemake.params.given_up)
     models = collect.models(
         cells,
         snakemake.input.models,

@@ -11,6 +11,6 @@ with stage.run(snakemake) as cell:
     defense = registry.load("defenses", cell.defense, snakemake.params.settings)
     model = artifacts.read_model(snakemake.input.model).place(stage.device())
     samples = artifacts.read_samples(snakemake.input.get("sample"), snakemake.input.get("triggered_sample"))
-    with artifacts.whole_folder(snakemake.output.weights) as weights:
-        runs = defending.run_shard(defense, model, samples, cell.shard, weights, code=snakemake.params.code)
-    artifacts.write_rows(runs, snakemake.output.runs, tables.RUNS)
+    with artifacts.whole_folder(snakemake.output.defended) as folder:
+        runs = defending.run_shard(defense, model, samples, cell.shard, folder, code=snakemake.params.code)
+        artifacts.write_rows(runs, folder / "runs.parquet", tables.RUNS)

@@ -8,10 +8,11 @@ from detrojan import artifacts, evaluation, stage
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with stage.run(snakemake) as cell:
+with stage.run(snakemake, joins=snakemake.params.joined_log) as cell:
+    defended = Path(snakemake.input.defended)
     rows, predictions = evaluation.evaluate(
-        artifacts.read_rows(snakemake.input.runs, evaluation.RUNS),
-        lambda draw: Path(snakemake.input.weights, f"draw-{draw}.safetensors"),
+        artifacts.read_rows(defended / "runs.parquet", evaluation.RUNS),
+        lambda draw: defended / f"draw-{draw}.safetensors",
         artifacts.read_images(snakemake.input.test),
         artifacts.read_images_if_any(snakemake.input.get("triggered")),
         stage.device(),

@@ -83,6 +83,7 @@ Axis = str | int | float
 DrawRange = Annotated[Draws, BeforeValidator(lambda value: Draws.parse(str(value)))]
 NameCondition = Annotated[str | list[str] | None, BeforeValidator(_name_condition)]
 NumberCondition = Annotated[str | list[float] | None, BeforeValidator(_number_condition)]
+Kills = Annotated[int, Field(ge=0), BeforeValidator(lambda value: {True: 3, False: 0}.get(value, value))]
 Share = Annotated[float, Field(ge=0, le=1)]
 Spread = Annotated[float, Field(gt=0, le=1)]
 
@@ -270,6 +271,11 @@ class Study(Strict):
     defenses: dict[str, Settings] = Field({}, description="likewise")
     gate: Gate = Field(Gate(), description="when an attack counts as having worked")
     keep_defended: bool = Field(False, description="keep repaired weights after they are evaluated")
+    close: Kills = Field(
+        0,
+        description="give up jobs that time or memory limits killed so many times: their cells become rows; "
+        "true for 3, 0 for never",
+    )
 
     @property
     def labels(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def run_shard(
         model: the untouched classifier, on the device to run on; it is not changed.
         samples: the defender's sample of each draw, on the CPU.
         shard: names the random streams.
-        weights: a folder that exists.
+        weights: a folder that exists, to write them to.
         code: digest of the code that runs, kept with each row.
     """
     device = next(model.parameters()).device

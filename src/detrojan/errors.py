@@ -7,3 +7,7 @@ class DivergedError(ArithmeticError):
 
 class NotApplicableError(ValueError):
     """A defense can't work on this model or with this sample: it becomes a row with the reason."""
+
+
+class StoppedError(BaseException):
+    """The job was told to stop by a signal: no error of its own, so that nothing takes it for a result."""

@@ -4,16 +4,21 @@ The only module that knows Snakemake's script object and its wildcards.
 """
 
 import contextlib
+import functools
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from detrojan import gpus
+from detrojan.attempts import Diary
 from detrojan.cells import Cell
+from detrojan.errors import StoppedError
 from detrojan.registry import PACKAGE
 
 if TYPE_CHECKING:
@@ -21,14 +26,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# How schedulers tell a job to stop, before they kill it.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+
 
 @contextlib.contextmanager
-def run(snakemake: Any) -> Iterator[Cell]:
+def run(snakemake: Any, *, joins: str | None = None) -> Iterator[Cell]:
     """Yield the job's cell; log to the rule's log file and, from warnings up, to the terminal.
 
     Bad input that our code refuses (``ValueError``, ``OSError``) and divergence end the job with one
     line that names the rule and the cell, in the log and on the terminal. Any other error is a bug
-    and shows its traceback too.
+    and shows its traceback too. A signal that asks the job to stop ends it cleanly: what was half
+    written is removed, and training goes on after its last epoch when the job is started again.
+
+    Args:
+        snakemake: the script's object of that name.
+        joins: the log of an earlier job that takes over this job's log when it has ended well: a large
+            study then has one a shard. Snakemake deletes a job's own log before each attempt.
     """
     # What a job may know stands in its inputs, wildcards and params, or it could not rerun when that
     # changes. The config also holds paths of test data, which a defense must not see.
@@ -37,11 +51,21 @@ def run(snakemake: Any) -> Iterator[Cell]:
     _log_to(Path(snakemake.log[0]))
     _configure_torch(snakemake.threads)
     where = f"rule {snakemake.rule}, {cell}" if str(cell) else f"rule {snakemake.rule}"
+    diary = Diary(snakemake.rule, cell.axes, str(snakemake.log[0]))
+    limits = snakemake.resources
+    diary.start(mem_mb=limits.get("mem_mb"), runtime_min=limits.get("runtime"))
+    _stop_on_signals()
     logger.info("%s", where)
     started = time.monotonic()
     try:
         yield cell
+    except (StoppedError, KeyboardInterrupt) as stop:
+        reason = f"told to stop by {stop or 'SIGINT'}"
+        diary.end("stopped", reason)
+        logger.warning("%s: %s after %.0f s", where, reason, time.monotonic() - started)
+        raise SystemExit(128 + signal.SIGTERM) from None
     except Exception as error:
+        diary.end("failed", f"{type(error).__name__}: {error}".splitlines()[0])
         if isinstance(error, (ValueError, OSError, ArithmeticError)) and _is_ours(error):
             logger.error("%s: %s", where, error)
             raise SystemExit(1) from None
@@ -49,11 +73,34 @@ def run(snakemake: Any) -> Iterator[Cell]:
         logger.exception("%s: a bug", where)
         raise
     logger.info("done in %.1f s", time.monotonic() - started)
+    diary.done()
+    if joins:
+        _join(Path(snakemake.log[0]), Path(joins))
 
 
+def _join(log: Path, other: Path) -> None:
+    other.parent.mkdir(parents=True, exist_ok=True)
+    with other.open("a", encoding="utf-8") as file:
+        file.write(log.read_text(encoding="utf-8"))
+    log.unlink()
+
+
+def _stop_on_signals() -> None:
+    def stop(number: int, _frame: object) -> NoReturn:
+        for other in STOP_SIGNALS:  # once is enough: schedulers repeat themselves
+            signal.signal(other, signal.SIG_IGN)
+        raise StoppedError(signal.Signals(number).name)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, stop)
+
+
+@functools.cache
 def device() -> "torch.device":
-    """Return the GPU if the job sees one, else the CPU."""
+    """Return the GPU if the job has or finds one, else the CPU; see :func:`detrojan.gpus.claim`."""
     import torch
+
+    gpus.claim()
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

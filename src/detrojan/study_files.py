@@ -8,6 +8,7 @@ import difflib
 import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import pydantic
@@ -30,6 +31,9 @@ from detrojan.config import (
     shown,
 )
 from detrojan.settings import Augmentation, Optimization
+
+KEPT = "study.yaml"
+KEPT_HEAD = "# The study that was run last, written when its run began.\n"
 
 
 class StudyError(ValueError):
@@ -57,6 +61,26 @@ def load_study(raw: Mapping[str, Any]) -> Study:
     if mistakes:
         raise StudyError(dict.fromkeys(mistakes))
     return study
+
+
+def keep(raw: Mapping[str, Any], results: Path) -> None:
+    """Write a study beside its results, for what reads them later and is not told the study file."""
+    results.mkdir(parents=True, exist_ok=True)
+    partial = results / f".{KEPT}.partial"
+    partial.write_text(KEPT_HEAD + yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True))
+    partial.replace(results / KEPT)
+
+
+def kept(results: Path) -> dict[str, Any]:
+    """Return the study, as parsed, that was run last in the folder of ``results``.
+
+    Raises:
+        StudyError: none was run there.
+    """
+    try:
+        return dict(yaml.safe_load((results / KEPT).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise StudyError([f"{results / KEPT} is missing: no study was run there"]) from None
 
 
 # --- what the schema alone can't tell --------------------------------------------------------------

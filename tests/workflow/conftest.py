@@ -50,7 +50,7 @@ class Workshop:
     @classmethod
     def make(cls, folder):
         """Copy the code into ``folder`` and write the study file beside it."""
-        for name in ("src", "rules", "scripts", "local", "config"):
+        for name in ("src", "rules", "scripts", "local", "slurm", "config"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy2(ROOT / "Snakefile", folder)
         workshop = cls(folder, folder)

@@ -91,7 +91,7 @@ def test_a_defense_is_given_what_its_folder_allows(planned_inputs, defense):
 
 def test_a_spy_finds_no_test_image_in_its_job(workshop):
     (workshop.code / "src/detrojan/defenses/clean_data/spy.py").write_text(SPY)
-    study = copy.deepcopy(STUDY)
+    study = copy.deepcopy(STUDY) | {"keep_defended": True}
     study["grid"]["defenses"] = ["none", "spy"]
     workshop.write(study)
     workshop.snakemake("--until", "defend")

@@ -74,7 +74,8 @@ def test_a_model_row_tells_how_it_was_made(finished):
 def test_nothing_temporary_is_left(finished):
     names = [path.name for path in (finished.folder / "results").rglob("*")]
     assert not [name for name in names if "partial" in name or "checkpoint" in name]
-    assert "weights" not in names  # repaired weights are temporary
+    assert "defended" not in {path.parent.name for path in (finished.folder / "results").rglob("*")}
+    assert not list((finished.folder / "logs/attempts").iterdir())
 
 
 def test_repaired_weights_stay_if_asked_for(workshop):
@@ -82,7 +83,7 @@ def test_repaired_weights_stay_if_asked_for(workshop):
     study["grid"] |= {"defenses": ["none", "ft"], "attacks": ["badnets"], "draws": ["7-7"]}
     workshop.write(study)
     workshop.snakemake("--until", "evaluate")
-    (kept,) = workshop.folder.glob("results/defended/*/*/badnets/*/*/ft/*/draws-7-7/weights/*.safetensors")
+    (kept,) = workshop.folder.glob("results/defended/*/*/badnets/*/*/ft/*/draws-7-7/*.safetensors")
     assert kept.name == "draw-7.safetensors"
 
 
@@ -100,9 +101,10 @@ def test_a_cell_is_the_same_in_another_shard(workshop):
 def test_broken_input_is_one_clear_line_and_leaves_nothing(workshop):
     (sample,) = workshop.folder.glob("results/samples/tiny/spc-2/draws-0-1.parquet")
     sample.write_bytes(sample.read_bytes()[:-200])
-    (runs,) = workshop.folder.glob("results/defended/*/*/badnets/*/*/ft/*/*/runs.parquet")
-    before = runs.read_bytes()
-    output = workshop.snakemake("-R", runs.relative_to(workshop.folder), "--until", "defend", check=False)
+    (rows,) = workshop.folder.glob("results/metrics/*/*/badnets/*/*/ft/*/*/metrics.parquet")
+    before = rows.read_bytes()
+    shard = rows.parent.relative_to(workshop.folder / "results/metrics")
+    output = workshop.snakemake("-R", f"results/defended/{shard}", "--until", "defend", check=False)
     assert workshop.returncode != 0
     # One for each job that had begun: all that read the sample are out of date with it.
     lines = {line for line in output.splitlines() if line.startswith("ERROR: rule defend, dataset=tiny")}
@@ -111,6 +113,9 @@ def test_broken_input_is_one_clear_line_and_leaves_nothing(workshop):
         assert "draws-0-1.parquet: not a whole" in line
         assert "delete the file and run the workflow again" in line
     assert "Traceback" not in output
-    # The rows of the run before, or none, and then no folder either: nothing half-written.
-    assert set(runs.parent.glob("*")) <= {runs}
-    assert not runs.exists() or runs.read_bytes() == before
+    # The rows of the run before, and nothing half-written.
+    assert rows.read_bytes() == before
+    assert not [path for path in (workshop.folder / "results/defended").rglob("*") if path.is_file()]
+    # What is left is the record of the failure.
+    failed = [path.read_text() for path in (workshop.folder / "logs/attempts").iterdir()]
+    assert any("not a whole" in text for text in failed)

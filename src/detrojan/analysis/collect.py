@@ -51,6 +51,14 @@ MODELS = pa.schema(
     ]
 )
 
+# Of a cell whose job never came to its end.
+NOTHING_MEASURED = {
+    **dict.fromkeys(("chosen", "hyperparameters"), "{}"),
+    **dict.fromkeys(("device", "code", "versions", "git_commit"), ""),
+    **dict.fromkeys(("seconds", "peak_memory_bytes", "forward_passes", "backward_passes"), 0),
+    **dict.fromkeys(("num_test", "num_triggered"), 0),
+}
+
 Card = Mapping[str, Any]
 NO_CARD: Card = {}
 
@@ -72,13 +80,19 @@ class Cards:
         return next(filter(None, fitting), NO_CARD)
 
 
-def cells(paths: Sequence[str | Path]) -> pa.Table:
+def cells(paths: Sequence[str | Path], given_up: Sequence[Mapping[str, Any]] = ()) -> pa.Table:
     """Return the rows of all metrics tables, in the order of their keys, each with its threat model.
 
     These are all columns of ``CELLS`` but ``attack_took``, see :func:`flagged`.
+
+    Args:
+        paths: of the metrics tables.
+        given_up: keys, status and reason of cells that have none, see :mod:`detrojan.closing`.
     """
     # A table at a time: they are thousands of small files, and one that is broken must be named.
-    table = pa.concat_tables([artifacts.read_table(path, METRICS) for path in paths])
+    tables = [artifacts.read_table(path, METRICS) for path in paths]
+    rows = [{**NOTHING_MEASURED, **cell} for cell in given_up]
+    table = pa.concat_tables([*tables, pa.Table.from_pylist(rows, schema=METRICS)])
     folders = {
         name: registry.threat_model("defenses", name) for name in pc.unique(table["defense"]).to_pylist()
     }
@@ -123,7 +137,8 @@ def flagged(cells: pa.Table, models: pa.Table) -> pa.Table:
     """Return ``cells`` in the columns of ``CELLS``: each says whether its model's attack took."""
     took = {_model(row): row["attack_took"] for row in models.to_pylist()}
     keys = zip(*(cells[axis].to_pylist() for axis in MODEL_AXES), strict=True)
-    flags = pa.array([took[Model(*key)] for key in keys], pa.bool_())
+    # A model that was given up has no row.
+    flags = pa.array([took.get(Model(*key)) for key in keys], pa.bool_())
     return cells.append_column("attack_took", flags).select(CELLS.names)
 
 

@@ -1,0 +1,229 @@
+"""What is known of jobs that are under way, or that died before they could finish.
+
+A job leaves a small file in ``logs/attempts/`` when it starts, adds a line when it fails or is told to
+stop, and deletes the file when it is done. So the files that lie there are the jobs that run now and
+those that never ended well, with all their attempts; a job that was killed without a warning has an
+attempt without an end, and then the scheduler is asked. Free of torch: the Snakefile reads it too.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from detrojan.paths import LOGS
+
+FOLDER = Path(LOGS, "attempts")
+NEAR_LIMIT = 0.9  # of the time limit: told to stop later than this, a job has run out of time
+
+How = Literal["failed", "stopped"]
+# ``killed``: without a warning, and nobody knows by whom. That is how memory limits strike.
+State = Literal["running", "failed", "interrupted", "timed_out", "out_of_memory", "killed"]
+# How SLURM ends jobs that did nothing wrong themselves, and those that hit a limit.
+_ENDED: dict[str, State] = {
+    "BOOT_FAIL": "interrupted",
+    "CANCELLED": "interrupted",
+    "NODE_FAIL": "interrupted",
+    "PREEMPTED": "interrupted",
+    "REVOKED": "interrupted",
+    "DEADLINE": "timed_out",
+    "TIMEOUT": "timed_out",
+    "OUT_OF_MEMORY": "out_of_memory",
+}
+_WAITING = ("COMPLETING", "CONFIGURING", "PENDING", "REQUEUED", "RUNNING", "STAGE_OUT", "SUSPENDED")
+
+
+@dataclasses.dataclass
+class Attempt:
+    """One start of a job.
+
+    Attributes:
+        started: when, seconds since 1970.
+        host: name of the machine.
+        pid: of the process there.
+        slurm_job: the number of the SLURM job; None outside of SLURM.
+        mem_mb: memory that was asked for, MB; None if nothing was.
+        runtime_s: time limit, seconds; None if there is none.
+        ended: when it said that it failed or was told to stop; None if it said neither.
+        how: ``failed`` by an error, or ``stopped`` by a signal; None if it said neither.
+        reason: the error or the signal, one line.
+    """
+
+    started: float
+    host: str
+    pid: int
+    slurm_job: str | None
+    mem_mb: int | None
+    runtime_s: float | None
+    ended: float | None = None
+    how: How | None = None
+    reason: str = ""
+
+    def state(self, slurm: Mapping[str, str]) -> State:
+        """Return what became of the attempt.
+
+        Args:
+            slurm: the states of SLURM jobs by number, as :func:`slurm_states` returns them.
+        """
+        scheduler = slurm.get(self.slurm_job or "")
+        if self.how == "failed":
+            return "failed"
+        if self.how == "stopped":
+            seconds = (self.ended or self.started) - self.started
+            if self.runtime_s and seconds >= NEAR_LIMIT * self.runtime_s:
+                return "timed_out"
+            return _ENDED.get(scheduler or "", "interrupted")
+        if scheduler in _WAITING or (scheduler is None and self._alive()):
+            return "running"
+        if scheduler is None and self.host == socket.gethostname() and _booted() > self.started:
+            return "interrupted"
+        return _ENDED.get(scheduler or "", "killed")
+
+    def _alive(self) -> bool:
+        if self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        # A number that was given anew belongs to a process that started later.
+        with contextlib.suppress(OSError, ValueError):
+            return _started(self.pid) <= self.started + 1
+        return True
+
+
+@dataclasses.dataclass
+class Record:
+    """The attempts of one job.
+
+    Attributes:
+        rule: of the workflow.
+        axes: the axes that its wildcards name, texts and numbers; ``draws`` as text.
+        log: path of its log file.
+        attempts: the first one first.
+    """
+
+    rule: str
+    axes: dict[str, Any]
+    log: str
+    attempts: list[Attempt]
+
+    def states(self, slurm: Mapping[str, str]) -> list[State]:
+        """Return what became of each attempt; see :meth:`Attempt.state`."""
+        found = [attempt.state(slurm) for attempt in self.attempts]
+        for place, attempt in enumerate(self.attempts[:-1]):
+            later = {other.slurm_job for other in self.attempts[place + 1 :]}
+            if attempt.slurm_job in later - {None}:
+                found[place] = "interrupted"  # SLURM put the job into its queue again
+            elif found[place] == "running":
+                found[place] = "killed"  # its number serves another process by now
+        return found
+
+
+class Diary:
+    """Where the running job keeps its own record."""
+
+    def __init__(self, rule: str, axes: Mapping[str, Any], log: str, folder: Path = FOLDER) -> None:
+        self.job = {"rule": rule, "axes": {name: _plain(value) for name, value in axes.items()}, "log": log}
+        key = hashlib.sha256(json.dumps(self.job, sort_keys=True).encode()).hexdigest()
+        self.path = folder / f"{rule}-{key[:20]}.jsonl"
+
+    def start(self, *, mem_mb: int | None, runtime_min: float | None) -> None:
+        """Note that the job starts, here and now."""
+        attempt = Attempt(
+            started=time.time(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            slurm_job=os.environ.get("SLURM_JOB_ID"),
+            mem_mb=mem_mb,
+            runtime_s=None if runtime_min is None else 60.0 * runtime_min,
+        )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._add({"event": "start"} | self.job | dataclasses.asdict(attempt))
+
+    def end(self, how: How, reason: str) -> None:
+        """Note that the job fails, or was told to stop."""
+        self._add({"event": "end", "ended": time.time(), "how": how, "reason": reason})
+
+    def done(self) -> None:
+        """Forget all attempts: the job has ended well."""
+        self.path.unlink(missing_ok=True)
+
+    def _add(self, line: Mapping[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, sort_keys=True) + "\n")
+
+
+def read(folder: Path = FOLDER) -> list[Record]:
+    """Return the jobs that are under way or died, by rule and axes; none if the folder is not there."""
+    found = []
+    for path in sorted(folder.glob("*.jsonl")):
+        with contextlib.suppress(FileNotFoundError):  # it ended well while we read
+            record = _record(path.read_text(encoding="utf-8").splitlines())
+            if record:
+                found.append(record)
+    return sorted(found, key=lambda record: (record.rule, str(record.axes)))
+
+
+def _record(lines: Iterable[str]) -> Record | None:
+    record: Record | None = None
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:  # cut off when the machine died
+            continue
+        if event.pop("event") == "start":
+            job = {name: event.pop(name) for name in ("rule", "axes", "log")}
+            record = record or Record(**job, attempts=[])
+            record.attempts.append(Attempt(**event))
+        elif record:
+            record.attempts[-1] = dataclasses.replace(record.attempts[-1], **event)
+    return record
+
+
+def slurm_states(records: Sequence[Record]) -> dict[str, str]:
+    """Return the state of each SLURM job that ``records`` name, as far as SLURM still knows it."""
+    jobs = sorted({a.slurm_job for record in records for a in record.attempts if a.slurm_job})
+    if not jobs:
+        return {}
+    asked = _answer("sacct", "-X", "-n", "-P", "-j", ",".join(jobs), "-o", "JobID,State")
+    asked |= _answer("squeue", "-h", "-t", "all", "--me", "-o", "%A|%T")
+    return {job: asked[job] for job in jobs if job in asked}
+
+
+def _answer(*command: str) -> dict[str, str]:
+    """Return states by job from a command that prints ``job|STATE`` lines; nothing if it can't be run."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    pairs = (line.split("|", 1) for line in done.stdout.splitlines() if "|" in line)
+    return {job: state.split()[0] for job, state in pairs if state.strip()}  # "CANCELLED by 1000"
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float) else str(value)
+
+
+def _started(pid: int) -> float:
+    """Return when a process of this machine started, seconds since 1970 (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return _booted() + float(fields[19]) / os.sysconf("SC_CLK_TCK")
+
+
+def _booted() -> float:
+    """Return when this machine started, seconds since 1970; 0 where that can't be told."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/stat").read_text().splitlines():
+            if line.startswith("btime"):
+                return float(line.split()[1])
+    return 0.0
