@@ -6,6 +6,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 CORES ?= 2
+STUDY ?= config/config.yaml
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
@@ -17,7 +18,7 @@ export MPLCONFIGDIR := $(CURDIR)/$(VENV)/cache/matplotlib
 export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install quickstart test lint clean
+.PHONY: help install quickstart plan test lint clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -34,6 +35,9 @@ $(READY): envs/lock.txt pyproject.toml
 quickstart: $(READY) ## run the default study: minutes on two cores
 	$(BIN)/snakemake --profile local --cores $(CORES)
 	$(BIN)/python -m detrojan.show results
+
+plan: $(READY) ## say what a study takes before it starts: make plan STUDY=config/survey.yaml
+	$(BIN)/python -m detrojan.plan --configfile "$(STUDY)"
 
 test: $(READY) ## run all tests that need neither GPU nor cluster
 	$(BIN)/python -m pytest $(PYTEST)
