@@ -6,15 +6,14 @@ rule evaluate:
     output:
         metrics=f"results/metrics/{SHARD}/metrics.parquet",
         predictions=f"results/metrics/{SHARD}/predictions.parquet",
-    log:
-        f"logs/evaluate/{SHARD}.log",
     resources:
         mem_mb=memory("evaluate"),
         runtime=runtime("evaluate"),
         gpu=GPUS_A_JOB,
     params:
         code=code("evaluate"),
-        joined_log=f"logs/shards/{SHARD}.log",
+        # Adds to what defend has written. Were it a log of the rule, Snakemake would delete it first.
+        log=f"logs/shards/{SHARD}.log",
     script:
         "../scripts/evaluate.py"
 

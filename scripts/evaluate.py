@@ -8,7 +8,7 @@ from detrojan import artifacts, evaluation, stage
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with stage.run(snakemake, joins=snakemake.params.joined_log) as cell:
+with stage.run(snakemake) as cell:
     defended = Path(snakemake.input.defended)
     rows, predictions = evaluation.evaluate(
         artifacts.read_rows(defended / "runs.parquet", evaluation.RUNS),

@@ -31,27 +31,24 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
 @contextlib.contextmanager
-def run(snakemake: Any, *, joins: str | None = None) -> Iterator[Cell]:
+def run(snakemake: Any) -> Iterator[Cell]:
     """Yield the job's cell; log to the rule's log file and, from warnings up, to the terminal.
 
     Bad input that our code refuses (``ValueError``, ``OSError``) and divergence end the job with one
     line that names the rule and the cell, in the log and on the terminal. Any other error is a bug
     and shows its traceback too. A signal that asks the job to stop ends it cleanly: what was half
     written is removed, and training goes on after its last epoch when the job is started again.
-
-    Args:
-        snakemake: the script's object of that name.
-        joins: the log of an earlier job that takes over this job's log when it has ended well: a large
-            study then has one a shard. Snakemake deletes a job's own log before each attempt.
     """
     # What a job may know stands in its inputs, wildcards and params, or it could not rerun when that
     # changes. The config also holds paths of test data, which a defense must not see.
     snakemake.config.clear()
     cell = Cell.from_wildcards(dict(snakemake.wildcards.items()))
-    _log_to(Path(snakemake.log[0]))
+    # A rule without a log of its own adds to an earlier one's: a large study then has one a shard.
+    log = Path(snakemake.log[0] if snakemake.log else snakemake.params.log)
+    _log_to(log, mode="w" if snakemake.log else "a")
     _configure_torch(snakemake.threads)
     where = f"rule {snakemake.rule}, {cell}" if str(cell) else f"rule {snakemake.rule}"
-    diary = Diary(snakemake.rule, cell.axes, str(snakemake.log[0]))
+    diary = Diary(snakemake.rule, cell.axes, str(log))
     limits = snakemake.resources
     diary.start(mem_mb=limits.get("mem_mb"), runtime_min=limits.get("runtime"))
     _stop_on_signals()
@@ -74,15 +71,6 @@ def run(snakemake: Any, *, joins: str | None = None) -> Iterator[Cell]:
         raise
     logger.info("done in %.1f s", time.monotonic() - started)
     diary.done()
-    if joins:
-        _join(Path(snakemake.log[0]), Path(joins))
-
-
-def _join(log: Path, other: Path) -> None:
-    other.parent.mkdir(parents=True, exist_ok=True)
-    with other.open("a", encoding="utf-8") as file:
-        file.write(log.read_text(encoding="utf-8"))
-    log.unlink()
 
 
 def _stop_on_signals() -> None:
@@ -111,9 +99,9 @@ def _is_ours(error: Exception) -> bool:
     return Path(raised_in).is_relative_to(PACKAGE)
 
 
-def _log_to(path: Path) -> None:
+def _log_to(path: Path, *, mode: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(path, mode="w")
+    file = logging.FileHandler(path, mode=mode)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     terminal = logging.StreamHandler()
     terminal.setLevel(logging.WARNING)
