@@ -151,7 +151,7 @@ def temporary_unless_kept(path):
 
 
 # What time and memory limits killed for good.
-CLOSED = closing.find(study.close)
+CLOSED = closing.find(study.kills)
 
 
 @functools.cache

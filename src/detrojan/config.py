@@ -10,7 +10,7 @@ import operator
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 import yaml
@@ -20,6 +20,7 @@ from detrojan import registry
 from detrojan.cells import MODEL_AXES, Draws
 from detrojan.settings import Augmentation, Gate, Optimization
 
+ATTEMPTS = 3  # of a job, before `close: true` gives it up: the first, and two retries of the SLURM profile
 BASELINES = ("ft", "fp")  # the two seminal defenses that every comparison needs
 NAMED_AXES = ("dataset", "architecture", "attack", "defense")  # the others are numbers
 FILTER_AXES = (*MODEL_AXES, "defense", "spc")
@@ -39,7 +40,8 @@ class Strict(BaseModel):
     @pydantic.field_validator("*", mode="before")
     @classmethod
     def _no_truth_values(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
-        if info.field_name and cls.model_fields[info.field_name].annotation is not bool:
+        annotation = cls.model_fields[info.field_name].annotation if info.field_name else bool
+        if bool not in (annotation, *get_args(annotation)):
             for item in value if isinstance(value, list) else [value]:
                 if isinstance(item, bool):
                     raise ValueError(f"{item} is a truth value (YAML reads yes, no, on and off so)")
@@ -83,7 +85,6 @@ Axis = str | int | float
 DrawRange = Annotated[Draws, BeforeValidator(lambda value: Draws.parse(str(value)))]
 NameCondition = Annotated[str | list[str] | None, BeforeValidator(_name_condition)]
 NumberCondition = Annotated[str | list[float] | None, BeforeValidator(_number_condition)]
-Kills = Annotated[int, Field(ge=0), BeforeValidator(lambda value: {True: 3, False: 0}.get(value, value))]
 Share = Annotated[float, Field(ge=0, le=1)]
 Spread = Annotated[float, Field(gt=0, le=1)]
 
@@ -271,11 +272,16 @@ class Study(Strict):
     defenses: dict[str, Settings] = Field({}, description="likewise")
     gate: Gate = Field(Gate(), description="when an attack counts as having worked")
     keep_defended: bool = Field(False, description="keep repaired weights after they are evaluated")
-    close: Kills = Field(
-        0,
-        description="give up jobs that time or memory limits killed so many times: their cells become rows; "
-        "true for 3, 0 for never",
+    close: bool | Annotated[int, Field(ge=1)] = Field(
+        False,
+        description="give up jobs that time or memory limits killed so many times, true for 3: their cells "
+        "become rows",
     )
+
+    @property
+    def kills(self) -> int:
+        """After how many kills by a limit a job is given up; 0 for never."""
+        return {True: ATTEMPTS, False: 0}[self.close] if isinstance(self.close, bool) else self.close
 
     @property
     def labels(self) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def look(results: Path, now: float) -> Status:
     study = study_files.load_study(study_files.kept(results))
     records, slurm = _recorded(results)
     found = _jobs(records, slurm)
-    closed = closing.closed(records, slurm, study.close) if study.close else closing.Closed()
+    closed = closing.closed(records, slurm, study.kills) if study.kills else closing.Closed()
 
     models = {paths.of_model(paths.MODEL, model): model for model in grid.models(study)}
     cards = {place: made(results, paths.model_card(model)) for place, model in models.items()}

@@ -428,3 +428,17 @@ def test_smoke_study_meets_every_attack_and_defense_that_it_names():
     assert {shard.model.attack for shard in found} == set(study.grid.attacks)
     assert set(study.grid.attacks) == {NO_METHOD, *registry.names("attacks")}
     assert set(study.grid.defenses) == {NO_METHOD, *registry.names("defenses")}
+
+
+@pytest.mark.parametrize(
+    ("given", "kills"), [("true", 3), (True, 3), (False, 0), ("false", 0), (5, 5), (1, 1), (0, 0)]
+)
+def test_close_takes_a_number_or_a_truth_value_from_file_or_command_line(given, kills):
+    # Snakemake's --config leaves `true` as text.
+    assert load_study(minimal() | {"close": given}).kills == kills
+
+
+@pytest.mark.parametrize("given", [-1, 2.5, "often", None])
+def test_close_takes_nothing_else(given):
+    with pytest.raises(StudyError, match="close"):
+        load_study(minimal() | {"close": given})
