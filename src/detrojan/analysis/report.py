@@ -141,7 +141,8 @@ def _provenance(cells: pa.Table, models: pa.Table) -> dict[str, list[str]]:
     """Return the distinct versions, commits, devices and digests of code behind the tables."""
 
     def distinct(column: str) -> list[str]:
-        return sorted({*views.values(cells, column), *views.values(models, column)})
+        found = {*views.values(cells, column), *views.values(models, column)}
+        return sorted(found - {""})  # cells that were given up have none
 
     versions: dict[str, set[str]] = {}
     for text in distinct("versions"):

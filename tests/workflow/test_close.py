@@ -1,0 +1,59 @@
+"""A study is closed: what limits killed again and again becomes rows, in tables and report."""
+
+from detrojan import attempts
+from detrojan.attempts import Diary
+from detrojan.cells import Draws, Model
+from detrojan.tables import OK, OUT_OF_MEMORY
+
+MODEL = Model("tiny", "preactresnet18", "badnets", 0.1, 0)
+SHARD = MODEL._asdict() | {"defense": "ft", "spc": 2, "draws": Draws(0, 1)}
+
+
+def killed(workshop, monkeypatch, rule, axes):
+    """Leave the record of a job that was killed three times without a warning."""
+    monkeypatch.setattr("socket.gethostname", lambda: "another machine")
+    for attempt in range(3):
+        diary = Diary(rule, axes, "logs/x.log", workshop.folder / attempts.FOLDER)
+        diary.start(mem_mb=1000 * 2**attempt, runtime_min=None)
+    monkeypatch.undo()
+
+
+def rows(workshop):
+    return {(row["attack"], row["defense"], row["draw"]): row for row in workshop.table("cells").to_pylist()}
+
+
+def test_a_shard_then_its_model_are_given_up_and_come_back(workshop, monkeypatch):
+    before = rows(workshop)
+    killed(workshop, monkeypatch, "defend", SHARD)
+    assert workshop.planned() == {}, "without the word nothing is given up"
+    assert workshop.planned("--config", "close=5") == {}, "nor before it was killed so often"
+
+    workshop.snakemake("--config", "close=true")
+    closed = rows(workshop)
+    assert set(closed) == set(before)
+    given_up = {key for key, row in closed.items() if row != before[key]}
+    assert given_up == {("badnets", "ft", 0), ("badnets", "ft", 1)}
+    for key in given_up:
+        row = closed[key]
+        assert (row["status"], row["acc"], row["asr"]) == (OUT_OF_MEMORY, None, None)
+        assert (
+            row["reason"]
+            == "defend was killed without a warning, as for memory, 3 times: 1000, 2000, 4000 MB"
+        )
+        assert row["attack_took"] == before[key]["attack_took"]
+    assert "without a warning" in (workshop.folder / "results/report/index.html").read_text()
+
+    killed(workshop, monkeypatch, "train", MODEL._asdict())
+    workshop.snakemake("--config", "close=true")
+    closed = rows(workshop)
+    assert set(closed) == set(before)
+    assert {row["status"] for key, row in closed.items() if key[0] == "badnets"} == {OUT_OF_MEMORY}
+    assert [row for key, row in closed.items() if key[0] == "none"] == [
+        row for key, row in before.items() if key[0] == "none"
+    ]
+    assert workshop.table("models")["attack"].to_pylist() == ["none"]
+
+    # A plain run takes back what was given up; here all of it is still there.
+    workshop.snakemake()
+    assert rows(workshop) == before
+    assert before["badnets", "ft", 0]["status"] == OK
