@@ -197,7 +197,7 @@ def test_a_share_of_each_batch_may_be_less_than_an_image():
 def test_the_survey_is_feasible_and_its_exclusions_are_needed(counts):
     """With the images of the real data sets; the digits stand in for their files."""
     raw = yaml.safe_load((ROOT / "config" / "survey.yaml").read_text())
-    files = ("source", "layout", "path")
+    files = ("source", "layout", "path", "download")
     datasets = {
         name: {"source": "digits"} | {key: value for key, value in own.items() if key not in files}
         for name, own in raw["datasets"].items()
