@@ -111,13 +111,19 @@ class Site:
         path = self.table(name)
         return read(path, given, columns) if path.exists() else []
 
-    def planned(self, given: Axes) -> Iterator[Shard]:
-        """Yield the cells of the study that have the values ``given``, each as a shard of one draw."""
+    def planned_shards(self, given: Axes) -> Iterator[Shard]:
+        """Yield the shards of the study that hold cells with the values ``given``."""
         draw = given.get("draw")
         for shard in grid.shards(self.study) if self.study else ():
-            if _has(shard.model._asdict() | {"defense": shard.defense, "spc": shard.spc}, given):
-                wanted = shard.draws.numbers() if draw is None else [draw]
-                yield from (one_draw(shard, int(d)) for d in wanted if d in shard.draws.numbers())
+            named = shard.model._asdict() | {"defense": shard.defense, "spc": shard.spc}
+            if _has(named, given) and (draw is None or draw in shard.draws.numbers()):
+                yield shard
+
+    def planned(self, given: Axes) -> Iterator[Shard]:
+        """Yield the cells of the study that have the values ``given``, each as a shard of one draw."""
+        for shard in self.planned_shards(given):
+            wanted = [int(given["draw"])] if "draw" in given else shard.draws.numbers()
+            yield from (one_draw(shard, draw) for draw in wanted)
 
     def planned_models(self, given: Axes) -> list[Model]:
         """Return the models of the study that have the values ``given``."""
@@ -202,7 +208,7 @@ def _the_one(
     what: str, found: Sequence[Axes], given: Axes, everything: Callable[[], Sequence[Axes]]
 ) -> dict[str, Any]:
     if not found:
-        raise ValueError(_nothing(what, given, everything()))
+        raise ValueError(nothing(what, given, everything()))
     if len(found) > 1:
         differ = {axis: {axes[axis] for axes in found} for axis in found[0]}
         listed = "; ".join(f"{axis}: {_listed(values)}" for axis, values in differ.items() if len(values) > 1)
@@ -210,7 +216,8 @@ def _the_one(
     return dict(found[0])
 
 
-def _nothing(what: str, given: Axes, all_axes: Sequence[Axes]) -> str:
+def nothing(what: str, given: Axes, all_axes: Sequence[Axes]) -> str:
+    """Return why there is no cell or model (``what``) that has the values ``given``, among ``all_axes``."""
     if not all_axes:
         return "the results have neither a study file nor tables: run the workflow first"
     for axis, value in given.items():
