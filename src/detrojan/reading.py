@@ -1,0 +1,167 @@
+"""Reads a study's tables as tidy pandas frames: ``detrojan.read_cells("results")``.
+
+A frame has a row an observation and the columns that ``docs/tables.md`` explains. Keys and other words
+out of a few are categories, those of the rows that are there, in order, with the controls (``none``)
+first; truth values and whole numbers stay what they are where some are missing (pandas' ``boolean`` and
+``Int32``); a missing measure is NaN.
+"""
+
+import difflib
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from detrojan.cells import NO_METHOD
+from detrojan.tables import OK
+
+FilePath = str | os.PathLike[str]
+
+# The modules of detrojan.analysis that make the tables; each declares the schema under the table's name.
+MAKERS = {
+    "cells": "collect",
+    "models": "collect",
+    "summary": "summary",
+    "ranks": "ranks",
+    "comparisons": "comparisons",
+    "consistency": "consistency",
+    "outcomes": "outcomes",
+    "measures": "predictions",
+}
+CATEGORIES = (
+    *("dataset", "architecture", "attack", "defense", "threat_model", "status", "device"),
+    *("label_map", "interval_over", "measure", "baseline", "outcome"),
+)
+TEXT = {pa.string(): pd.StringDtype()}
+# Of their own, pandas makes objects or floats of these.
+WITH_NULLS = {
+    pa.bool_(): pd.BooleanDtype(),
+    pa.int16(): pd.Int16Dtype(),
+    pa.int32(): pd.Int32Dtype(),
+    pa.int64(): pd.Int64Dtype(),
+}
+FIRST = (NO_METHOD, OK)  # among the categories of a column
+
+
+def read_cells(path: FilePath = "results", columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return a row a cell: one model, one defense, one SPC, one draw.
+
+    Args:
+        path: a folder of results, one of tables, or the Parquet file itself.
+        columns: those to read, in this order; else all of them.
+
+    Raises:
+        ValueError: there is no such table, it is broken or of another version, or it lacks a column.
+    """
+    return _read("cells", path, columns)
+
+
+def read_models(path: FilePath = "results", columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return a row a model: how it was poisoned and trained. See :func:`read_cells`."""
+    return _read("models", path, columns)
+
+
+def read_summary(path: FilePath = "results", columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return a row a setting and defense: means with intervals. See :func:`read_cells`."""
+    return _read("summary", path, columns)
+
+
+def read_ranks(path: FilePath = "results", columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return a row a measure, SPC and defense: mean ranks over settings. See :func:`read_cells`."""
+    return _read("ranks", path, columns)
+
+
+def read_comparisons(path: FilePath = "results", columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return a row a measure, SPC, baseline and defense: paired differences. See :func:`read_cells`."""
+    return _read("comparisons", path, columns)
+
+
+def read_consistency(path: FilePath = "results", columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return a row an SPC and defense: spread over settings, worst tenth. See :func:`read_cells`."""
+    return _read("consistency", path, columns)
+
+
+def read_outcomes(path: FilePath = "results", columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return a row a defense, SPC, outcome and reason: how many cells ended so. See :func:`read_cells`."""
+    return _read("outcomes", path, columns)
+
+
+def read_measures(path: FilePath = "results", columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Return a row a cell, measure and class, of stored predictions. See :func:`read_cells`."""
+    return _read("measures", path, columns)
+
+
+def schema(name: str) -> pa.Schema:
+    """Return the declared columns of a table, one of ``MAKERS``."""
+    module = importlib.import_module(f"detrojan.analysis.{MAKERS[name]}")
+    declared: pa.Schema = getattr(module, name.upper())
+    return declared
+
+
+def _read(name: str, path: FilePath, columns: Sequence[str] | None) -> pd.DataFrame:
+    file = _find(name, Path(path))
+    declared = schema(name)
+    wanted = declared.names if columns is None else list(columns)
+    for column in wanted:
+        if column not in declared.names:
+            close = difflib.get_close_matches(column, declared.names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(declared.names)}"
+            raise ValueError(f"{name}: no column {column!r}; {hint}")
+    try:
+        _check(file, pq.read_schema(file), declared)
+        coded = [column for column in wanted if column in CATEGORIES]
+        # memory_map=False: a mapped file on a network file system turns its loss into a bus error.
+        table = pq.ParquetFile(file, memory_map=False, read_dictionary=coded).read(columns=wanted)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{file}: not a whole Parquet table ({str(error).splitlines()[0]})") from error
+    return pd.DataFrame({column: _series(table[column], declared.field(column)) for column in wanted})
+
+
+def _find(name: str, path: Path) -> Path:
+    """Return the file of a table, given it or a folder above it."""
+    for file in (path, path / "tables" / f"{name}.parquet", path / f"{name}.parquet"):
+        if file.is_file():
+            return file
+    folder = path.parent if path.suffix == ".parquet" else path
+    there = sorted(map(str, [*folder.glob("*.parquet"), *folder.glob("tables/*.parquet")]))
+    found = f"tables there: {', '.join(there)}" if there else "no tables there"
+    made = "python -m detrojan.measure" if name == "measures" else "snakemake --profile local"
+    raise ValueError(
+        f"{path}: no {name}.parquet ({found}); make it with `{made}`, or name its folder of results"
+    )
+
+
+def _check(file: Path, found: pa.Schema, declared: pa.Schema) -> None:
+    """Refuse a table of other columns, or other types; which of them may be null is no matter."""
+    kinds = {field.name: field.type for field in found}
+    wrong = [f"no {field.name}" for field in declared if field.name not in kinds]
+    wrong += [f"unknown {name}" for name in kinds if name not in declared.names]
+    wrong += [
+        f"{field.name} is {kinds[field.name]} and not {field.type}"
+        for field in declared
+        if kinds.get(field.name, field.type) != field.type
+    ]
+    if wrong:
+        raise ValueError(
+            f"{file}: not this version's columns ({', '.join(wrong)}); run what made it again, or read it "
+            "with pandas.read_parquet"
+        )
+
+
+def _series(column: pa.ChunkedArray, field: pa.Field) -> "pd.Series[Any]":
+    """Return a column in pandas' type for it."""
+    if pa.types.is_dictionary(column.type):
+        return _categories(column.unify_dictionaries().to_pandas())
+    types = TEXT | (WITH_NULLS if field.nullable else {})
+    series: pd.Series[Any] = column.to_pandas(types_mapper=types.get)
+    return series
+
+
+def _categories(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    words = column.cat.remove_unused_categories().cat.categories
+    return column.cat.set_categories(sorted(words, key=lambda word: (word not in FIRST, word)))
