@@ -2,8 +2,8 @@
 
     python benchmarks/measures.py cifar10 tiny_imagenet --shards 1000
 
-Its predictions are made up: ten draws a shard, 90 % of the clean images right, 10 % of the triggered ones sent
-to the target. Files have just been written, so reading them costs no disk.
+Its predictions are made up: ten draws a shard, 90 % of the clean images right, 10 % of the triggered ones
+sent to the target. Files have just been written, so reading them costs no disk.
 """
 
 import argparse
