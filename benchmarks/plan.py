@@ -323,7 +323,7 @@ def gather(arguments: argparse.Namespace) -> None:
     from detrojan.analysis import collect, summary
 
     cells = collect.cells(sorted(arguments.folder.glob("*.parquet")))
-    cells = collect.flagged(cells, pa.Table.from_pylist([], schema=collect.MODELS))
+    cells = collect.completed(cells, pa.Table.from_pylist([], schema=collect.MODELS))
     artifacts.write_table(cells, arguments.folder / "cells.table", collect.CELLS)
     artifacts.write_table(summary.summarize(cells), arguments.folder / "summary.table", summary.SUMMARY)
 

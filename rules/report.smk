@@ -9,6 +9,10 @@ rule aggregate:
         cells="results/tables/cells.parquet",
         models="results/tables/models.parquet",
         summary="results/tables/summary.parquet",
+        ranks="results/tables/ranks.parquet",
+        comparisons="results/tables/comparisons.parquet",
+        consistency="results/tables/consistency.parquet",
+        outcomes="results/tables/outcomes.parquet",
     log:
         "logs/aggregate.log",
     resources:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from detrojan import artifacts, stage
-from detrojan.analysis import collect, summary
+from detrojan.analysis import collect, derived
 from detrojan.settings import Gate
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ with stage.run(snakemake) as cell:
         snakemake.input.triggered,
         Gate(**snakemake.params.gate),
     )
-    cells = collect.flagged(cells, models)
+    cells = collect.completed(cells, models)
     artifacts.write_table(cells, snakemake.output.cells, collect.CELLS)
     artifacts.write_table(models, snakemake.output.models, collect.MODELS)
-    artifacts.write_table(summary.summarize(cells), snakemake.output.summary, summary.SUMMARY)
+    derived.write(cells, snakemake.output)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import yaml
 
 from detrojan import artifacts, paths, study_files
-from detrojan.analysis import collect, summary
+from detrojan.analysis import collect, derived
 from detrojan.analysis.gate import Verdict, verdict
 from detrojan.analysis.views import counted
 from detrojan.cells import CELL_AXES, MODEL_AXES, NO_METHOD, Draws, Model
@@ -237,17 +237,16 @@ def merge(sites: Sequence[Site], preferred: int | None = None) -> tuple[Joined, 
     names = [str(site.folder) for site in sites]
     models = join([site.models for site in sites], MODEL_AXES, MODEL_RESULTS, names, preferred)
     models = models._replace(table=judged(models.table, sites[0].study.gate))
-    tables = [site.cells.select(collect.UNFLAGGED.names) for site in sites]
+    tables = [site.cells.select(collect.GATHERED.names) for site in sites]
     cells = join(tables, CELL_AXES, CELL_RESULTS, names, preferred)
-    return cells._replace(table=collect.flagged(cells.table, models.table)), models
+    return cells._replace(table=collect.completed(cells.table, models.table)), models
 
 
 def write(sites: Sequence[Site], cells: Joined, models: Joined, folder: Path) -> None:
-    """Write the tables, the summary of the cells, and the study file."""
+    """Write the tables, those that follow from the cells too, and the study file."""
     artifacts.write_table(cells.table, folder / "tables" / "cells.parquet", collect.CELLS)
     artifacts.write_table(models.table, folder / "tables" / "models.parquet", collect.MODELS)
-    summarized = summary.summarize(cells.table)
-    artifacts.write_table(summarized, folder / "tables" / "summary.parquet", summary.SUMMARY)
+    derived.write(cells.table, {name: folder / "tables" / f"{name}.parquet" for name in derived.TABLES})
     artifacts.write_text(_study_text(sites), folder / study_files.KEPT)
 
 

@@ -11,6 +11,7 @@ from detrojan.cells import Model, Shard
 # How a cell ends. Anything else is a bug and fails its job.
 OK, DIVERGED, OUT_OF_MEMORY, NOT_APPLICABLE = "ok", "diverged", "out_of_memory", "not_applicable"
 TIMED_OUT = "timed_out"  # only where a study was closed
+MISSING = "missing"  # only in tables of others: nobody published a value
 
 
 def required(name: str, kind: pa.DataType) -> pa.Field:

@@ -103,7 +103,7 @@ def model(attack, architecture="net", seed=0):
 
 
 def untouched(axes, acc, asr):
-    row = {field.name: PLAIN[field.type] for field in collect.UNFLAGGED}
+    row = {field.name: PLAIN[field.type] for field in collect.GATHERED}
     return row | axes | {"defense": "none", "acc": acc, "asr": asr, "ra": None}
 
 
@@ -127,7 +127,7 @@ def cards(tmp_path):
 
 def gathered(cards, measures, trigger=(), poison=(), triggered=(), own=None):
     """Return the two tables of models with these axes, ACC and ASR, by attack and architecture."""
-    cells = pa.Table.from_pylist([untouched(*row) for row in measures], collect.UNFLAGGED)
+    cells = pa.Table.from_pylist([untouched(*row) for row in measures], collect.GATHERED)
     paths = cards(
         "models", *(TRAINED | axes | (own or {}).get(axes["attack"], {}) for axes, _, _ in measures)
     )
@@ -136,7 +136,7 @@ def gathered(cards, measures, trigger=(), poison=(), triggered=(), own=None):
         for kind, contents in (("triggers", trigger), ("poisoned", poison), ("triggered", triggered))
     )
     models = collect.models(cells, paths, *others, GATE)
-    return collect.flagged(cells, models), models.cast(collect.MODELS)
+    return collect.completed(cells, models), models.cast(collect.MODELS)
 
 
 def test_a_shared_card_fits_all_architectures_and_an_own_card_its_model_only(cards):

@@ -1,5 +1,6 @@
 """Gathers the metrics and cards of a study into its two tables of observations."""
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,13 +11,18 @@ import pyarrow.compute as pc
 
 from detrojan import artifacts, registry
 from detrojan.analysis.gate import Verdict, verdict
+from detrojan.analysis.measures import MEASURED, RELATIVE, relative
 from detrojan.cells import CELL_AXES, MODEL_AXES, NO_METHOD, Model
 from detrojan.evaluation import METRICS
 from detrojan.settings import Gate
 from detrojan.tables import MODEL_KEYS, ORIGIN, required
 
-UNFLAGGED = METRICS.insert(METRICS.get_field_index("defense") + 1, required("threat_model", pa.string()))
-CELLS = UNFLAGGED.insert(len(MODEL_AXES), pa.field("attack_took", pa.bool_()))
+GATHERED = METRICS.insert(METRICS.get_field_index("defense") + 1, required("threat_model", pa.string()))
+CELLS = functools.reduce(
+    pa.Schema.append,
+    (pa.field(measure, pa.float64()) for measure in RELATIVE),
+    GATHERED.insert(len(MODEL_AXES), pa.field("attack_took", pa.bool_())),
+)
 
 MODELS = pa.schema(
     [
@@ -83,7 +89,7 @@ class Cards:
 def cells(paths: Sequence[str | Path], given_up: Sequence[Mapping[str, Any]] = ()) -> pa.Table:
     """Return the rows of all metrics tables, in the order of their keys, each with its threat model.
 
-    These are all columns of ``CELLS`` but ``attack_took``, see :func:`flagged`.
+    These are the columns of ``CELLS`` that a cell has by itself; :func:`completed` adds the others.
 
     Args:
         paths: of the metrics tables.
@@ -99,7 +105,7 @@ def cells(paths: Sequence[str | Path], given_up: Sequence[Mapping[str, Any]] = (
     threat_models = pa.array([folders[name] for name in table["defense"].to_pylist()], pa.string())
     table = table.append_column("threat_model", threat_models)
     keys = [(name, "ascending") for name in CELL_AXES]
-    return table.sort_by(keys).select(UNFLAGGED.names)
+    return table.sort_by(keys).select(GATHERED.names)
 
 
 def models(
@@ -133,12 +139,20 @@ def models(
     return pa.Table.from_pylist(rows, schema=MODELS).sort_by([(axis, "ascending") for axis in MODEL_AXES])
 
 
-def flagged(cells: pa.Table, models: pa.Table) -> pa.Table:
-    """Return ``cells`` in the columns of ``CELLS``: each says whether its model's attack took."""
+def completed(cells: pa.Table, models: pa.Table) -> pa.Table:
+    """Return ``cells`` in the columns of ``CELLS``: with the gate's verdict, and with what has changed.
+
+    Args:
+        cells: of the schema ``GATHERED``.
+        models: of the schema ``MODELS``.
+    """
     took = {_model(row): row["attack_took"] for row in models.to_pylist()}
     keys = zip(*(cells[axis].to_pylist() for axis in MODEL_AXES), strict=True)
     # A model that was given up has no row.
     flags = pa.array([took.get(Model(*key)) for key in keys], pa.bool_())
+    changes = relative(cells.select([*CELL_AXES, *MEASURED]).to_pandas())
+    for measure in RELATIVE:
+        cells = cells.append_column(measure, pa.array(changes[measure], pa.float64(), from_pandas=True))
     return cells.append_column("attack_took", flags).select(CELLS.names)
 
 

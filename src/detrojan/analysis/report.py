@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from detrojan.analysis import views
 from detrojan.analysis.gate import describe
-from detrojan.analysis.summary import MEASURES
+from detrojan.analysis.measures import MEASURED
 from detrojan.analysis.views import Row, Setting
 from detrojan.cells import NO_METHOD, ratio_text
 from detrojan.config import BASELINES
@@ -92,7 +92,7 @@ def _group(setting: Setting, rows: list[Row], failed: Mapping[Setting, list[str]
             | {"name": views.defense_text(row["defense"]), "untouched": row["defense"] == NO_METHOD}
             | {
                 measure: {"text": views.percent(row, measure), "value": row[f"{measure}_mean"]}
-                for measure in MEASURES
+                for measure in MEASURED
             }
             for row in rows
         ],

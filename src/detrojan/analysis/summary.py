@@ -1,16 +1,18 @@
-"""Means over draws and models, with intervals that respect how draws are nested in models."""
+"""Means over draws and models, a row a setting and defense, with intervals that respect the nesting."""
 
-import math
+from collections.abc import Iterable
 
 import pandas as pd
 import pyarrow as pa
-from scipy import stats
 
+from detrojan.analysis import bootstrap
+from detrojan.analysis.measures import MEASURES, SHARES
 from detrojan.tables import OK, required
 
-SETTING = ["dataset", "architecture", "attack", "ratio", "attack_took", "defense", "threat_model", "spc"]
-MEASURES = ("acc", "asr", "ra")
-CONFIDENCE = 0.95
+SETTING = ["dataset", "architecture", "attack", "ratio"]
+KEY = [*SETTING, "attack_took", "defense", "threat_model", "spc"]
+# Within a setting; across settings a level goes on top.
+LEVELS = {"models": ["seed"], "draws": ["draw"]}
 
 SUMMARY = pa.schema(
     [
@@ -37,59 +39,48 @@ SUMMARY = pa.schema(
 
 
 def summarize(cells: pa.Table) -> pa.Table:
-    """Return a row a setting and defense: mean ACC, ASR, RA and seconds over the cells that ended well.
+    """Return a row a setting and defense: means of all measures over the cells that ended well.
 
-    A mean is over models, each by its own mean over draws. The 95 % interval is Student's: over
-    models where there are two or more, else over the draws of the one model, which says nothing of
+    A mean is over models, each by its own mean over draws. The 95 % interval (:mod:`.bootstrap`) is
+    over models where there are two or more, else over the draws of the one model, which says nothing of
     other models; ``interval_over`` tells which. It is null where there is one value only. Models
     whose attack took and models whose attack did not are rows of their own.
 
     Args:
-        cells: of the schema ``CELLS``.
+        cells: with the columns of ``CELLS``.
     """
-    frame = cells.to_pandas()
+    frame = frame_of(cells)
+    ok = frame["status"] == OK
+    groups = frame.assign(is_ok=ok, ok_seed=frame["seed"].where(ok), ok_seconds=frame["seconds"].where(ok))
+    counts = groups.groupby(KEY, dropna=False, sort=True, observed=True).agg(
+        num_cells=("is_ok", "size"),
+        num_ok=("is_ok", "sum"),
+        num_models=("ok_seed", "nunique"),
+        seconds=("ok_seconds", "mean"),
+    )
+    # Cells that did not end well have no measures, and their setting keeps its row.
+    means = clipped(bootstrap.intervals(frame, KEY, MEASURES, LEVELS), SHARES)
+    counts = counts.reset_index(drop=True)
+    means = means.rename(columns={"acc_over": "interval_over"})
+    return table(pd.concat([means, counts], axis="columns"), SUMMARY)
+
+
+def frame_of(cells: pa.Table) -> pd.DataFrame:
+    """Return a table of cells as a frame; measures of cells that did not end well are missing."""
+    frame: pd.DataFrame = cells.to_pandas()
     # Of its own, pandas makes bool of a column without nulls and object of one with some.
     frame["attack_took"] = frame["attack_took"].astype("boolean")
-    rows = [
-        {name: None if pd.isna(value) else value for name, value in zip(SETTING, setting, strict=True)}
-        | _summary(group)
-        for setting, group in frame.groupby(SETTING, sort=True, dropna=False)
-    ]
-    return pa.Table.from_pylist(rows, schema=SUMMARY)
+    measures = [name for name in MEASURES if name in frame]
+    frame[measures] = frame[measures].astype(float).where(frame["status"] == OK)
+    return frame
 
 
-def _summary(cells: pd.DataFrame) -> dict[str, object]:
-    ended_well = cells[cells["status"] == OK]
-    num_models = int(ended_well["seed"].nunique())
-    over = "models" if num_models > 1 else "draws" if len(ended_well) > 1 else None
-    row: dict[str, object] = {
-        "num_cells": len(cells),
-        "num_ok": len(ended_well),
-        "num_models": num_models,
-        "interval_over": over,
-        "seconds": _or_none(ended_well["seconds"].mean()),
-    }
-    for measure in MEASURES:
-        values = ended_well[measure].dropna()
-        if over == "models":
-            values = ended_well.groupby("seed")[measure].mean().dropna()
-        row |= dict(
-            zip((f"{measure}_{part}" for part in ("mean", "low", "high")), _interval(values), strict=True)
-        )
-    return row
+def clipped(intervals: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:
+    """Return ``intervals`` with the ends of ``measures`` clipped to [0, 1], where shares live."""
+    ends = [f"{measure}_{end}" for measure in measures for end in ("low", "high")]
+    return intervals.assign(**intervals[ends].clip(0, 1))
 
 
-def _interval(values: "pd.Series[float]") -> tuple[float | None, float | None, float | None]:
-    """Return mean, lower and upper end; ends are clipped to [0, 1], where shares live."""
-    if values.empty:
-        return None, None, None
-    mean = float(values.mean())
-    if len(values) < 2:
-        return mean, None, None
-    error = float(values.to_numpy(float).std(ddof=1)) / math.sqrt(len(values))
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
-    return mean, max(0.0, mean - reach), min(1.0, mean + reach)
-
-
-def _or_none(value: float) -> float | None:
-    return None if pd.isna(value) else float(value)
+def table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    """Return the columns of ``schema`` as a table; what is missing is null."""
+    return pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
