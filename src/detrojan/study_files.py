@@ -9,7 +9,7 @@ import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import pydantic
 import yaml
@@ -39,10 +39,12 @@ KEPT_HEAD = "# The study that was run last, written when its run began.\n"
 class StudyError(ValueError):
     """A study file has mistakes; the message lists each with its YAML path."""
 
+    what: ClassVar[str] = "study file"
+
     def __init__(self, mistakes: Iterable[str]) -> None:
         self.mistakes = list(mistakes)
         count = len(self.mistakes)
-        head = "the study file has a mistake" if count == 1 else f"the study file has {count} mistakes"
+        head = f"the {self.what} has {'a mistake' if count == 1 else f'{count} mistakes'}"
         super().__init__("\n".join([f"{head}:", *(f"  {mistake}" for mistake in self.mistakes)]))
 
 
@@ -55,7 +57,7 @@ def load_study(raw: Mapping[str, Any]) -> Study:
     try:
         study, mistakes = Study.model_validate(raw), []
     except pydantic.ValidationError as error:
-        mistakes = _explain(error, Study, raw)
+        mistakes = explain(error, Study, raw)
     # These read the raw file, so that all mistakes are in one list, whatever the schema refused.
     mistakes += [*_unknown_names(raw), *_wrong_settings(raw), *_wrong_filters(raw), *_inconsistent(raw)]
     if mistakes:
@@ -99,7 +101,7 @@ def _unknown_names(raw: Any) -> Iterator[str]:
     """Say which names stand for nothing, or can't be part of a path."""
     for path, name, allowed in _names(raw):
         if isinstance(name, str) and name not in allowed:
-            yield f"{path}: {_no_such(name, allowed)}"
+            yield f"{path}: {no_such(name, allowed)}"
     for name in _mapping(_mapping(raw).get("datasets")):
         if not re.fullmatch("[A-Za-z0-9_-]+", name):
             yield f"datasets.{name}: the name becomes part of paths: use letters, digits, _ and - only"
@@ -189,10 +191,11 @@ def _wrong_settings(raw: Any) -> Iterator[str]:
         augmentation = _mapping(_mapping(dataset).get("augmentation"))
         yield from _check(Augmentation, augmentation, f"datasets.{name}.augmentation")
     for path, settings, kind, _ in _places(raw):
-        yield from _wrong_values(path, settings, kind)
+        yield from wrong_values(path, settings, kind)
 
 
-def _wrong_values(path: str, settings: dict[str, Any], kind: type[BaseModel]) -> Iterator[str]:
+def wrong_values(path: str, settings: dict[str, Any], kind: type[BaseModel]) -> Iterator[str]:
+    """Say what is wrong with the values of ``settings``, at this YAML path, and of their overrides."""
     values = {key: value for key, value in settings.items() if key != "overrides"}
     yield from _check(kind, values, path, ["overrides"])
     for number, override in enumerate(_list(settings.get("overrides"))):
@@ -208,7 +211,7 @@ def wrong_shipped(kind: MethodKind, name: str) -> Iterator[str]:
     except (pydantic.ValidationError, yaml.YAMLError, TypeError) as error:
         yield f"{where}: {str(error).splitlines()[0]}"
         return
-    yield from _wrong_values(where, settings.model_dump(), registry.declared(kind, name).settings)
+    yield from wrong_values(where, settings.model_dump(), registry.declared(kind, name).settings)
 
 
 def _check(
@@ -217,7 +220,7 @@ def _check(
     try:
         _strict(kind).model_validate(values)
     except pydantic.ValidationError as error:
-        yield from _explain(error, kind, values, where, also)
+        yield from explain(error, kind, values, where, also)
 
 
 @functools.cache
@@ -278,7 +281,7 @@ _EXPECTED = {  # pydantic's kinds of errors whose own words are not a reader's
 }
 
 
-def _explain(
+def explain(
     error: pydantic.ValidationError,
     kind: type[BaseModel],
     raw: Any,
@@ -302,7 +305,7 @@ def _explain(
         model = _model_at(kind, location[:-1])
         if item["type"] == "extra_forbidden":
             keys = [*(model.model_fields if model else ()), *also]
-            lines[path] = _no_such(str(location[-1]), keys, "key")
+            lines[path] = no_such(str(location[-1]), keys, "key")
         elif item["type"] == "missing":
             field = model.model_fields.get(str(location[-1])) if model else None
             lines[path] = f"missing: {field.description}" if field and field.description else "missing"
@@ -351,7 +354,8 @@ def _model_at(kind: Any, location: list[str | int]) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
-def _no_such(name: str, allowed: Iterable[str], what: str = "name") -> str:
+def no_such(name: str, allowed: Iterable[str], what: str = "name") -> str:
+    """Return that ``name`` stands for nothing, and what comes close to it, or what there is."""
     names = list(allowed)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names) or 'none'}"
