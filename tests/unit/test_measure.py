@@ -178,6 +178,13 @@ def said(*draws, attacked=True, order=slice(None)):
     return pa.concat_tables([PREDICTIONS.empty_table(), *tables])
 
 
+def mixed(column, values):
+    """Return predictions of draw 0 with other values in a column."""
+    table = said((0, DRAWS[0]))
+    place = table.column_names.index(column)
+    return table.set_column(place, table.field(place), pa.array(values, table.field(place).type))
+
+
 @pytest.fixture
 def results(tmp_path):
     """Return the results of a study: draw 3 of FT diverged, all of FP's did, nothing else was defended."""
@@ -327,7 +334,8 @@ def broken(results, capsys, path):
     [
         (said(*DRAWS.items(), order=slice(None, None, -1)), "its images, or their order, are not those of"),
         (said(*DRAWS.items(), attacked=False), "18 rows are no multiple of 10 test images"),
-        (said((0, DRAWS[0])).take([*range(9), 0]), "its images, or their order, are not those of"),
+        (mixed("draw", [0] * 5 + [1] * 5), "its images, or their order, are not those of"),
+        (mixed("triggered", [False] * 10), "its images, or their order, are not those of"),
         (said((0, DRAWS[0])).drop_columns("triggered"), "its columns are not this version's"),
     ],
 )
