@@ -490,8 +490,12 @@ def _listed(values: Iterable[Any]) -> str:
 
 
 def rivals(cells: pa.Table) -> pa.Table:
-    """Return the cells that may be ranked: of untouched models, and of defenses in ``RIVALS``."""
-    return cells.filter(pc.is_in(cells["threat_model"], pa.array([NO_METHOD, *RIVALS])))
+    """Return the cells that may be ranked: of untouched models, and of defenses in ``RIVALS``.
+
+    Rows that lack a measure are left out: what nobody published is no last place.
+    """
+    allowed = pc.is_in(cells["threat_model"], pa.array([NO_METHOD, *RIVALS]))
+    return cells.filter(pc.and_(allowed, pc.is_null(cells["reason"])))
 
 
 # --- what a reader must know -----------------------------------------------------------------------
