@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from detrojan import artifacts, data, inference, models, registry, rng, structure
 from detrojan.config import shipped
+from detrojan.cost import meter
 from detrojan.defenses.clean_data import mm_bd
 from detrojan.errors import NotApplicableError
 
@@ -51,7 +52,8 @@ def test_first_bounds_change_nothing_on_the_clean_images(architecture, toy_image
     images = toy_images(side=32, count=6)
     before = inference.logits(model, images)
     sites = load(**shipped("defenses", "mm_bd").resolve({"architecture": architecture})).sites
-    mm_bd.insert_ceilings(model, sites, images)
+    _, logits = mm_bd.insert_ceilings(model, sites, images)
+    assert torch.equal(logits, before)
     assert model.build.inserted == dict.fromkeys(sites, "ceiling")
     assert torch.equal(inference.logits(model, images), before)
 
@@ -67,7 +69,7 @@ def test_first_bounds_are_the_largest_activation_of_each_site(toy_model, toy_ima
     inference.logits(toy_model, images)
     for hook in hooks:
         hook.remove()
-    ceilings = mm_bd.insert_ceilings(toy_model, SITES, images)
+    ceilings, _ = mm_bd.insert_ceilings(toy_model, SITES, images)
     for site, ceiling in zip(SITES, ceilings, strict=True):
         assert (ceiling.bound == torch.cat(seen[site]).max()).all()
     assert [len(ceiling.bound) for ceiling in ceilings] == [4, 4, 8]
@@ -115,7 +117,7 @@ def test_bounds_equal_those_of_a_plain_loop(toy_model, sample, weight, max_drop)
     with torch.no_grad():
         wanted = fitted(images)
     first = (wanted.argmax(1) == labels).float().mean()
-    start = [c.bound.detach() for c in mm_bd.insert_ceilings(copy.deepcopy(fitted), SITES, everything)]
+    start = [c.bound.detach() for c in mm_bd.insert_ceilings(copy.deepcopy(fitted), SITES, everything)[0]]
     bounds = [bound.clone().requires_grad_() for bound in start]
     optimizer = torch.optim.Adam(bounds, lr=0.1)
     penalty, kept, kept_epoch, verdicts = weight, start, 0, []
@@ -171,6 +173,14 @@ def test_weights_are_untouched_and_bounds_survive_a_file(toy_model, sample, tmp_
     artifacts.write_model(repaired, tmp_path / "model.safetensors")
     read = artifacts.read_model(tmp_path / "model.safetensors")
     assert torch.equal(inference.logits(read, sample.train), inference.logits(repaired, sample.train))
+
+
+def test_passes(toy_model, sample):
+    with meter(torch.device("cpu")) as cost:
+        defend(load(epochs=3, batch_size=16), toy_model, sample)
+    count = len(sample.everything)
+    # One that yields logits and largest activations; then an epoch's, and one to judge its bounds.
+    assert (cost.forward_passes, cost.backward_passes) == ((1 + 2 * 3) * count, 3 * count)
 
 
 # --- what they remove ------------------------------------------------------------------------------

@@ -65,8 +65,7 @@ class MMBD(Defense):
         repaired = copy.deepcopy(model).eval().requires_grad_(False)
         assert isinstance(repaired, Classifier)
         images = clean.everything
-        wanted = inference.logits(repaired, images)
-        ceilings = insert_ceilings(repaired, self.sites, images)
+        ceilings, wanted = insert_ceilings(repaired, self.sites, images)
         initial = [float(bound.detach().max()) for bound in ceilings.parameters()]
         epoch, accuracies = self._lower(repaired, ceilings, images, wanted, rng)
         clean.chosen.update(
@@ -136,11 +135,11 @@ class MMBD(Defense):
 
 
 @torch.no_grad()
-def insert_ceilings(model: Classifier, sites: list[str], images: ImageSet) -> nn.ModuleList:
-    """Insert a ceiling behind each activation of ``sites`` and return them, in that order.
+def insert_ceilings(model: Classifier, sites: list[str], images: ImageSet) -> tuple[nn.ModuleList, Tensor]:
+    """Insert a ceiling behind each activation of ``sites``; return them, in that order, and the logits.
 
     All channels of a site start at the site's largest activation over ``images``, so the logits of
-    these are as before.
+    these, (N, num_classes), are as before. One pass over the images yields both.
 
     Raises:
         NotApplicableError: ``model`` has no such activation behind a batch normalization.
@@ -165,13 +164,13 @@ def insert_ceilings(model: Classifier, sites: list[str], images: ImageSet) -> nn
         ceilings.append(ceiling)
         hooks.append(ceiling.register_forward_pre_hook(measure))
     try:
-        inference.logits(model, images)
+        logits = inference.logits(model, images)
     finally:
         for hook in hooks:
             hook.remove()
     for ceiling in ceilings:
         ceiling.bound.fill_(torch.stack(largest[ceiling]).max())
-    return nn.ModuleList(ceilings)
+    return nn.ModuleList(ceilings), logits
 
 
 def _accuracy(logits: Tensor, images: ImageSet) -> float:
