@@ -12,10 +12,12 @@ import yaml
 from detrojan import artifacts
 from detrojan.analysis import external
 from detrojan.analysis.collect import CELLS
+from detrojan.analysis.consistency import consistency
 from detrojan.analysis.ranks import rank
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "config" / "external" / "backdoorbench.yaml"
+PAGE = (ROOT / "docs" / "compare.md").read_text()
 LEADERBOARD = ROOT.parent / "shared" / "data" / "leaderboard.csv"
 
 MAPPING = {
@@ -272,6 +274,14 @@ def test_shipped_mapping():
     assert mapping.setting({**at, "defense": "ft", "attack": "wanet"}).schedule == "constant"
 
 
+@pytest.mark.parametrize(
+    "kind", [external.TableMapping, external.Columns, external.Renames, external.TheirSetting]
+)
+def test_every_key_is_explained(kind):
+    for name in kind.model_fields:
+        assert f"`{name}`" in PAGE, name
+
+
 # --- mistakes in a table ---------------------------------------------------------------------------
 
 
@@ -417,15 +427,41 @@ def test_leaderboard_cells_by_hand(leaderboard):
     assert row["der"] == pytest.approx((0.950333 - 0.014778 - (0.9132 - 0.8996) + 1) / 2, abs=1e-4)
 
 
-def test_leaderboard_is_ranked(leaderboard):
-    ranks = rank(external.rivals(leaderboard)).to_pandas()
-    pooled = ranks[ranks["spc"].isna()]
-    for _, group in pooled.groupby("measure"):
+@pytest.fixture(scope="module")
+def ranks(leaderboard):
+    found = rank(external.rivals(leaderboard)).to_pandas()
+    return found[found["spc"].isna()]
+
+
+def test_leaderboard_is_ranked(ranks):
+    for _, group in ranks.groupby("measure"):
         assert set(group["defense"]) == {"bnp", "clp", "fp", "ft", "ibau", "nad", "nc"}
         assert group["mean_rank"].between(1, 7).all()
         assert group["mean_rank"].sum() == pytest.approx(7 * 8 / 2)
         assert group["single_seed"].all()
         assert (group["num_settings"] == 34).all()
+
+
+def test_the_page_has_the_leaderboards_numbers(leaderboard, ranks):
+    of_der = ranks[ranks["measure"] == "der"].set_index("defense")["mean_rank"]
+    found = consistency(leaderboard).to_pandas()
+    found = found[found["spc"].isna() & (found["defense"] != "none")].sort_values("der_mean", ascending=False)
+    rows = []
+    for row in found.to_dict("records"):
+        name = row["defense"]
+        beats = f"{100 * row['share_beats_baselines']:.0f}" if name not in ("ft", "fp") else "–"
+        texts = [
+            f"`{name}`",
+            row["threat_model"],
+            f"{row['num_settings']}",
+            f"{row['der_mean']:.3f} ({row['der_low']:.3f}–{row['der_high']:.3f})",
+            f"{row['der_worst_tenth']:.3f}",
+            f"{100 * row['share_harmful']:.0f}",
+            beats,
+            f"{of_der[name]:.1f}" if name in of_der else "–",
+        ]
+        rows.append(f"| {' | '.join(texts)} |")
+    assert "\n".join(rows) in PAGE
 
 
 def test_leaderboard_is_written_as_a_table_of_ours(leaderboard, tmp_path):
