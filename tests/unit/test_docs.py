@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from detrojan.analysis import derived
 from detrojan.analysis.collect import CELLS, MODELS
-from detrojan.analysis.summary import SUMMARY
+from detrojan.analysis.predictions import MEASURES
 from detrojan.evaluation import PREDICTIONS
 from detrojan.training import HISTORY
 
@@ -23,7 +24,15 @@ def documented(section):
     return columns
 
 
-@pytest.mark.parametrize(("section", "schema"), [("cells", CELLS), ("models", MODELS), ("summary", SUMMARY)])
+@pytest.mark.parametrize(
+    ("section", "schema"),
+    [
+        ("cells", CELLS),
+        ("models", MODELS),
+        ("measures", MEASURES),
+        *((name, table.schema) for name, table in derived.TABLES.items()),
+    ],
+)
 def test_every_column_is_explained(section, schema):
     columns = documented(section)
     assert list(columns) == schema.names

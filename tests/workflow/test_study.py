@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from detrojan import artifacts, evaluation, metrics
-from detrojan.analysis import collect, summary
+from detrojan.analysis import collect, derived
 from detrojan.tables import NOT_APPLICABLE, OK
 
 
@@ -22,7 +22,11 @@ def test_every_cell_ends_as_a_row(finished):
 
 @pytest.mark.parametrize(
     ("name", "schema"),
-    [("cells", collect.CELLS), ("models", collect.MODELS), ("summary", summary.SUMMARY)],
+    [
+        ("cells", collect.CELLS),
+        ("models", collect.MODELS),
+        *((name, table.schema) for name, table in derived.TABLES.items()),
+    ],
 )
 def test_tables_have_their_declared_schema(finished, name, schema):
     found = pq.read_schema(finished.folder / f"results/tables/{name}.parquet")
