@@ -30,7 +30,7 @@ STUDY = {
     "grid": {
         "datasets": ["digits"],
         "architectures": ["preactresnet18"],
-        "attacks": [NO_METHOD, "badnets"],
+        "attacks": [NO_METHOD, "badnets", "blended", "sig", "ssba"],  # whose triggers all models share
         "ratios": [0.1],
         "defenses": [NO_METHOD, *registry.names("defenses")],
         "spc": [2, 10, 100],
@@ -72,7 +72,7 @@ def _write(results: Path, at_least: int, images: Images) -> int:
     labels = rng.integers(0, images.num_classes, images.num_test)
     clean, triggered = np.arange(len(labels)), np.flatnonzero(labels != 0)
     _write_labels(results / "datasets/digits/test.parquet", index=clean, label=labels)
-    for model in grid.models(study_files.load_study(_study(num_seeds))):
+    for model in dict.fromkeys(shard.model for shard in planned):
         wanted = {"label": np.zeros(len(triggered), int), "true_label": labels[triggered]}
         path = results / "triggered" / paths.of_model(paths.TRIGGER, model) / "test.parquet"
         _write_labels(path, index=triggered, **wanted)
