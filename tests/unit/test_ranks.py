@@ -84,7 +84,9 @@ def test_models_whose_attack_failed_are_not_ranked():
 
 
 def test_a_defense_that_knows_the_trigger_is_not_ranked():
-    found = ranked(of_rows(*settings({"grad_prune": 0.0, "ft": 0.5, "fp": 0.6})))
+    rows = settings({"grad_prune": 0.0, "ft": 0.5, "fp": 0.6})
+    rows.append(cell("abl", asr=0.0, threat_model="training_data", dataset="set 0"))
+    found = ranked(of_rows(*rows))
     assert list(found.index) == ["ft", "fp"]
     assert "none" not in found.index
 
@@ -115,6 +117,14 @@ def test_a_value_that_nobody_published_is_no_failure():
     assert found["mean_rank"].to_dict() == {"fp": 1, "ft": 2}
     assert (found[["num_settings", "num_incomplete"]] == 1).all(axis=None)
     assert (found["num_without_result"] == 0).all()
+
+
+def test_a_measure_that_nobody_published_is_no_last_rank():
+    rows = settings({"ft": 0.5, "fp": 0.2}, {"ft": 0.1, "fp": 0.2})
+    rows[-1] |= {"ra": None}
+    found = ranked(of_rows(*rows), "ra")
+    assert (found[["num_settings", "num_incomplete"]] == 1).all(axis=None)
+    assert (ranked(of_rows(*rows), "asr")["num_settings"] == 2).all()
 
 
 def test_several_seeds_are_averaged_before_ranking():

@@ -4,7 +4,8 @@ Source: Demšar, "Statistical Comparisons of Classifiers over Multiple Data Sets
 setting (data set, architecture, attack, ratio) takes the place of his data set. Rank 1 is the best, ties
 share their mean rank, and what has no result shares the last ones. :mod:`.scores` has the rules.
 
-Methods that know the trigger are not ranked: no defender in the field does.
+Methods that know the trigger are not ranked, since no defender in the field does; nor, in tables of others,
+those that are given the poisoned training set.
 """
 
 import math
@@ -22,7 +23,7 @@ from detrojan.analysis.summary import SETTING, frame_of, table
 from detrojan.tables import required
 
 ALPHA = 0.05
-UNRANKED = ("none", "known_trigger")  # threat models
+RANKED = ("data_free", "clean_data")  # threat models: what a defender has
 
 RANKS = pa.schema(
     [
@@ -56,17 +57,19 @@ def rank(cells: pa.Table) -> pa.Table:
         cells: with the columns of ``CELLS``.
     """
     attacked = scores.attacked(frame_of(cells))
-    of_settings = scores.of_settings(attacked[~attacked["threat_model"].isin(UNRANKED)])
+    of_settings = scores.of_settings(attacked[attacked["threat_model"].isin(RANKED)])
     found = [part for measure in SCORES for part in _ranked(of_settings, measure)]
     return pa.concat_tables([RANKS.empty_table(), *(table(part, RANKS) for part in found)])
 
 
 def _ranked(of_settings: pd.DataFrame, measure: str) -> Iterator[pd.DataFrame]:
     """Yield the rows of a measure: pooled, then of each budget."""
-    wide = of_settings.pivot(index=[*SETTING, BUDGET], columns="defense", values=measure)
-    planned = of_settings.pivot(index=[*SETTING, BUDGET], columns="defense", values="num_models").notna()
-    known = wide.notna().any(axis="columns")
-    wide, complete = wide[known], planned[known].all(axis="columns")
+    # A result without this measure was not published in full: it is no worse for that.
+    known = of_settings[of_settings[measure].notna() | ~of_settings["has_result"]]
+    wide = known.pivot(index=[*SETTING, BUDGET], columns="defense", values=measure)
+    planned = known.pivot(index=[*SETTING, BUDGET], columns="defense", values="num_models").notna()
+    any_result = wide.notna().any(axis="columns")
+    wide, complete = wide[any_result], planned[any_result].all(axis="columns")
     ranks = wide[complete].rank(axis="columns", ascending=measure in LOWER_IS_BETTER, na_option="bottom")
     if ranks.empty:
         return

@@ -61,13 +61,14 @@ def pooled(frame: pd.DataFrame, by: Sequence[str], measures: Sequence[str]) -> p
 def of_settings(frame: pd.DataFrame) -> pd.DataFrame:
     """Return each defense's scores in each setting and budget: nested means, missing without a result.
 
-    Beside them ``threat_model`` and ``num_models``.
+    Beside them ``threat_model``, ``num_models`` and ``has_result``.
     """
     keys = [*SETTING, BUDGET, "defense"]
     groups = frame.assign(is_ok=frame["status"] == OK).groupby(keys, observed=True)
     counts = groups.agg(
         threat_model=("threat_model", "first"), num_models=("seed", "nunique"), share_ok=("is_ok", "mean")
     )
+    counts = counts.assign(has_result=counts.pop("share_ok") >= 0.5)
     of_models = frame.groupby([*keys, "seed"], observed=True)[list(SCORES)].mean()
     means = of_models.groupby(keys, observed=True).mean()
-    return counts.join(means.where(counts["share_ok"] >= 0.5)).reset_index()
+    return counts.join(means.where(counts["has_result"])).reset_index()
