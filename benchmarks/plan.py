@@ -316,16 +316,16 @@ def _write_metrics(folder: Path, shards: int) -> None:
 
 
 def gather(arguments: argparse.Namespace) -> None:
-    """Make the tables of cells and the summary, as the rule ``aggregate`` does."""
+    """Make the table of cells and those that follow from it, as the rule ``aggregate`` does."""
     import pyarrow as pa
 
     from detrojan import artifacts
-    from detrojan.analysis import collect, summary
+    from detrojan.analysis import collect, derived
 
     cells = collect.cells(sorted(arguments.folder.glob("*.parquet")))
     cells = collect.completed(cells, pa.Table.from_pylist([], schema=collect.MODELS))
     artifacts.write_table(cells, arguments.folder / "cells.table", collect.CELLS)
-    artifacts.write_table(summary.summarize(cells), arguments.folder / "summary.table", summary.SUMMARY)
+    derived.write(cells, {name: arguments.folder / f"{name}.table" for name in derived.TABLES})
 
 
 # --- what the table of costs assumes ----------------------------------------------------------------

@@ -64,7 +64,7 @@ RULES = {
     "defend": Rule("defend", 0, temporary=1),
     "evaluate": Rule("evaluate", 2, logs=0),  # it goes on in the log of its shard's defend
     "evaluate_untouched": Rule("evaluate_untouched", 2),
-    "aggregate": Rule("aggregate", 3),
+    "aggregate": Rule("aggregate", 7),
     "report": Rule("report", 2),  # and two a data set
     "all": Rule("", 0, logs=0),
 }
