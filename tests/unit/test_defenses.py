@@ -94,6 +94,20 @@ def test_fp_prunes_idle_channels_and_keeps_them_at_zero(toy_model, sample):
     assert zero_columns == clean.chosen["num_pruned"]
 
 
+def test_fp_prunes_what_is_lowest_by_its_signed_mean_up_to_the_last_point_accepted(
+    toy_model, sample, monkeypatch
+):
+    monkeypatch.setattr(fp_module, "_sweep", lambda *_: [1.0, 1.0, 0.95, 0.95, 0.5, 1.0])
+    repaired = defend(load("fp", step=0.06, epochs=1), toy_model, sample)  # two of 32 channels a point
+    assert sample.chosen["num_pruned"] == 6
+    assert sample.chosen["validation_accuracy"] == [1.0, 0.95]
+    activity = fp_module._features(toy_model, sample.train).mean(0)
+    lowest = activity.argsort()[:6]
+    # Busy channels may be lowest: features of this network have a sign.
+    assert set(lowest.tolist()) != set(activity.abs().argsort()[:6].tolist())
+    assert (repaired.head.weight == 0).all(0).nonzero()[:, 0].tolist() == sorted(lowest.tolist())
+
+
 def test_fp_prunes_whole_channels_of_vgg():
     with torch.device("meta"):
         network = registry.load("models", "vgg19_bn").network(10)
