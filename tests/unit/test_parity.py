@@ -138,6 +138,13 @@ def test_a_defense_without_a_result_is_counted(beside):
     assert both.left_out["no value in their table"] == 1
 
 
+def test_the_nearest_budget_that_has_a_result(beside):
+    cells = our_cells().to_pandas()
+    cells.loc[cells["spc"] == 100, "status"] = "diverged"
+    row = by_key(beside(pa.Table.from_pandas(cells, CELLS, preserve_index=False)).pairs)[0.1, "ft"]
+    assert (row["our_spc"], row["our_acc"]) == (10, pytest.approx(0.82))
+
+
 def test_a_pair_in_numbers(beside):
     # 5 % of GTSRB is 45.6 images a class: in proportion nearer to 100 than to 10.
     row = by_key(beside(our_cells()).pairs)[0.1, "ft"]
@@ -203,12 +210,12 @@ def test_budgets_without_a_number_are_met_by_our_largest(tmp_path, mapping):
     bare = mapping.model_copy(update={"settings": mapping.settings.model_copy(update={"overrides": []})})
     ours = results_of(tmp_path / "results", our_cells())
     assert by_key(parity.parity(theirs, ours, bare).pairs)[0.1, "ft"]["our_spc"] == 100
-    few = theirs.set_column(
-        CELLS.get_field_index("spc"), CELLS.field("spc"), pa.array([12] * len(theirs), pa.int32())
-    )
-    row = by_key(parity.parity(few, ours, mapping).pairs)[0.1, "ft"]
-    assert row["our_spc"] == 10
-    assert row["differences"].startswith("SPC 10 / SPC 12; ")
+    for spc, our_spc, said in ((12, 10, "SPC 10 / SPC 12; 16 px"), (10, 10, "16 px")):
+        column = pa.array([spc] * len(theirs), pa.int32())
+        given = theirs.set_column(CELLS.get_field_index("spc"), CELLS.field("spc"), column)
+        row = by_key(parity.parity(given, ours, mapping).pairs)[0.1, "ft"]
+        assert row["our_spc"] == our_spc
+        assert row["differences"].startswith(said)
 
 
 def test_seeds_are_models(beside):
