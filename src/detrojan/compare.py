@@ -79,9 +79,7 @@ def _write(
     cells: pa.Table, both: parity.Parity | None, mapping: TableMapping, asked: argparse.Namespace, into: Path
 ) -> None:
     tables = {"cells": (cells, CELLS)}
-    rivals = external.rivals(cells)
-    for name, made in derived.TABLES.items():
-        tables[name] = (made.make(rivals if name == "ranks" else cells), made.schema)
+    tables |= {name: (made.make(cells), made.schema) for name, made in derived.TABLES.items()}
     if both:
         tables |= parity.tables(both)
     for name, (table, schema) in tables.items():

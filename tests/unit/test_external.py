@@ -196,15 +196,6 @@ def test_other_kinds_of_tables(files, tmp_path, suffix):
     pd.testing.assert_frame_equal(cells.to_pandas(), external.cells(table, mapping).to_pandas())
 
 
-def test_only_mitigations_are_rivals(files):
-    cells = external.cells(*files(threat_models={"abl": "training_data", "ft": "known_trigger"}))
-    assert set(external.rivals(cells)["defense"].to_pylist()) == {"none"}
-    cells = external.cells(*files())
-    rivals = [(row["attack"], row["defense"]) for row in external.rivals(cells).to_pylist()]
-    # Of fine-pruning one row has no value, and one lacks some.
-    assert sorted(set(rivals)) == [("badnets", "ft"), ("badnets", "none"), ("lira", "ft")]
-
-
 def test_notes_count_what_a_reader_must_know(files):
     table, mapping = files()
     notes = external.notes(external.cells(table, mapping), mapping)
@@ -429,7 +420,7 @@ def test_leaderboard_cells_by_hand(leaderboard):
 
 @pytest.fixture(scope="module")
 def ranks(leaderboard):
-    found = rank(external.rivals(leaderboard)).to_pandas()
+    found = rank(leaderboard).to_pandas()
     return found[found["spc"].isna()]
 
 

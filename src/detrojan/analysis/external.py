@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pydantic
 import yaml
@@ -20,6 +19,7 @@ from detrojan import registry
 from detrojan.analysis import measures
 from detrojan.analysis.collect import CELLS, NOTHING_MEASURED
 from detrojan.analysis.gate import verdict
+from detrojan.analysis.ranks import RANKED
 from detrojan.cells import CELL_AXES, MODEL_AXES, NO_METHOD, NO_SAMPLES
 from detrojan.config import NAMED_AXES, MethodKind, Settings, Strict
 from detrojan.settings import Augmentation, Gate
@@ -64,7 +64,6 @@ Count = Annotated[int, Field(ge=0)]
 Value = bool | int | float | str
 # What a defense may be given: a folder of src/detrojan/defenses/, or the poisoned training set.
 ThreatModel = Literal["data_free", "clean_data", "known_trigger", "training_data"]
-RIVALS = ("data_free", "clean_data")  # the others are shown beside them, not ranked with them
 
 
 class Columns(Strict):
@@ -489,15 +488,6 @@ def _listed(values: Iterable[Any]) -> str:
     return ", ".join(texts[:SHOWN]) + more
 
 
-def rivals(cells: pa.Table) -> pa.Table:
-    """Return the cells that may be ranked: of untouched models, and of defenses in ``RIVALS``.
-
-    Rows that lack a measure are left out: what nobody published is no last place.
-    """
-    allowed = pc.is_in(cells["threat_model"], pa.array([NO_METHOD, *RIVALS]))
-    return cells.filter(pc.and_(allowed, pc.is_null(cells["reason"])))
-
-
 # --- what a reader must know -----------------------------------------------------------------------
 
 
@@ -530,7 +520,7 @@ def notes(cells: pa.Table, mapping: TableMapping) -> list[str]:
         names = sorted(set(frame[axis]) - {NO_METHOD} - set(registry.names(kind)))
         if names:
             found.append(f"Not ours, under the table's own names: {axis} {', '.join(names)}.")
-    aside = frame[~frame["threat_model"].isin([NO_METHOD, *RIVALS])].drop_duplicates("defense")
+    aside = frame[~frame["threat_model"].isin([NO_METHOD, *RANKED])].drop_duplicates("defense")
     for threat_model, group in aside.groupby("threat_model"):
         found.append(
             f"Shown and marked, but not ranked ({threat_model}): {', '.join(sorted(group['defense']))}."
