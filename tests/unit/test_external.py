@@ -202,10 +202,10 @@ def test_notes_count_what_a_reader_must_know(files):
     assert notes[:4] == [
         "9 rows: 7 with values, 2 without.",
         "3 attacked models: the attack took in 1, not in 1; of 1 the untouched model is missing.",
-        "1 rows have some of their measures; the reason says which they lack.",
+        "Rows that lack some of their measures: 1; their reason says which.",
         (
-            "2 rows with values belong to models whose untouched row is missing: they have no relative "
-            "measures and are in no ranking."
+            "Rows with values of a model whose untouched row is missing: 2; they have no relative measures "
+            "and are in no ranking."
         ),
     ]
     assert "Not ours, under the table's own names: attack lira." in notes

@@ -508,12 +508,12 @@ def notes(cells: pa.Table, mapping: TableMapping) -> list[str]:
     )
     partial = int((with_values & frame["reason"].notna()).sum())
     if partial:
-        found.append(f"{partial} rows have some of their measures; the reason says which they lack.")
+        found.append(f"Rows that lack some of their measures: {partial}; their reason says which.")
     orphans = int((attacked["attack_took"].isna() & with_values).sum())
     if orphans:
         found.append(
-            f"{orphans} rows with values belong to models whose untouched row is missing: they have no "
-            "relative measures and are in no ranking."
+            f"Rows with values of a model whose untouched row is missing: {orphans}; they have no relative "
+            "measures and are in no ranking."
         )
     kinds: dict[str, MethodKind] = {"architecture": "models", "attack": "attacks", "defense": "defenses"}
     for axis, kind in kinds.items():
