@@ -86,6 +86,8 @@ def _write(
         artifacts.write_table(table, into / "tables" / f"{name}.parquet", schema)
         with artifacts.whole(into / "tables" / f"{name}.csv") as partial:
             csv.write_csv(table, partial)
+    if both:
+        artifacts.write_text(parity.latex(both.pairs), into / "tables" / "parity.tex")
     artifacts.write_text(asked.mapping.read_text(encoding="utf-8"), into / "mapping.yaml")
     artifacts.write_text("\n".join(_readme(cells, both, mapping, asked)), into / "README.md")
 
@@ -107,7 +109,8 @@ def _readme(
     yield f"- `tables/cells.parquet`, `{'`, `'.join(derived.TABLES)}`: as of a study of ours, see"
     yield "  `docs/tables.md`; beside each a `.csv`. Costs are not known: seconds are NaN, counts 0."
     if both:
-        yield "- `tables/parity.parquet`: theirs beside ours; `parity_by_defense`, `_agreement`: its sums"
+        yield "- `tables/parity.parquet`, `.csv` and `.tex`: theirs beside ours; `parity_by_defense` and"
+        yield "  `parity_agreement` sum it up"
         yield f"\n## Beside ours\n\nOurs are those of `{asked.results}`.\n"
         yield from (f"- {line}" for line in _counts(both))
         yield from _parity_lines(both)
@@ -162,7 +165,7 @@ def _parity_lines(both: parity.Parity) -> Iterator[str]:
     if pairs:
         yield f"\nThe first {len(pairs)} of {len(both.pairs)} pairs, percent, ours / theirs:\n"
         yield from _markdown(
-            ["setting", "defense", *(name.upper() for name in MEASURED), "differences, ours / theirs"],
+            parity.HEAD,
             (parity.texts(row) for row in pairs),
         )
 

@@ -297,6 +297,16 @@ def test_command(tmp_path, capsys):
     page = (into / "README.md").read_text()
     assert "| ft | 1 | -10.0 | – | 5.0 | – | -20.0 | – |" in page
     assert "88.0 ± 0.0 / 98.0" in page
+    [line] = [
+        line
+        for line in (into / "tables" / "parity.tex").read_text().splitlines()
+        if " ft " in line and ", ratio 0.1 " in line
+    ]
+    assert line.startswith(
+        r"gtsrb · preactresnet18 · badnets, ratio 0.1 & ft & 88.0 ± 0.0 / 98.0 & 10.0 ± 0.0 / 5.0 & "
+    )
+    assert line.endswith(r"3 draws of 1 model / 1 model \\")
+    assert r"SPC 100 / 5 \% of the training set; " in line
     # Ranked are mitigations alone.
     ranked = set(artifacts.read_table(into / "tables" / "ranks.parquet")["defense"].to_pylist())
     assert ranked <= {"ft", "fp", "clp", "nad"}

@@ -24,6 +24,8 @@ from detrojan.tables import OK, required
 
 SETTING = ("dataset", "architecture", "attack", "ratio")
 NOT_OURS, NO_VALUE, NO_RESULT = "not in our study", "no value in their table", "no result in our study"
+HEAD = ("setting", "defense", *(name.upper() for name in MEASURED), "differences")
+SPECIAL = str.maketrans({character: f"\\{character}" for character in "_%&#$"})
 FEWEST = 3  # pairs behind a correlation
 TRAINING = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule")
 
@@ -460,3 +462,21 @@ def texts(row: Row) -> list[str]:
         }
         measured.append(f"{views.percent(ours, name)} / {views.share(row[name])}")
     return [setting, views.defense_text(row["defense"]), *measured, row["differences"]]
+
+
+def latex(pairs: pa.Table) -> str:
+    """Return ``pairs`` as a LaTeX table (packages ``booktabs`` and ``longtable``), percent, ours / theirs.
+
+    Args:
+        pairs: of the schema ``PARITY``.
+    """
+    lines = [
+        r"\begin{longtable}{llrrrp{0.35\linewidth}}",
+        r"\toprule",
+        rf"{' & '.join(HEAD)} \\",
+        r"\midrule \endhead",
+    ]
+    for row in pairs.to_pylist():
+        cells = (text.translate(SPECIAL) for text in texts(row))
+        lines.append(rf"{' & '.join(cells)} \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{longtable}", ""])
