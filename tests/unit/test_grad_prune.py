@@ -119,6 +119,94 @@ def test_drop_of_accuracy_counts_from_what_the_caller_says(planted, planted_samp
     torch.testing.assert_close(model.state_dict(), planted.state_dict(), rtol=0, atol=0)
 
 
+# --- when pruning and tuning end -------------------------------------------------------------------
+
+
+@pytest.fixture
+def known(sample):
+    """Return the sample with other images for triggered copies, so that no two of its sets are alike."""
+    train, validation = (
+        dataclasses.replace(split, images=255 - split.images) for split in (sample.train, sample.validation)
+    )
+    return dataclasses.replace(sample, triggered=TriggeredSample(train, validation), chosen={})
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "losses", "removed", "rounds"),
+    [
+        # The third is the best; two rounds without a better one end it, and are taken back.
+        ([1.0] * 5, [2.0, 1.8, 1.9, 1.7, 1.7, 1.9], 3, 5),
+        # A drop of exactly a tenth is one too many, whatever the loss, and ends it at once.
+        ([1.0, 0.91, 0.9], [2.0, 1.8, 1.7, 1.6], 2, 3),
+        ([1.0] * 2, [2.0, 2.0, 2.1], 0, 2),  # no better loss at all: the model as it came
+        ([1.0] * 7, [2.0, 1.9, 1.8, 1.7, 1.6, 1.5, 1.4, 1.3], 7, 7),  # the cap on rounds
+    ],
+)
+def test_pruning_ends_as_the_rules_say_and_keeps_the_best(
+    toy_model, known, monkeypatch, accuracies, losses, removed, rounds
+):
+    accuracies_left, losses_left = list(accuracies), list(losses)
+
+    def evaluate(model, images):
+        assert not model.training
+        if images is known.validation:
+            return accuracies_left.pop(0), math.nan
+        assert images is known.triggered.validation
+        return math.nan, losses_left.pop(0)
+
+    expected = copy.deepcopy(toy_model)
+    reference = Filters(expected)
+    for _ in range(removed):
+        reference.remove(reference.scores(expected, known.triggered.train))
+    monkeypatch.setattr(inference, "evaluate", evaluate)
+    filters = Filters(model := copy.deepcopy(toy_model))
+    defense = load("grad_prune", patience=2, max_rounds=7)
+    defense.prune(model, filters, known, known.triggered, accuracy=1.0)
+    assert len(accuracies) - len(accuracies_left) == len(losses) - len(losses_left) - 1 == rounds
+    assert filters.removed == reference.removed
+    torch.testing.assert_close(model.state_dict(), expected.state_dict(), rtol=0, atol=0)
+
+
+def test_a_step_of_tuning_sees_a_clean_and_then_a_triggered_batch(toy_model, known, monkeypatch):
+    defense = load("grad_prune", max_epochs=1, lr=0.1, weight_decay=0.01)
+    falling = iter([1.0, 0.9])
+    monkeypatch.setattr(type(defense), "tuning_loss", lambda *_: next(falling))
+    filters = Filters(model := copy.deepcopy(toy_model))
+    filters.remove(filters.scores(model, known.triggered.train))
+    expected = copy.deepcopy(model).train()
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.1, weight_decay=0.01)
+    for images in (known.train, known.triggered.train):
+        F.cross_entropy(expected(data.to_float(images.images)), images.labels).backward()
+    optimizer.step()
+    for tensor in Filters(expected)._parameters(filters.removed[0].layer):
+        tensor.data[filters.removed[0].channel] = 0
+    assert defense.tune(model, filters, known, known.triggered, rng=rng.stream("tune")) == 1
+    torch.testing.assert_close(model.state_dict(), expected.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("losses", "best", "epochs"),
+    [([2.0, 1.9, 1.95, 1.8, 1.8, 1.9, 1.0], 3, 5), ([2.0, 2.0, 2.1], 0, 2)],
+)
+def test_tuning_ends_as_the_rules_say_and_keeps_the_best(toy_model, known, monkeypatch, losses, best, epochs):
+    def tuned(values, **settings):
+        defense, left = load("grad_prune", lr=0.05, batch_size=16, **settings), list(values)
+        monkeypatch.setattr(type(defense), "tuning_loss", lambda *_: left.pop(0))
+        model = copy.deepcopy(toy_model)
+        epoch = defense.tune(model, Filters(model), known, known.triggered, rng=rng.stream("tune"))
+        return model.state_dict(), epoch, len(values) - len(left) - 1
+
+    state, epoch, num_epochs = tuned(losses, tuning_patience=2)
+    assert (epoch, num_epochs) == (best, epochs)
+    expected = (
+        tuned([2.0 - n for n in range(best + 1)], max_epochs=best)[0] if best else toy_model.state_dict()
+    )
+    torch.testing.assert_close(state, expected, rtol=0, atol=0)
+
+
+# --- a trained backdoor ----------------------------------------------------------------------------
+
+
 def test_removes_a_patch(backdoored):
     accuracy, asr, _ = backdoored.rates(backdoored.model)
     assert asr > 0.9
