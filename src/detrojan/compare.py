@@ -124,6 +124,7 @@ def _counts(both: parity.Parity) -> Iterator[str]:
         f"{len(both.pairs)} of theirs stand beside ours, {comparable} of them with the same ratio and an "
         "attack that took on both sides (of the untouched model, whether or not)."
     )
+    yield from both.apart
     yield "Without a pair: " + ", ".join(f"{number} ({why})" for why, number in both.left_out.items()) + "."
 
 

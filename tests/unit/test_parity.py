@@ -266,6 +266,7 @@ def test_nothing_in_common(beside):
     both = beside(our_cells(), THEIRS.replace("gtsrb", "cifar10"))
     assert both.pairs.num_rows == 0
     assert both.left_out["not in our study"] == 9
+    assert both.apart == ["No dataset in common: ours gtsrb; theirs cifar10."]
     assert parity.by_defense(both.pairs).num_rows == 0
     assert {row["num_settings"] for row in parity.agreement(both.pairs).to_pylist()} == {0}
 

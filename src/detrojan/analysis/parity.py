@@ -151,10 +151,12 @@ class Parity(NamedTuple):
     Attributes:
         pairs: of the schema ``PARITY``.
         left_out: how many of their settings and defenses have no pair, by the reason.
+        apart: of each axis on which no name is the same, a sentence that has both sides' names.
     """
 
     pairs: pa.Table
     left_out: dict[str, int]
+    apart: list[str]
 
 
 def parity(theirs: pa.Table, ours: Ours, mapping: TableMapping) -> Parity:
@@ -186,7 +188,14 @@ def parity(theirs: pa.Table, ours: Ours, mapping: TableMapping) -> Parity:
             left_out[NO_RESULT] += 1
         else:
             rows.append(_pair(their, our, _differences(their, our, asked, settings, mapping)))
-    return Parity(pa.Table.from_pylist(rows, PARITY), left_out)
+    return Parity(pa.Table.from_pylist(rows, PARITY), left_out, list(_apart_in(ours.cells, theirs)))
+
+
+def _apart_in(ours: pa.Table, theirs: pa.Table) -> Iterator[str]:
+    for axis in NAMED_AXES:
+        names = [sorted(set(table[axis].to_pylist()) - {NO_METHOD}) for table in (ours, theirs)]
+        if not set(names[0]) & set(names[1]):
+            yield f"No {axis} in common: ours {', '.join(names[0])}; theirs {', '.join(names[1])}."
 
 
 def _summary(cells: pa.Table, other: pa.Table) -> pa.Table:
