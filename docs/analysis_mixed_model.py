@@ -120,6 +120,7 @@ def spreads(fitted):
 # DER (defense effectiveness rating) is 1 if all of the attack is gone at no cost in accuracy, and 0.5 if
 # nothing was won. An effect of 0.05 is worth 10 percentage points of ASR. A spread of 0 is an estimate at
 # its boundary: these data can't tell it from none, which with few settings doesn't mean that there is none.
+# (statsmodels warns of the boundary also some way before it.)
 
 # %%
 of_der, num_units = fit("der")
