@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from detrojan import models, poisoning, registry, rng, training, victim
+from detrojan.attacks import base
 from detrojan.attacks.base import Attack, LabelMode
 from detrojan.attacks.training_control.base import TrainingControlledAttack
 from detrojan.data import Loader
@@ -14,9 +15,17 @@ from detrojan.settings import Optimization
 
 SIZES = ((10, 32), (43, 32), (200, 64))
 SOME = 20  # images: enough to see, and networks that redraw them take their time
+IN_BATCH = 8  # images that they redraw at once, not 64: a batch is filled up, however few are asked for
 CONTROLLING = [name for name in registry.names("attacks") if registry.trigger_owner(name) == "model"]
 POISONING = [name for name in registry.names("attacks") if name not in CONTROLLING]
 TARGET = LabelMap(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_batches():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base, "IN_BATCH", IN_BATCH)
+        yield
 
 
 @pytest.fixture(params=SIZES, ids=lambda size: f"{size[0]}-classes-{size[1]}-px", scope="module")
