@@ -37,11 +37,12 @@ def values(table, measure):
     return {tuple(row[axis] for axis in CELL_AXES): row["value"] for row in rows}
 
 
-@pytest.fixture
-def measured(finished, tmp_path):
+@pytest.fixture(scope="module")
+def measured(finished, tmp_path_factory):
     """The table of measures of the finished study, written elsewhere."""
-    run(finished, "-m", "detrojan.measure", "--into", str(tmp_path / "measures.parquet"))
-    return artifacts.read_table(tmp_path / "measures.parquet", MEASURES)
+    path = tmp_path_factory.mktemp("measured") / "measures.parquet"
+    run(finished, "-m", "detrojan.measure", "--into", str(path))
+    return artifacts.read_table(path, MEASURES)
 
 
 def test_acc_asr_and_ra_are_those_of_the_study(finished, measured):
