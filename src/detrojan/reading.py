@@ -155,13 +155,11 @@ def _check(file: Path, found: pa.Schema, declared: pa.Schema) -> None:
 
 def _series(column: pa.ChunkedArray, field: pa.Field) -> "pd.Series[Any]":
     """Return a column in pandas' type for it."""
+    series: pd.Series[Any]
     if pa.types.is_dictionary(column.type):
-        return _categories(column.unify_dictionaries().to_pandas())
+        series = column.unify_dictionaries().to_pandas()
+        words = sorted(series.cat.categories, key=lambda word: (word not in FIRST, word))
+        return series.cat.reorder_categories(words)
     types = TEXT | (WITH_NULLS if field.nullable else {})
-    series: pd.Series[Any] = column.to_pandas(types_mapper=types.get)
+    series = column.to_pandas(types_mapper=types.get)
     return series
-
-
-def _categories(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    words = column.cat.remove_unused_categories().cat.categories
-    return column.cat.set_categories(sorted(words, key=lambda word: (word not in FIRST, word)))
