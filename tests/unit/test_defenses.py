@@ -3,16 +3,19 @@
 import copy
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
 from torch import nn
 
-from detrojan import data, models, registry, rng
-from detrojan.data import DefenderSample
+from detrojan import data, defending, models, registry, rng, sampling
+from detrojan.cells import Draws, Model, Shard
+from detrojan.data import DefenderSample, TriggeredSample
 from detrojan.defenses.clean_data import fp as fp_module
 from detrojan.defenses.data_free import clp as clp_module
 from detrojan.repair.selection import last_accepted
+from detrojan.tables import NOT_APPLICABLE, OK
 
 
 def load(name, **settings):
@@ -21,6 +24,83 @@ def load(name, **settings):
 
 def defend(defense, model, clean):
     return defense(model, clean, rng=rng.stream("test"))
+
+
+# --- where a method can't work ---------------------------------------------------------------------
+
+
+class Convolutions(nn.Module):
+    """Two convolutions and a linear layer, without batch normalization."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, images):
+        return self.linear(self.conv2(self.conv1(images).relu()).relu().mean((2, 3)))
+
+
+class Branching(nn.Module):
+    """With normalization, and a branch that depends on the values: no graph holds both ways."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1, self.relu = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+        self.conv2, self.linear = nn.Conv2d(4, 4, 3), nn.Linear(4, 4)
+
+    def forward(self, images):
+        maps = self.relu(self.bn1(self.conv1(images)))
+        return self.linear((self.conv2(maps) if maps.sum() > 0 else maps).mean((2, 3)))
+
+
+class Perceptron(nn.Sequential):
+    """Linear layers alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.flatten, self.hidden, self.relu, self.linear = (
+            *(nn.Flatten(), nn.Linear(192, 8), nn.ReLU()),
+            nn.Linear(8, 4),
+        )
+
+
+NORMALIZATION = {"clp", "bnp", "anp", "awn", "rnp", "mm_bd"}
+CONVOLUTION = {"fp", "nad", "npd", "grad_prune", "grad_prune_inverted"}
+GRAPH = {"mm_bd", "grad_prune", "grad_prune_inverted"}
+# What names layers is told which ones this network has.
+LAYERS = {
+    "nad": {"layers": ["conv1", "conv1", "conv2"]},
+    "npd": {"host": "conv2"},
+    "mm_bd": {"sites": ["relu"]},
+}
+
+
+@pytest.mark.parametrize("name", registry.names("defenses"))
+@pytest.mark.parametrize(
+    ("network", "refusing"),
+    [
+        (Convolutions, NORMALIZATION),
+        (Perceptron, NORMALIZATION | CONVOLUTION),
+        (Branching, GRAPH),
+    ],
+)
+def test_a_model_without_what_a_method_needs_is_a_row_with_the_reason(
+    name, network, refusing, toy_images, tmp_path
+):
+    samples = sampling.draw_samples(toy_images(count=48), "toy", 3, [0])
+    copies = TriggeredSample(samples[0].train, samples[0].validation)
+    known = registry.threat_model("defenses", name) == "known_trigger"
+    samples = {0: dataclasses.replace(samples[0], triggered=copies if known else None)}
+    with rng.global_stream(rng.stream("init")):
+        model = models.Classifier(network(), models.Build("odd", {}, 4, (0.5,) * 3, (0.25,) * 3)).eval()
+    defense = registry.load("defenses", name, LAYERS.get(name, {}), smoke=True)
+    shard = Shard(Model("toy", "odd", "badnets", 0.1, 0), name, 3, Draws(0, 0))
+    (row,) = defending.run_shard(defense, model, samples, shard, tmp_path, code="")
+    assert row["status"] == (NOT_APPLICABLE if name in refusing else OK), row["reason"]
+    # Not one that its batches or its images gave: what the model lacks.
+    words = "normalization|convolution|layer|data flow"
+    assert row["status"] == OK or re.search(words, row["reason"])
 
 
 # --- FT --------------------------------------------------------------------------------------------
