@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from detrojan import data, inference, models, registry, rng
+from detrojan import data, inference, models, registry, rng, training
 from detrojan.data import Batch, DefenderSample, Loader
 from detrojan.errors import DivergedError, NotApplicableError
 from detrojan.repair.channels import Channels
@@ -152,6 +152,32 @@ def test_loss_is_that_of_clean_images_and_of_clipped_moved_ones():
     clean, moved = -logs[range(4), labels], -logs[range(4, 8), labels]
     assert loss.item() == pytest.approx((0.7 * clean.mean() + 0.3 * moved.mean() + 0.01 * 1.75).item())
     assert right == (pixels.flatten(1)[:, :2].argmax(1) == labels).sum()
+
+
+def test_each_round_starts_from_no_perturbation_and_at_a_lower_rate(toy_model, toy_images, monkeypatch):
+    images, rounds = toy_images(count=8), []
+    defense = load(epochs=3, passes=2, lr=0.2, lr_decay=0.5, max_drop=1)
+    descend, perturb = training.descend, type(defense)._perturb
+
+    def found(_self, gated, masks, start, loader, stream):
+        rounds.append([bool(start.any()), masks.clone()])
+        return perturb(_self, gated, masks, start, loader, stream)
+
+    def fitted(parts, *arguments, **options):
+        (part,) = parts.values()
+        rounds[-1] += [options["epochs"], part.lr_at(0), part.lr_at(1)]
+        return descend(parts, *arguments, **options)
+
+    monkeypatch.setattr(type(defense), "_perturb", found)
+    monkeypatch.setattr(training, "descend", fitted)
+    defense(toy_model, DefenderSample(images, images[torch.arange(0)]), rng=rng.stream("test"))
+    rates = [(started, passes, *some) for started, _, passes, *some in rounds]
+    assert rates == [(False, 2, rate, rate) for rate in (0.2, 0.1, 0.05)]
+    # Each attack is on the model as masked by then.
+    masks = [masks for _, masks, *_ in rounds]
+    assert (masks[0] == 1).all()
+    assert not torch.equal(masks[1], masks[0])
+    assert not torch.equal(masks[2], masks[1])
 
 
 def test_only_scales_change_and_by_factors_within_0_and_1(toy_model, toy_images):
