@@ -67,6 +67,7 @@ class Perceptron(nn.Sequential):
 
 NORMALIZATION = {"clp", "bnp", "anp", "awn", "rnp", "mm_bd"}
 CONVOLUTION = {"fp", "nad", "npd", "grad_prune", "grad_prune_inverted"}
+NEITHER = {"ft", "ft_sam", "fst", "ibau", "nc", "pbe", "sau"}
 GRAPH = {"mm_bd", "grad_prune", "grad_prune_inverted"}
 # What names layers is told which ones this network has.
 LAYERS = {
@@ -76,7 +77,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("name", registry.names("defenses"))
+@pytest.mark.parametrize("name", sorted(NORMALIZATION | CONVOLUTION | NEITHER))
 @pytest.mark.parametrize(
     ("network", "refusing"),
     [
@@ -101,6 +102,35 @@ def test_a_model_without_what_a_method_needs_is_a_row_with_the_reason(
     # Not one that its batches or its images gave: what the model lacks.
     words = "normalization|convolution|layer|data flow"
     assert row["status"] == OK or re.search(words, row["reason"])
+
+
+# --- what a method without a choice to make learns from ----------------------------------------------
+
+# All but FP, ANP and Grad-Prune, which choose by validation images, and CLP, which has no images.
+USING_ALL = {"ft", "nad", "awn", "bnp", "rnp", "fst", "ft_sam", "ibau", "sau", "pbe", "npd", "mm_bd", "nc"}
+# Layers with maps on images this small; a margin and bounds so low that they matter.
+TOY = {
+    "nad": {"layers": ["layer1", "layer2", "layer3"]},
+    "bnp": {"u": 1.0},
+    "mm_bd": {"norm_weight": 1e-3, "lr": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", sorted(USING_ALL))
+def test_a_method_that_chooses_by_no_validation_image_uses_every_image(name, toy_model, sample):
+    def outcome(train, validation):
+        given = DefenderSample(train, validation)
+        repaired = defend(registry.load("defenses", name, TOY.get(name, {}), smoke=True), toy_model, given)
+        return [*repaired.state_dict().values()], given.chosen
+
+    def same(first, second):
+        equal = all(torch.equal(*pair) for pair in zip(first[0], second[0], strict=True))
+        return equal and first[1] == second[1]
+
+    none = sample.train[torch.arange(0)]
+    split = outcome(sample.train, sample.validation)
+    assert same(split, outcome(sample.everything, none))
+    assert not same(split, outcome(sample.train, none))
 
 
 # --- FT --------------------------------------------------------------------------------------------
