@@ -14,10 +14,11 @@ import pyarrow as pa
 from pyarrow import csv
 
 from detrojan import artifacts
-from detrojan.analysis import derived, external, parity, views
+from detrojan.analysis import derived, external, parity, report, views
 from detrojan.analysis.collect import CELLS
 from detrojan.analysis.external import MEASURED, TableMapping
 from detrojan.analysis.gate import describe
+from detrojan.analysis.views import Tables
 
 ABOUT = """\
 Put other people's results through our analysis: the same tables and the same page as for a study of ours.
@@ -78,18 +79,25 @@ def _arguments() -> argparse.ArgumentParser:
 def _write(
     cells: pa.Table, both: parity.Parity | None, mapping: TableMapping, asked: argparse.Namespace, into: Path
 ) -> None:
-    tables = {"cells": (cells, CELLS)}
-    tables |= {name: (made.make(cells), made.schema) for name, made in derived.TABLES.items()}
+    made = {name: table.make(cells) for name, table in derived.TABLES.items()}
+    schemas = {"cells": CELLS, **{name: table.schema for name, table in derived.TABLES.items()}}
+    for name, table in {"cells": cells, **made}.items():
+        artifacts.write_table(table, into / "tables" / f"{name}.parquet", schemas[name])
     if both:
-        tables |= parity.tables(both)
-    for name, (table, schema) in tables.items():
-        artifacts.write_table(table, into / "tables" / f"{name}.parquet", schema)
-        with artifacts.whole(into / "tables" / f"{name}.csv") as partial:
-            csv.write_csv(table, partial)
-    if both:
+        for name, (table, schema) in parity.tables(both).items():
+            artifacts.write_table(table, into / "tables" / f"{name}.parquet", schema)
+            with artifacts.whole(into / "tables" / f"{name}.csv") as partial:
+                csv.write_csv(table, partial)
         artifacts.write_text(parity.latex(both.pairs), into / "tables" / "parity.tex")
+    lines = [mapping.citation, *external.notes(cells, mapping), *(_counts(both) if both else ())]
+    about = report.About(f"{mapping.source}, analysed by Detrojan", lines, _gate(mapping), None)
+    report.write(Tables(external.without_costs(cells), **made), about, into / "report")
     artifacts.write_text(asked.mapping.read_text(encoding="utf-8"), into / "mapping.yaml")
     artifacts.write_text("\n".join(_readme(cells, both, mapping, asked)), into / "README.md")
+
+
+def _gate(mapping: TableMapping) -> str:
+    return f"{describe(mapping.gate)} Where the table has no clean model, the ASR alone decides."
 
 
 # --- what the folder says of itself ----------------------------------------------------------------
@@ -103,11 +111,13 @@ def _readme(
     yield f"\n{mapping.citation.strip()}\n"
     yield f"Read from `{asked.table.name}`, SHA-256 {digest}, by `mapping.yaml`, a copy of "
     yield f"`{asked.mapping.name}`.\n"
-    yield f"{describe(mapping.gate)} Where the table has no clean model, the ASR alone decides.\n"
+    yield f"{_gate(mapping)}\n"
     yield from (f"- {note}" for note in external.notes(cells, mapping))
     yield "\n## Files\n"
+    yield "- `report/index.html`: the page, which opens offline; beside it its figures, and its tables as CSV"
+    yield "  and LaTeX"
     yield f"- `tables/cells.parquet`, `{'`, `'.join(derived.TABLES)}`: as of a study of ours, see"
-    yield "  `docs/tables.md`; beside each a `.csv`. Costs are not known: seconds are NaN, counts 0."
+    yield "  `docs/tables.md`. Costs are not known: seconds are NaN, counts 0."
     if both:
         yield "- `tables/parity.parquet`, `.csv` and `.tex`: theirs beside ours; `parity_by_defense` and"
         yield "  `parity_agreement` sum it up"

@@ -10,7 +10,7 @@ import yaml
 from scipy import stats
 
 from detrojan import artifacts, compare, study_files
-from detrojan.analysis import external, measures, parity
+from detrojan.analysis import derived, external, measures, parity
 from detrojan.analysis.collect import CELLS, MODELS, NOTHING_MEASURED
 
 ROOT = Path(__file__).parents[2]
@@ -290,10 +290,14 @@ def test_command(tmp_path, capsys):
     asked = [str(tmp_path / "theirs.csv"), "--mapping", str(SHIPPED), "--into", str(into)]
     assert compare.main([*asked, "--results", str(tmp_path / "results")]) == 0
     assert "6 of theirs stand beside ours, 4 of them" in capsys.readouterr().out
-    names = ["cells", "summary", "ranks", "comparisons", "consistency", "outcomes"]
-    for name in [*names, "parity", "parity_by_defense", "parity_agreement"]:
+    for name, schema in {"cells": CELLS, **{name: of.schema for name, of in derived.TABLES.items()}}.items():
+        artifacts.read_table(into / "tables" / f"{name}.parquet", schema)
+    for name in ("parity", "parity_by_defense", "parity_agreement"):
         table = artifacts.read_table(into / "tables" / f"{name}.parquet")
         assert len(pd.read_csv(into / "tables" / f"{name}.csv")) == len(table)
+    html = (into / "report" / "index.html").read_text()
+    assert "BackdoorBench leaderboard, analysed by Detrojan" in html
+    assert "6 of theirs stand beside ours" in html
     assert yaml.safe_load((into / "mapping.yaml").read_text()) == yaml.safe_load(SHIPPED.read_text())
     page = (into / "README.md").read_text()
     assert "| ft | 1 | -10.0 | – | 5.0 | – | -20.0 | – |" in page

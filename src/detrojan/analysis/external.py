@@ -24,13 +24,14 @@ from detrojan.cells import CELL_AXES, MODEL_AXES, NO_METHOD, NO_SAMPLES
 from detrojan.config import NAMED_AXES, MethodKind, Settings, Strict
 from detrojan.settings import Augmentation, Gate
 from detrojan.study_files import StudyError, explain, no_such, wrong_values
-from detrojan.tables import MISSING, OK
+from detrojan.tables import COST, MISSING, OK
 
 SCALES = {"fraction": 1.0, "percent": 100.0}
 WHOLE_AXES = ("seed", "spc", "draw")
 MEASURED = measures.MEASURED
 # Seconds that are not known are not 0, which would be a cost.
 COST_UNKNOWN: dict[str, Any] = {**NOTHING_MEASURED, "seconds": float("nan")}
+UNKNOWN = (*(field.name for field in COST if field.name != "device"), "num_test", "num_triggered")
 SHOWN = 3  # examples in a message
 SLACK = 1e-9  # of a share that was written in percent
 
@@ -486,6 +487,18 @@ def _listed(values: Iterable[Any]) -> str:
     texts = [str(value) for value in values]
     more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
     return ", ".join(texts[:SHOWN]) + more
+
+
+def without_costs(cells: pa.Table) -> pa.Table:
+    """Return ``cells`` with null for costs and counts that nobody knows, as the page shows them.
+
+    Args:
+        cells: of the schema ``CELLS``, from :func:`cells`.
+    """
+    for name in UNKNOWN:
+        place = cells.column_names.index(name)
+        cells = cells.set_column(place, name, pa.nulls(len(cells), cells.schema.field(name).type))
+    return cells
 
 
 # --- what a reader must know -----------------------------------------------------------------------

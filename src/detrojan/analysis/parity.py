@@ -17,6 +17,7 @@ from detrojan import artifacts, study_files
 from detrojan.analysis import views
 from detrojan.analysis.collect import CELLS, MODELS
 from detrojan.analysis.external import MEASURED, TableMapping, TheirSetting
+from detrojan.analysis.listings import LATEX
 from detrojan.analysis.summary import summarize
 from detrojan.cells import NO_METHOD
 from detrojan.config import NAMED_AXES, Dataset, Study
@@ -25,7 +26,6 @@ from detrojan.tables import OK, required
 SETTING = ("dataset", "architecture", "attack", "ratio")
 NOT_OURS, NO_VALUE, NO_RESULT = "not in our study", "no value in their table", "no result in our study"
 HEAD = ("setting", "defense", *(name.upper() for name in MEASURED), "differences")
-SPECIAL = str.maketrans({character: f"\\{character}" for character in "_%&#$"})
 FEWEST = 3  # pairs behind a correlation
 TRAINING = ("epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule")
 
@@ -486,6 +486,6 @@ def latex(pairs: pa.Table) -> str:
         r"\midrule \endhead",
     ]
     for row in pairs.to_pylist():
-        cells = (text.translate(SPECIAL) for text in texts(row))
+        cells = (text.translate(LATEX) for text in texts(row))
         lines.append(rf"{' & '.join(cells)} \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{longtable}", ""])
