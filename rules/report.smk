@@ -26,28 +26,52 @@ rule aggregate:
         "../scripts/aggregate.py"
 
 
+# Figures and tables beside the page, as `detrojan.analysis.report` writes them.
+FIGURES = ["ranking", "critical_difference", "effect", "heatmap", "spc", "ratio", "consistency", "cost"]
+BY_MEASURE = ["ranking", "comparisons", "heatmap"]
+LISTINGS = ["consistency", "outcomes", "reasons", "models"]
+
+
 rule report:
     input:
         cells="results/tables/cells.parquet",
         models="results/tables/models.parquet",
         summary="results/tables/summary.parquet",
+        ranks="results/tables/ranks.parquet",
+        comparisons="results/tables/comparisons.parquet",
+        consistency="results/tables/consistency.parquet",
+        outcomes="results/tables/outcomes.parquet",
         examples=all_triggered("examples.parquet"),
     output:
         page=report("results/report/index.html", category="Report"),
-        figure=report("results/report/effect.svg", category="Figures"),
+        figures=report(expand("results/report/figures/{name}.svg", name=FIGURES), category="Figures"),
         sheets=report(
-            expand("results/report/triggers-{dataset}.svg", dataset=study.grid.datasets), category="Figures"
+            expand("results/report/figures/triggers-{dataset}.svg", dataset=study.grid.datasets),
+            category="Figures",
         ),
-        pictures=expand("results/report/triggers-{dataset}.png", dataset=study.grid.datasets),
+        on_paper=expand("results/report/figures/{name}.{kind}", name=FIGURES, kind=["png", "pdf"]),
+        sheets_on_paper=expand(
+            "results/report/figures/triggers-{dataset}.{kind}",
+            dataset=study.grid.datasets,
+            kind=["png", "pdf"],
+        ),
+        by_measure=expand(
+            "results/report/tables/{name}_{measure}.{kind}",
+            name=BY_MEASURE,
+            measure=["der", "asr", "acc", "ra"],
+            kind=["csv", "tex"],
+        ),
+        listings=expand("results/report/tables/{name}.{kind}", name=LISTINGS, kind=["csv", "tex"]),
     log:
         "logs/report.log",
     resources:
         mem_mb=memory("report"),
         runtime=runtime("report", thousand_shards),
     params:
+        folder="results/report",
         datasets=study.grid.datasets,
         gate=study.gate.model_dump(),
-        example=lambda wildcards: next(reversed(metrics_files()), ""),
-        code=code("report", beside=[registry.PACKAGE / "analysis/report.html.j2"]),
+        draws=[str(draws) for draws in study.grid.draws],
+        code=code("report", beside=sorted((registry.PACKAGE / "analysis/page").iterdir())),
     script:
         "../scripts/report.py"

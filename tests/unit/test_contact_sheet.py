@@ -151,14 +151,15 @@ def test_files_are_whole_deterministic_and_offline(examples, tmp_path):
     files = [examples("d/sig/seed-0"), examples("d/bpp/seed-0", step=3)]
     written = []
     for name in ("once", "again"):
-        paths = [tmp_path / f"{name}.svg"], [tmp_path / f"{name}.png"]
         sheets = contact_sheet.draw_all(["d"], models, files)
-        assert contact_sheet.write(sheets, *paths) == {"d": paths[0][0].read_text()}
-        written.append([path.read_bytes() for (path,) in paths])
+        texts = contact_sheet.write(sheets, tmp_path / name)
+        written.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert set(written[0]) == {"triggers-d.svg", "triggers-d.png", "triggers-d.pdf"}
     assert written[0] == written[1]
+    assert texts == {"d": written[0]["triggers-d.svg"].decode()}
     text = svg(sheets["d"])
     assert "<dc:date>" not in text
     assert ">bpp</text>" in text
     assert not re.search(r"https?:(?!//www\.w3\.org/)", text)
-    with Image.open(tmp_path / "once.png") as picture:
+    with Image.open(tmp_path / "once" / "triggers-d.png") as picture:
         assert picture.width == 7.2 * contact_sheet.DPI

@@ -1,96 +1,60 @@
-"""The page and its figure: the tables' numbers, nothing from the network, the same bytes again."""
+"""The page without its scripts: the tables' numbers, nothing from the network, the same bytes again."""
 
 import base64
+import gzip
+import hashlib
+import html
 import html.parser
+import json
 import re
+import struct
 
-import matplotlib as mpl
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from detrojan.analysis import figures, report, summary
-from detrojan.analysis.summary import SUMMARY
-from detrojan.settings import Gate
-
-EXAMPLE = "results/metrics/digits/net/sig/ratio-0.05/seed-0/ft/spc-2/draws-0-1/metrics.parquet"
-EVIL = "<script>alert('x')</script> & co"
-SHEETS = {"digits": "<svg>the triggers</svg>", "untouched-set": "<svg>nothing</svg>"}
+from detrojan.analysis import payload, report, vega, views
+from tests.unit import pages
+from tests.unit import tables as made
+from tests.unit.pages import EVIL, SHEETS
 
 
-def row(attack="sig", defense="ft", spc=2, acc=0.9, asr=0.2, **others):
-    empty = {field.name: None for field in SUMMARY}
-    keys = {"dataset": "digits", "architecture": "net", "ratio": 0.0 if attack == "none" else 0.05}
-    counts = {"num_cells": 2, "num_ok": 2, "num_models": 1, "interval_over": "draws", "seconds": 1.5}
-    interval = {"acc_low": acc - 0.05, "acc_high": min(1.0, acc + 0.05), "ra_mean": 0.5}
-    own = {"attack": attack, "defense": defense, "spc": spc, "acc_mean": acc, "asr_mean": asr}
-    own["attack_took"] = None if attack == "none" else True
-    return empty | keys | {"threat_model": "clean_data"} | counts | interval | own | others
+@pytest.fixture(autouse=True, scope="module")
+def quick_bundle():
+    """Vega's own scripts take seconds to bundle, and only a browser needs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vega, "bundle", lambda: "/* Vega */")
+        yield
 
 
-def a_summary(*rows):
-    return pa.Table.from_pylist(list(rows), SUMMARY)
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tables():
-    """Return the tables of one clean and one attacked model; one cell failed for an evil reason."""
-    shared = {
-        "dataset": "digits",
-        "architecture": "net",
-        "seed": 0,
-        "device": "cpu",
-        "code": "c0de",
-        "versions": '{"torch": "2.13.0"}',
-        "git_commit": "abc123",
-        "seconds": 1800.0,
-    }
-    cell = shared | {"spc": 2, "draw": 0, "defense": "ft", "threat_model": "clean_data", "status": "ok"}
-    untouched = {"defense": "none", "threat_model": "none", "spc": 0, "seconds": 0.0}
-    sig = {"attack": "sig", "ratio": 0.05, "attack_took": True}
-    clean = {"attack": "none", "ratio": 0.0, "attack_took": None}
-    none = {"reason": None, "acc": None, "asr": None, "ra": None}
-    cells = [
-        none | cell | sig | {"acc": 0.913, "asr": 0.117, "ra": 0.521},
-        none | cell | sig | {"draw": 1, "status": "diverged", "reason": EVIL},
-        none | cell | sig | untouched | {"acc": 0.987, "asr": 0.963, "ra": 0.031},
-        none | cell | clean | untouched | {"acc": 0.991},
-    ]
-    cells = pa.Table.from_pylist(cells)
-    model = shared | {"num_train": 1000, "num_poisoned": 50, "epochs": 10, "num_parameters": 12345}
-    model |= {"train_accuracy": 0.99, "effective_ratio": 0.05, "psnr": 21.25, "ssim": 0.876, "linf": 51}
-    model |= {"gate_reason": None, "trigger_weakness": None, "acc_loss": None}
-    unpoisoned = {"num_poisoned": 0, "effective_ratio": 0.0, "psnr": None, "ssim": None, "linf": None}
-    models = [
-        model | sig | {"acc": 0.987, "asr": 0.963, "ra": 0.031, "acc_loss": 0.004},
-        model | clean | unpoisoned | {"acc": 0.991, "asr": None, "ra": None},
-    ]
-    return cells, pa.Table.from_pylist(models), summary.summarize(cells)
+    return pages.tables_of(pages.small())
 
 
-def page_of(cells, models, table):
-    return report.page(cells, models, table, figures.effect(table), SHEETS, Gate(), EXAMPLE)
-
-
-@pytest.fixture
-def page(tables):
-    return page_of(*tables)
+@pytest.fixture(scope="module")
+def page(quick_bundle, tables):
+    return pages.page(tables)
 
 
 class Reader(html.parser.HTMLParser):
-    """Collects the cells of tables, by row, and everything that a browser would fetch."""
+    """Collects the cells of tables, by row, everything that a browser would fetch, and all links."""
 
     def __init__(self, text):
         super().__init__()
-        self.rows, self.fetched, self.open = [], [], []
+        self.rows, self.fetched, self.links, self.open, self.ids = [], [], [], [], []
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         self.fetched += [attrs[name] for name in ("src", "srcset", "poster", "data") if name in attrs]
-        if tag == "link" or (tag in ("a", "use", "image") and not _inside(attrs)):
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        if tag == "link":
             self.fetched.append(str(attrs))
-        if tag not in ("meta", "link", "img", "path", "use", "br"):
+        if tag == "a":
+            self.links.append(attrs["href"])
+        if tag not in ("meta", "link", "img", "input"):
             self.open.append(tag)
         if tag == "tr":
             self.rows.append([])
@@ -98,63 +62,128 @@ class Reader(html.parser.HTMLParser):
             self.rows[-1].append("")
 
     def handle_startendtag(self, tag, attrs):
-        if not _inside(dict(attrs)) and tag in ("use", "image"):
-            self.fetched.append(str(attrs))
+        pass  # lines of small drawings
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if {"td", "th"} & set(self.open):
+        if {"td", "th"} & set(self.open) and "svg" not in self.open:
             self.rows[-1][-1] += data
 
 
-def _inside(attrs):
-    target = attrs.get("href") or attrs.get("xlink:href") or ""
-    return target.startswith("#")
+def rows_of(page):
+    """Return the rows of the page's tables, spaces squeezed."""
+    return [[" ".join(cell.split()) for cell in row] for row in Reader(page).rows]
 
 
-def test_numbers_are_the_tables(page):
-    rows = Reader(page).rows
-    assert ["ft", "clean_data", "2", "91.3", "11.7", "52.1", "1/2", "1,800"] in rows
-    assert ["untouched", "", "", "98.7", "96.3", "3.1", "1/1", "0.0"] in rows
-    assert ["untouched", "", "", "99.1", "–", "–", "1/1", "0.0"] in rows
-    sig = [
-        "digits",
-        "net",
-        "sig, ratio 0.05",
-        "0",
-        "98.7",
-        "96.3",
-        "3.1",
-        "0.4",
-        "took",
-        "0.05",
-        "50/1,000",
-        "21.2",
-        "0.876",
-    ]
-    assert [*sig, "51", "12,345", "10", "99.0", "1,800"] in rows
-    assert "3 ok, 1 diverged" in page
-    assert "1.00 h of training, 1.00 h of defending" in page
+def data_of(page):
+    """Return the header of what the page carries."""
+    (text,) = re.findall(r'id="data">([^<]*)<', page)
+    whole = gzip.decompress(base64.b64decode(text))
+    (length,) = struct.unpack("<I", whole[:4])
+    return json.loads(whole[4 : 4 + length])
+
+
+# --- numbers ---------------------------------------------------------------------------------------
+
+
+def test_the_ranking_has_the_tables_numbers(page):
+    rows = rows_of(page)
+    # Of ft one cell of two ended well; clp has no data, so its row is the same at the one budget.
+    ft = next(row for row in rows if row[0] == "ft" and len(row) > 10)
+    # DER: (0.963 - 0.117 - (0.987 - 0.913) + 1) / 2 = 0.886.
+    assert ft[1] == "1.00"
+    assert ft[3:7] == ["88.6", "11.7", "91.3", "52.1"]
+    assert ft[-1] == "1,800"
+    clp = next(row for row in rows if row[0] == "clp no data" and len(row) > 10)
+    assert clp[1] == "2.00"
+    bound = next(row for row in rows if row[0] == "grad_prune upper bound" and len(row) > 10)
+    assert bound[1] == "–"  # it is shown, and not ranked
+
+
+def test_models_and_outcomes_have_the_tables_numbers(page):
+    rows = rows_of(page)
+    sig = ["digits", "net", "sig, ratio 0.05", "0", "98.7", "96.3", "3.1", "0.4", "took", "0.05", "50"]
+    assert [*sig, "1,000", "21.2", "0.876", "51", "12,345", "10", "99.0", "1,800"] in rows
+    assert ["ft", "3", "2", "1"] in rows  # cells, ok, diverged
+    assert "1.00 h of training" in page
+
+
+def test_every_number_leads_to_its_cells(page):
+    found = {html.unescape(text) for text in re.findall(r'data-cells="([^"]*)"', page)}
+    queries = [json.loads(text) for text in found]
+    assert {"defense": ["ft"], "attack_took": [True]} in queries
+    assert {"defense": ["ft"], "attack": ["none"]} in queries
+    assert {"defense": ["ft"], "status": ["diverged"]} in queries
+    columns = set(data_of(page)["tables"]["cells"]["columns"])
+    assert all(set(query) <= columns for query in queries)
+
+
+def test_controls_provenance_and_commands(page):
+    rows = rows_of(page)
+    assert ["the baseline ft", "there"] in [row[:2] for row in rows]
+    assert ["the baseline fp", "missing", ""] in rows
+    assert ["a clean model (attack none)", "there", "ACC 99.1 %, mean of 1 setting"] in rows
+    assert "<code>abc123</code>" in page
+    axes = "dataset=digits architecture=net attack=sig ratio=0.05 seed=0 defense=ft spc=2 draw=0"
+    assert f"python -m detrojan.reproduce {axes}" in page
+
+
+def test_a_single_seed_is_pointed_out(page):
+    assert "Single seed:" in page
+    assert "Single seed:" not in pages.page(pages.random_study(draws=1))
+
+
+# --- what the page is ------------------------------------------------------------------------------
 
 
 def test_the_page_is_well_formed_and_fetches_nothing(page):
     reader = Reader(page)
     assert not reader.open  # every element is closed, in order
-    assert [source[:26] for source in reader.fetched] == ["data:image/svg+xml;base64,"]
+    assert {source[:26] for source in reader.fetched} == {"data:image/svg+xml;base64,"}
     names_only = page.replace("http://www.w3.org/2000/svg", "").replace("http://www.w3.org/1999/xlink", "")
     assert not re.search(r"https?:|@import|url\((?!#)", names_only)
     assert "default-src 'none'" in page
 
 
+def test_links_lead_into_the_page_or_to_files_beside_it(page):
+    reader = Reader(page)
+    assert len(reader.ids) == len(set(reader.ids))
+    inside = {link[1:] for link in reader.links if link.startswith("#")}
+    assert inside <= set(reader.ids)
+    assert {link.split("/")[0] for link in reader.links if not link.startswith("#")} == {"figures", "tables"}
+
+
+def test_no_script_runs_but_those_of_the_page(page):
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', page)
+    scripts = re.findall(r"<script(?: type=\"module\")?>(.*?)</script>", page, re.DOTALL)
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
+    allowed = re.findall(r"sha256-([^&]*)&#39;", policy)
+    assert hashes == allowed
+    assert "unsafe-eval" not in policy
+    assert "script-src &#39;unsafe-inline" not in policy
+
+
+def test_no_script_ends_its_element_or_starts_a_comment():
+    # What stands in the page unescaped: the scripts here, and Vega's, whose test is in tests/browser.
+    for name in report.SCRIPTS:
+        assert not re.search(r"</script|<!--", report._asset(name), re.IGNORECASE), name
+
+
+def test_every_asset_is_used():
+    used = {report.TEMPLATE, report.STYLE, *report.SCRIPTS, "vega.json"}
+    assert {path.name for path in report.ASSETS.iterdir()} == used
+
+
 def test_text_from_outside_is_escaped(page):
-    assert EVIL not in page
-    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; co" in page
+    assert "<script>alert" not in page
+    assert html.escape(EVIL).replace("&#x27;", "&#39;") in page  # as a reason
+    assert r"\u003cscript\u003ealert" in page  # as a query
 
 
 def test_the_same_inputs_give_the_same_page(page, tables):
-    assert page_of(*tables) == page
+    assert pages.page(tables) == page
 
 
 def test_tables_and_pictures_speak_to_screen_readers(page):
@@ -164,114 +193,150 @@ def test_tables_and_pictures_speak_to_screen_readers(page):
 
 
 def test_the_page_holds_the_sheets_of_attacked_data_sets(page):
-    (source,) = Reader(page).fetched
-    assert base64.b64decode(source.split(",")[1]).decode() == SHEETS["digits"]
+    sheets = [base64.b64decode(source.split(",")[1]).decode() for source in Reader(page).fetched]
+    assert sheets.count(SHEETS["digits"]) == 1
+    assert SHEETS["untouched-set"] not in sheets
     assert "Triggers on digits" in page
-    assert "untouched-set" not in page
 
 
-def test_controls_provenance_and_command(page):
-    assert 'the baseline ft: <span class="yes">there' in page
-    assert 'the baseline fp: <span class="no">missing' in page
-    assert "<code>abc123</code>" in page
-    assert f"snakemake --cores 2 --rerun-incomplete -R {EXAMPLE}" in page
+# --- other studies ---------------------------------------------------------------------------------
 
 
 def test_a_study_without_attacks(tables):
-    cells, models, _ = tables
-    cells = cells.filter(pa.compute.field("attack") == "none")
-    models = models.filter(pa.compute.field("attack") == "none")
-    only_clean = summary.summarize(cells)
-    page = page_of(cells, models, only_clean)
-    assert page.count("No model of this study was attacked") == 2  # as a figure, and for want of a sheet
+    clean = tables.cells.filter(pa.compute.field("attack") == "none")
+    page = pages.page(pages.tables_of(clean))
+    assert "No model was attacked: there is no backdoor to remove." in page
     assert "Every cell ended well" in page
+    assert not Reader(page).open
 
 
-def changed(table, **columns):
-    for name, values in columns.items():
-        place = table.column_names.index(name)
-        table = table.set_column(place, name, pa.array(values, table.schema.field(name).type))
-    return table
-
-
-def test_an_attack_that_failed_the_gate_is_flagged(tables, page):
-    assert (
-        "An attack took if the untouched model&#39;s ASR is at least 80 % and its ACC at most 10 points"
-        in page
+def test_attacks_that_failed_the_gate_are_named(page):
+    assert "failed the gate:" not in page
+    cells = pages.of_rows(
+        made.untouched(asr=0.02, attack_took=False, attack="sig", dataset="digits", architecture="net"),
+        made.cell("ft", attack_took=False, attack="sig", dataset="digits", architecture="net"),
     )
-    assert "failed this gate" not in page
-    cells, models, _ = tables
-    took = [None if attack == "none" else False for attack in cells["attack"].to_pylist()]
-    cells = changed(cells, attack_took=took)
-    reasons = pa.array(["ASR 2.0 % is below 80 %", None])
-    models = changed(models, attack_took=[False, None], asr=[0.02, None])
-    models = models.set_column(models.column_names.index("gate_reason"), "gate_reason", reasons)
-    page = page_of(cells, models, summary.summarize(cells))
-    title = "digits · net · sig, ratio 0.05 · attack failed the gate"
-    assert f"<li>{title}: seed 0: ASR 2.0 % is below 80 %</li>" in page
-    assert page.index(f">{title}</summary>") > page.index(">digits · net · no attack</summary>")
-    assert "No attack of this study took (1 setting failed the gate)" in page
-    assert ["sig, ratio 0.05", "0", "98.7", "2.0", "3.1", "0.4", "failed"] in [
-        row[2:9] for row in Reader(page).rows
-    ]
+    models = pages.models_of(cells)
+    place = models.column_names.index("gate_reason")
+    models = models.set_column(place, "gate_reason", pa.array(["ASR 2.0 % is below 80 %"]))
+    page = pages.page(pages.tables_of(cells, models))
+    assert "Attacks that failed the gate: 1 of 1 settings." in page
+    setting = "digits · net · sig, ratio 0.1 · attack failed the gate"
+    assert f"<li>{setting}: seed 0: ASR 2.0 % is below 80 %</li>" in page
+    assert "No attack took: there is no backdoor to remove." in page
+    assert ["ft", "1", "1"] in rows_of(page)  # counted, and as gate failed
 
 
 def test_a_weak_trigger_is_pointed_out(tables, page):
     assert "weak in themselves" not in page
-    cells, models, table = tables
-    weakness = pa.array(["fools nobody", None])
-    models = models.set_column(models.column_names.index("trigger_weakness"), "trigger_weakness", weakness)
-    assert "<li>digits · sig (1 model): fools nobody</li>" in page_of(cells, models, table)
-
-
-def test_figure_is_deterministic_and_undated():
-    table = a_summary(row("sig", "none", 0, 0.98, 0.97), row(), row(spc=10), row(defense="clp", spc=0))
-    text = figures.effect(table)
-    assert text == figures.effect(table)
-    assert "<dc:date>" not in text
-    assert "DOCTYPE" not in text
-    assert "http" not in text.replace("http://www.w3.org/2000/svg", "").replace(
-        "http://www.w3.org/1999/xlink", ""
+    place = tables.models.column_names.index("trigger_weakness")
+    weakness = pa.array(
+        ["fools nobody" if a != "none" else None for a in tables.models["attack"].to_pylist()]
     )
+    models = tables.models.set_column(place, "trigger_weakness", weakness)
+    assert "<li>digits · sig (1 model): fools nobody</li>" in pages.page(tables._replace(models=models))
 
 
-def test_figure_shows_the_means():
-    with mpl.rc_context(figures.STYLE):
-        figure = figures.draw(a_summary(row("sig", "none", 0, 0.98, 0.97), row(), row(spc=10, asr=None)))
-    (panel,) = figure.axes
-    points = {(line.get_xdata()[0], line.get_ydata()[0]) for line in panel.lines if line.get_marker() == "o"}
-    assert points == {(20.0, 90.0)}  # the row without an ASR has no place
-    assert panel.get_title() == "sig, ratio 0.05"
-    assert panel.get_ylim()[0] < 85.0  # the lower end of the interval
+def test_other_peoples_results_have_neither_models_nor_commands():
+    cells = pages.small()
+    for name in ("device", "code", "git_commit"):
+        blank = pa.array([""] * len(cells), pa.string())
+        cells = cells.set_column(cells.column_names.index(name), name, blank)
+    tables = pages.without_models(cells)
+    said = report.About("Their table", ["Read from theirs.csv."], "All attacks count.", None)
+    page = pages.page(tables, said, {})
+    assert '<h1 id="overview">Their table</h1>' in page
+    body = page[: page.index("<script")]
+    for absent in ("detrojan.reproduce", 'id="models"', 'id="triggers"', 'id="provenance"', "h of training"):
+        assert absent not in body
+    assert data_of(page)["commands"] is False
+    assert not Reader(page).open
 
 
-@pytest.mark.parametrize(("num_attacks", "num_panels"), [(1, 1), (5, 8), (60, figures.MAX_PANELS)])
-def test_figure_wraps_and_says_what_it_leaves_out(num_attacks, num_panels):
-    figure = figures.draw(a_summary(*(row(f"attack_{number:02}") for number in range(num_attacks))))
-    assert len(figure.axes) == num_panels
-    assert len([panel for panel in figure.axes if panel.get_visible()]) == min(num_attacks, num_panels)
-    title = figure.legends[0].get_title().get_text()
-    assert title == (
-        "" if num_attacks < 60 else "The first 48 of 60 settings; tables/summary.parquet has all."
+def test_a_column_that_is_empty_all_over_is_left_out():
+    cells = pages.of_rows(
+        made.untouched(ra=None), made.cell("ft", ra=None, spc=2), made.cell("fp", ra=None, spc=2)
     )
+    rows = rows_of(pages.page(pages.tables_of(cells)))
+    heads = next(row for row in rows if "mean rank" in row)
+    assert "ASR, %" in heads
+    assert "RA, %" not in heads
 
 
-def test_figure_leaves_out_attacks_that_failed_the_gate_and_says_so():
-    figure = figures.draw(a_summary(row(), row("bpp", attack_took=False), row("iab", attack_took=False)))
-    (panel,) = figure.axes
-    assert panel.get_title() == "sig, ratio 0.05"
-    title = figure.legends[0].get_title().get_text()
-    assert title == "Left out, as the attack failed the gate: 2 settings."
+# --- what the page carries -------------------------------------------------------------------------
 
 
-def test_figure_of_a_study_where_no_attack_took():
-    figure = figures.draw(a_summary(row("none", "none", 0), row("bpp", attack_took=False)))
-    assert not figure.axes
-    assert figure.texts[0].get_text().startswith("No attack of this study took (1 setting failed the gate)")
+def unpacked(text, name):
+    """Return a packed table as lists, the way page/data.js reads it."""
+    whole = gzip.decompress(base64.b64decode(text))
+    (length,) = struct.unpack("<I", whole[:4])
+    header = json.loads(whole[4 : 4 + length])
+    start = -(-(4 + length) // 8) * 8
+    table = header["tables"][name]
+    columns = {}
+    for column, what in table["columns"].items():
+        kind = np.dtype(f"<{what['kind']}")
+        numbers = np.frombuffer(whole, kind, table["length"], start + what["at"])
+        if "values" in what:
+            columns[column] = [what["values"][number] for number in numbers]
+        else:
+            columns[column] = [None if np.isnan(number) else float(number) for number in numbers]
+    return columns
 
 
-def test_every_defense_has_its_own_look():
-    table = a_summary(*(row(defense=f"d{number:02}", spc=spc) for number in range(20) for spc in (2, 10)))
-    looks = figures._looks(table)
-    assert len(set(looks.values())) == 40
-    assert len({(look.color, look.marker) for look in looks.values()}) == 20
+def test_packed_tables_come_out_as_they_went_in(monkeypatch):
+    monkeypatch.setattr(payload, "MOST_VALUES", 300)
+    rng = np.random.default_rng(0)
+    table = pa.table(
+        {
+            "name": pa.array(["a", None, "ü</script>"] * 100),
+            "took": pa.array([True, False, None] * 100),
+            "spc": pa.array([2, 10, None] * 100, pa.int32()),
+            "few": pa.array([0.1, 1 / 3, None] * 100),
+            "many": pa.array([*rng.random(299).tolist(), None]),
+            "distinct": pa.array(range(300), pa.int64()),
+        }
+    )
+    text = payload.pack({"x": table, "empty": table.slice(0, 0)}, {"more": [1]})
+    assert unpacked(text, "x") == table.to_pydict()
+    assert unpacked(text, "empty") == {name: [] for name in table.column_names}
+    assert payload.pack({"x": table, "empty": table.slice(0, 0)}, {"more": [1]}) == text
+
+
+def test_numbers_with_many_values_are_packed_whole(monkeypatch):
+    monkeypatch.setattr(payload, "MOST_VALUES", 10)
+    values = [*np.random.default_rng(0).random(50).tolist(), None]
+    assert unpacked(payload.pack({"x": pa.table({"v": values})}, {}), "x")["v"] == values
+
+
+def test_the_page_carries_the_cells_and_the_summary(page, tables):
+    (text,) = re.findall(r'id="data">([^<]*)<', page)
+    cells, summary = unpacked(text, "cells"), unpacked(text, "summary")
+    for measure in ("acc", "asr", "ra", "der"):
+        assert cells[measure] == tables.cells[measure].to_pylist()
+        assert summary[f"{measure}_mean"] == tables.summary[f"{measure}_mean"].to_pylist()
+    assert set(cells["ratio"]) == {"0.05", "0"}  # as commands write them
+    assert cells["reason"] == tables.cells["reason"].to_pylist()
+    assert cells["chosen"][0] == '{"epoch": 3}'
+
+
+def test_what_methods_chose_is_left_out_of_a_page_that_would_be_too_large(tables, monkeypatch):
+    monkeypatch.setattr(report, "MOST_CHOSEN", 10)
+    assert "chosen" not in data_of(pages.page(tables))["tables"]["cells"]["columns"]
+
+
+def test_the_page_draws_figures_for_each_measure(page):
+    figures = data_of(page)["figures"]
+    assert {"ranking_der", "ranking_ra", "cost_asr", "effect", "heatmap"} <= set(figures)
+    assert "ranking" not in figures
+
+
+def test_every_colour_of_the_figures_has_one_for_each_theme():
+    style = report._asset(report.STYLE)
+    for variable in report.THEMED.values():
+        assert re.search(rf"{variable}: light-dark\(", style), variable
+
+
+def test_budgets_are_pooled_first_unless_there_is_one(tables):
+    assert views.budgets(tables) == [None]
+    assert views.budgets(pages.random_study(draws=1)) == [None, 2, 10]

@@ -91,7 +91,7 @@ def test_a_model_row_tells_how_its_batches_were_poisoned(attacked):
 
 
 def test_the_contact_sheet_shows_both(attacked):
-    sheet = (attacked.folder / "results/report/triggers-tiny.svg").read_text()
+    sheet = (attacked.folder / "results/report/figures/triggers-tiny.svg").read_text()
     assert all(attack in sheet for attack in ATTACKS)
 
 

@@ -66,16 +66,15 @@ def draw_all(datasets: Sequence[str], models: pa.Table, examples: Sequence[str |
     return {dataset: draw(blocks(dataset, models, examples)) for dataset in datasets}
 
 
-def write(
-    sheets: Mapping[str, Figure], vectors: Sequence[str | Path], pictures: Sequence[str | Path]
-) -> dict[str, str]:
-    """Write each sheet as SVG and as PNG; return the SVGs."""
+def write(sheets: Mapping[str, Figure], folder: Path) -> dict[str, str]:
+    """Write each sheet into ``folder``, as ``triggers-{dataset}`` in SVG, PNG and PDF; return the SVGs."""
     texts = {dataset: svg(sheet) for dataset, sheet in sheets.items()}
-    for text, path in zip(texts.values(), vectors, strict=True):
-        artifacts.write_text(text, path)
-    for sheet, path in zip(sheets.values(), pictures, strict=True):
-        with artifacts.whole(path) as partial:
-            sheet.savefig(partial, format="png", dpi=DPI, metadata={"Software": None})
+    for dataset, sheet in sheets.items():
+        path = folder / f"triggers-{dataset}.svg"
+        artifacts.write_text(texts[dataset], path)
+        for kind, undated in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+            with mpl.rc_context(STYLE), artifacts.whole(path.with_suffix(f".{kind}")) as partial:
+                sheet.savefig(partial, format=kind, dpi=DPI, metadata=undated)
     return texts
 
 

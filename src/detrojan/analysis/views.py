@@ -14,6 +14,28 @@ Row = dict[str, Any]
 UNDEFINED = "–"
 FAILED = "attack failed the gate"
 NAMED_SETTINGS = 3  # of a failure; more are only counted
+MEASURE_TEXTS = {"der": "DER", "asr": "ASR", "acc": "ACC", "ra": "RA"}
+DATA_FREE, CLEAN_DATA, KNOWN_TRIGGER = "data_free", "clean_data", "known_trigger"
+# What a defense is given, by its threat model; tables of others may have more of them.
+GIVEN = {
+    "none": "",  # the untouched model
+    DATA_FREE: "no data",
+    CLEAN_DATA: "clean images",
+    KNOWN_TRIGGER: "the trigger",
+    "training_data": "the poisoned training set",
+}
+
+
+class Tables(NamedTuple):
+    """The tables of a study, or of other people's results, which have no models."""
+
+    cells: pa.Table
+    summary: pa.Table
+    ranks: pa.Table
+    comparisons: pa.Table
+    consistency: pa.Table
+    outcomes: pa.Table
+    models: pa.Table | None = None
 
 
 class Setting(NamedTuple):
@@ -54,6 +76,35 @@ def attack_text(attack: str, ratio: float) -> str:
 def defense_text(defense: str) -> str:
     """Return the name of a defense, or what the model without one is called."""
     return "untouched" if defense == NO_METHOD else defense
+
+
+def given_text(threat_model: str) -> str:
+    """Return what a defense of this threat model is given."""
+    return GIVEN.get(threat_model, threat_model)
+
+
+def spc_text(spc: int | None) -> str:
+    """Return a budget in words: clean samples per class, or all budgets of a study."""
+    return "pooled" if spc is None else str(spc) if spc else "none"
+
+
+def budgets(tables: Tables) -> list[int | None]:
+    """Return the budgets that rankings are made for: pooled, then each SPC, unless there is only one."""
+    spcs = sorted({row["spc"] for row in tables.consistency.to_pylist()} - {None})
+    return [None, *spcs] if len(spcs) > 1 else [None]
+
+
+def ranked(tables: Tables) -> list[str]:
+    """Return the defenses that are ranked, the best by DER at pooled budgets first."""
+    rows = tables.ranks.to_pylist()
+    best = [row["defense"] for row in rows if row["measure"] == "der" and row["spc"] is None]
+    return [*best, *sorted({row["defense"] for row in rows} - {*best})]
+
+
+def defenses(tables: Tables) -> list[str]:
+    """Return all defenses: those that are ranked by their rank, then the others by name."""
+    first = ranked(tables)
+    return [*first, *sorted(set(tables.summary["defense"].to_pylist()) - {*first, NO_METHOD})]
 
 
 def groups(summary: pa.Table) -> dict[Setting, list[Row]]:

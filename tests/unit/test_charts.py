@@ -1,0 +1,239 @@
+"""The figures: the tables' numbers, at the size of paper, and the same bytes again."""
+
+import io
+import itertools
+import re
+
+import pytest
+from PIL import Image
+
+from detrojan.analysis import charts, derived, layout, vega, views
+from detrojan.analysis.layout import Axis, Clique
+from tests.unit import tables as made
+
+
+def tables_of(cells):
+    return views.Tables(cells=cells, **{name: table.make(cells) for name, table in derived.TABLES.items()})
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return tables_of(made.random_study(draws=2))
+
+
+def values(figure):
+    """Return the rows that a figure draws."""
+    return [row for rows in figure.spec["datasets"].values() for row in rows]
+
+
+def texts(figure):
+    return set(re.findall(r"<text[^>]*>([^<]*)</text>", vega.files(figure).svg))
+
+
+def test_every_figure_has_its_size_and_gives_the_same_bytes_again(tables):
+    figures = charts.draw_all(tables)
+    assert list(figures) == [
+        *("ranking", "critical_difference", "effect", "heatmap", "spc", "ratio", "consistency", "cost")
+    ]
+    for name, figure in figures.items():
+        files, again = vega.files(figure), vega.files(figure)
+        assert files == again, name
+        assert f'width="{figure.inches:g}in"' in files.svg, name
+        picture = Image.open(io.BytesIO(files.png))
+        assert picture.width == pytest.approx(figure.inches * vega.DPI, abs=1), name
+        assert picture.info["dpi"] == pytest.approx((vega.DPI, vega.DPI), abs=0.1), name
+        (box,) = re.findall(rb"/MediaBox \[0 0 ([\d.]+) [\d.]+\]", files.pdf)
+        assert float(box) == pytest.approx(figure.inches * vega.POINTS, abs=0.5), name
+        assert b"CreationDate" not in files.pdf
+        assert set(re.findall(r'font-size="([\d.]+)px"', files.svg)) <= {"6", "7", "7.5"}, name
+        # One face alone, see the module.
+        assert set(re.findall(r'font-weight="(\w+)"', files.svg)) <= {"normal"}, name
+
+
+def test_every_figure_keeps_to_the_schema(tables):
+    for figure in charts.draw_all(tables).values():
+        assert figure.draw(100).to_dict(validate=True)["datasets"]
+
+
+def test_the_ranking_has_the_ranks_of_each_budget(tables):
+    drawn = {(row["defense"], row["spc"]): row for row in values(charts.ranking(tables, "asr"))}
+    ranks = [row for row in tables.ranks.to_pylist() if row["measure"] == "asr"]
+    assert len(drawn) == len(ranks) == 12  # four defenses, pooled and at two SPC
+    for row in ranks:
+        found = drawn[row["defense"], views.spc_text(row["spc"])]
+        assert (found["mean"], found["low"], found["high"]) == (
+            row["mean_rank"],
+            row["rank_low"],
+            row["rank_high"],
+        )
+    assert drawn["ft", "pooled"]["role"] == "baseline"
+    assert "grad_prune" not in {defense for defense, _ in drawn}  # it knows the trigger
+
+
+@pytest.mark.parametrize(
+    ("ranks", "critical", "expected"),
+    [
+        ([1.0, 1.5, 2.0, 3.5], 1.2, [Clique(0, 2)]),
+        ([1.0, 2.0, 2.9, 3.6], 1.0, [Clique(1, 2), Clique(2, 3)]),
+        ([1.0, 1.8, 2.6], 1.0, [Clique(0, 1), Clique(1, 2)]),
+        ([1.0, 3.0], 1.0, []),
+        ([1.0, 2.0], 1.0, []),  # apart by the critical difference: significant
+    ],
+)
+def test_cliques_are_the_largest_groups_within_a_critical_difference(ranks, critical, expected):
+    assert layout.cliques(ranks, critical) == expected
+
+
+def test_the_diagram_names_every_defense_with_its_rank(tables):
+    rows = [r for r in tables.ranks.to_pylist() if r["measure"] == "der" and r["spc"] is None]
+    said = texts(charts.critical_difference(tables, "der"))
+    assert {f"{row['defense']} {row['mean_rank']:.2f}" for row in rows} <= {" ".join(t.split()) for t in said}
+    critical = rows[0]["critical_difference"]
+    assert any(text.startswith(f"critical difference {critical:.2f}") for text in said)
+
+
+def test_effect_has_the_means_of_each_budget_and_the_untouched_model(tables):
+    rows = values(charts.effect(tables))
+    drawn = {(r["defense"], r["SPC"], r["measure"]): r["mean"] for r in rows if "defense" in r}
+    table = {(r["defense"], r["spc"]): r for r in tables.consistency.to_pylist()}
+    assert drawn["ft", "2", "ASR"] == 100 * table["ft", 2]["asr_mean"]
+    assert drawn["grad_prune", "10", "DER"] == 100 * table["grad_prune", 10]["der_mean"]
+    assert drawn["clp", "none", "RA"] == 100 * table["clp", 2]["ra_mean"]
+    assert ("clp", "2", "RA") not in drawn  # one run, whatever the budget
+    untouched = {row["measure"]: row["untouched"] for row in rows if "untouched" in row}
+    assert untouched["ASR"] == 100 * table["none", None]["asr_mean"]
+
+
+def test_the_heat_map_averages_budgets_then_settings():
+    cells = made.of_rows(
+        made.untouched(seed=0),
+        made.untouched(seed=0, dataset="y"),
+        made.untouched(seed=0, dataset="y", attack="none"),
+        # Two budgets of one setting count as much as the one of the other.
+        made.cell("ft", asr=0.2, spc=2),
+        made.cell("ft", asr=0.4, spc=10),
+        made.cell("ft", asr=0.9, spc=10, dataset="y"),
+        made.cell("ft", asr=0.0, spc=10, dataset="z", attack_took=False),
+        made.cell("ft", acc=0.75, spc=10, dataset="y", attack="none"),
+    )
+    frame = charts.heat(tables_of(cells)).set_index(["defense", "attack"])
+    assert frame.loc[("ft", "badnets"), "asr"] == pytest.approx((0.3 + 0.9) / 2)
+    assert frame.loc[("ft", "none"), "acc"] == 0.75
+
+
+def test_the_heat_map_writes_its_means_in_readable_ink(tables):
+    frame = charts.heat(tables)
+    attacked = frame[(frame["attack"] != "none")]
+    figure = charts.heatmap(tables)
+    drawn = [row for row in values(figure) if "mean" in row]
+    assert len(drawn) == 4 * len(attacked)
+    assert {f"{100 * value:.0f}" for value in attacked["asr"]} <= texts(figure)
+
+
+def luminance(color):
+    channels = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_numbers_have_contrast_on_every_colour_of_the_heat_map():
+    def mixed(shade):
+        place = shade * (len(charts.CIVIDIS) - 1)
+        below = min(len(charts.CIVIDIS) - 2, int(place))
+        pair = charts.CIVIDIS[below : below + 2]
+        channels = [[int(color[at : at + 2], 16) for at in (1, 3, 5)] for color in pair]
+        whole = [round(a + (b - a) * (place - below)) for a, b in zip(*channels, strict=True)]
+        return "#" + "".join(f"{channel:02x}" for channel in whole)
+
+    for step in range(101):
+        shade = step / 100
+        ink = charts.DARK if shade > charts.LIGHT_FROM else charts.LIGHT
+        light, dark = sorted((luminance(mixed(shade)), luminance(ink)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, shade
+
+
+def test_curves_over_ratios_are_means_of_settings(tables):
+    rows = {(r["defense"], r["at"], r["measure"]): r for r in values(charts.by_ratio(tables))}
+    summary = tables.summary.to_pandas()
+    of_ft = summary[(summary["defense"] == "ft") & (summary["ratio"] == 0.05)]
+    expected = of_ft.groupby("attack")["asr_mean"].mean()
+    found = rows["ft", "0.05", "ASR"]
+    assert found["mean"] == pytest.approx(100 * expected.mean())
+    assert found["low"] < found["mean"] < found["high"]
+
+
+def test_curves_over_budgets_are_those_of_the_table(tables):
+    rows = {(r["defense"], r["at"], r["measure"]): r for r in values(charts.by_spc(tables))}
+    table = {(r["defense"], r["spc"]): r for r in tables.consistency.to_pylist()}
+    assert rows["fp", "10", "RA"]["low"] == 100 * table["fp", 10]["ra_low"]
+    assert rows["clp", "10", "ACC"]["given"] is False
+    assert rows["fp", "10", "ACC"]["given"] is True
+
+
+def test_spread_is_over_settings(tables):
+    rows = {row["defense"]: row for row in values(charts.spread(tables)) if "defense" in row}
+    summary = tables.summary.to_pandas()
+    of_ft = summary[(summary["defense"] == "ft") & (summary["attack"] != "none")]
+    settings = 100 * of_ft.groupby(["attack", "ratio"])["der_mean"].mean()
+    assert rows["ft"]["settings"] == len(settings) == 6
+    assert (rows["ft"]["lowest"], rows["ft"]["highest"]) == pytest.approx((settings.min(), settings.max()))
+    assert rows["ft"]["median"] == pytest.approx(settings.median())
+
+
+def test_the_front_has_what_no_other_beats_in_both():
+    # Cost first, then score: a dear one that is no better is beaten, equal ones are not.
+    points = [(1.0, 0.5), (2.0, 0.8), (3.0, 0.8), (2.0, 0.8), (0.5, 0.1)]
+    assert layout.pareto(points) == [True, True, False, True, True]
+
+
+@pytest.mark.parametrize(("measure", "best"), [("asr", "fast"), ("acc", "slow")])
+def test_low_asr_and_high_acc_are_good(measure, best):
+    cells = made.of_rows(
+        made.untouched(),
+        made.cell("fast", asr=0.1, acc=0.7, seconds=1.0),
+        made.cell("slow", asr=0.2, acc=0.9, seconds=5.0),
+        made.cell("grad_prune", asr=0.0, acc=0.95, seconds=0.1),
+    )
+    roles = {row["defense"]: row["role"] for row in values(charts.cost(tables_of(cells), measure))}
+    assert roles["fast"] == charts.FRONT  # none is as fast
+    assert roles["slow"] == charts.FRONT if best == "slow" else charts.BEATEN
+    assert roles["grad_prune"] == charts.BOUND
+
+
+def test_names_cover_neither_marks_nor_each_other():
+    rows = [{"defense": f"d{place}", "seconds": 10.0, "mean": 50 + place / 10} for place in range(4)]
+    rows.append({"defense": "far", "seconds": 2.0, "mean": 50.0, "above": True})
+    placed = layout.named(rows, Axis(0.0, 2.0, 400.0), Axis(40.0, 60.0, 200.0))
+    for side in ("left", "right"):
+        heights = sorted(10 * row["label"] for row in placed[:4] if row["align"] == side)
+        assert all(b - a >= layout.LINE - 1e-9 for a, b in itertools.pairwise(heights)), side
+    assert placed[-1]["label"] > 50.5  # the line of the front leads to its right
+
+
+def test_bars_of_cliques_share_lines_where_they_do_not_touch():
+    assert layout.lines([Clique(0, 2), Clique(1, 3), Clique(3, 4), Clique(5, 6)]) == [0, 1, 0, 0]
+
+
+def test_names_of_the_diagram_stand_in_two_columns():
+    assert layout.sides(5) == [("left", 0), ("left", 1), ("left", 2), ("right", 1), ("right", 0)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([made.untouched(attack="none")], "No model was attacked"),
+        ([made.untouched(asr=0.1, attack_took=False)], "No attack took"),
+    ],
+)
+def test_a_figure_without_anything_to_show_says_why(rows, said):
+    figures = charts.draw_all(tables_of(made.of_rows(*rows)))
+    assert figures["effect"].alt.startswith(said)
+    assert any(text.startswith(said) for text in texts(figures["effect"]))
+
+
+def test_one_defense_at_one_budget_has_no_ranks_and_no_curves():
+    figures = charts.draw_all(tables_of(made.of_rows(made.untouched(), made.cell("ft"))))
+    assert figures["critical_difference"].alt == "Fewer than two defenses can be ranked."
+    assert figures["spc"].alt == "There is one SPC."
+    assert figures["ratio"].alt == "There is one ratio."
+    assert {row["SPC"] for row in values(figures["effect"]) if "SPC" in row} == {"10"}
