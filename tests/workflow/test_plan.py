@@ -1,5 +1,8 @@
 """The plan of a study against Snakemake's own, and against what a finished study has left."""
 
+import json
+from collections import Counter
+
 from detrojan import plan
 from detrojan.study_files import load_study
 
@@ -35,3 +38,17 @@ def test_files_are_those_of_a_finished_study(finished):
         for folder in ("results", "logs", ".snakemake/metadata")
     }
     assert found == plan.count_files(load_study(finished.study()))
+
+
+def test_outputs_of_each_rule_are_those_of_a_finished_study(finished):
+    study = load_study(finished.study())
+    records = (finished.folder / ".snakemake/metadata").iterdir()
+    found = Counter(json.loads(record.read_text())["rule"] for record in records)
+    for rule, jobs in plan.count_jobs(study).items():
+        known = plan.RULES[rule]
+        a_dataset = plan.OUTPUTS_A_DATASET * len(study.grid.datasets) if rule == "report" else 0
+        said = jobs * (known.outputs + known.temporary) + a_dataset
+        assert found[rule] == said, (
+            f"{jobs} jobs of rule {rule} left {found[rule]} files and not {said}: mend plan.RULES, "
+            f"for the report OUTPUTS_A_DATASET too, then what docs/scale.md says of files"
+        )
