@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import fcntl
 import os
 import re
 import shutil
@@ -116,10 +117,18 @@ class Workshop:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A workshop whose study has been run, once for all tests: copy it, don't change it."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
     # A space in the path: whatever quotes carelessly fails in every workflow test.
-    workshop = Workshop.make(tmp_path_factory.mktemp("a study") / "with space")
-    workshop.output = workshop.snakemake()
-    return workshop
+    first, folder = shared / "first study" / "with space", own / "a study" / "with space"
+    with (shared / "first study.lock").open("w") as lock:
+        # One of pytest's workers runs it; each has a copy of its own.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not first.with_name("is finished").exists():
+            Workshop.make(first).snakemake()
+            first.with_name("is finished").touch()
+    shutil.copytree(first, folder)
+    return Workshop(folder, folder)
 
 
 @pytest.fixture
