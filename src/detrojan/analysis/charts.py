@@ -90,6 +90,11 @@ def _whole_numbers(last: int) -> list[int]:
     return sorted({1, *range(step, last + 1, step)})
 
 
+def _if_any(rows: Iterable[Row], *intervals: Chart) -> list[Chart]:
+    """Return the layers of intervals if there are any; without, Vega warns of axes without ends."""
+    return list(intervals) if any(row["low"] is not None for row in rows) else []
+
+
 def _tips(*fields: str | alt.Tooltip, form: str = ".1f") -> list[str | alt.Tooltip]:
     """Return what a mark says of itself: ``fields``, then its mean and interval."""
     return [*fields, *(alt.Tooltip(f"{end}:Q", format=form) for end in ENDS)]
@@ -132,7 +137,7 @@ def ranking(tables: Tables, measure: str) -> Figure | None:
         base = _chosen(data(rows)).encode(y=y)
         return _with_choice(
             alt.layer(
-                base.mark_rule().encode(x="low:Q", x2="high:Q"),
+                *_if_any(rows, base.mark_rule().encode(x="low:Q", x2="high:Q")),
                 base.mark_point(size=22).encode(
                     x=x, color=color, shape=shape, tooltip=_tips("defense:N", "settings:Q", form=".2f")
                 ),
@@ -295,7 +300,7 @@ def effect(tables: Tables) -> Figure | None:
         x = alt.X("mean:Q", title="%", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4))
         layers = alt.layer(
             base.transform_filter("isValid(datum.untouched)").mark_rule(**DASHED).encode(x="untouched:Q"),
-            marks.mark_rule().encode(x="low:Q", x2="high:Q"),
+            *_if_any(rows, marks.mark_rule().encode(x="low:Q", x2="high:Q")),
             marks.mark_point(size=12).encode(
                 x=x,
                 shape=alt.Shape("SPC:N", title="SPC", scale=alt.Scale(domain=budgets)),
@@ -464,7 +469,7 @@ def _curves(tables: Tables, rows: Sequence[Row], axis: str, text: str) -> Figure
         y = alt.Y("mean:Q", title="%", scale=alt.Scale(domain=[0, 100]), axis=alt.Axis(values=[0, 50, 100]))
         dashes = alt.Scale(domain=[True, False], range=[[1, 0], [2, 2]])
         layers = alt.layer(
-            base.mark_area(opacity=0.2).encode(y="low:Q", y2="high:Q"),
+            *_if_any(rows, base.mark_area(opacity=0.2).encode(y="low:Q", y2="high:Q")),
             base.mark_line().encode(y=y, strokeDash=alt.StrokeDash("given:N", legend=None, scale=dashes)),
             base.mark_point(size=9).encode(
                 y=y,
@@ -554,7 +559,7 @@ def cost(tables: Tables, measure: str) -> Figure | None:
             front.mark_line(interpolate="step-after", strokeDash=[2, 2], strokeWidth=0.8, color=RED).encode(
                 y=up("mean"), order="seconds:Q"
             ),
-            base.mark_rule(opacity=0.45).encode(y=up("low"), y2="high:Q", color=color),
+            *_if_any(rows, base.mark_rule(opacity=0.45).encode(y=up("low"), y2="high:Q", color=color)),
             base.mark_point(size=24).encode(
                 y=up("mean"),
                 color=color,

@@ -158,7 +158,8 @@ class HeatMap {
     const { attack_took: took, ...query } = this.query();
     const conditions = Object.entries(query).map(([axis, values]) => `summary["${axis}"].isin([${values.map((value) => write(axis, value)).join(", ")}])`);
     // Clean models, of which the gate says nothing, stay beside those whose attack took.
-    if (took) conditions.push(`(summary["attack_took"] ${took[0] ? "!=" : "=="} False)`);
+    if (took?.[0]) conditions.push(`(summary["attack_took"].isin([True]) | (summary["attack"] == "none"))`);
+    else if (took) conditions.push(`summary["attack_took"].isin([False])`);
     const chosen = conditions.length ? `summary[${conditions.join(" & ")}]` : "summary";
     return `import pandas
 summary = pandas.read_parquet("results/tables/summary.parquet")

@@ -1,0 +1,19 @@
+"""A Chromium for the tests of the page."""
+
+import os
+
+import pytest
+
+from tests.browser import chromium
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """Return a headless Chromium; skip the test where there is none, or fail it where one is required."""
+    if chromium.program() is None:
+        missing = f"no browser: none of {', '.join(chromium.PROGRAMS)} is installed (Debian: chromium)"
+        if os.environ.get("DETROJAN_BROWSER") == "required":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    with chromium.running(tmp_path_factory.mktemp("profile")) as started:
+        yield started
