@@ -8,6 +8,7 @@ survey's size looks like and takes, and nothing about any defense.
 """
 
 import argparse
+import functools
 import itertools
 import resource
 import tempfile
@@ -22,8 +23,9 @@ import pyarrow as pa
 import yaml
 
 from detrojan import artifacts, grid, registry, study_files
-from detrojan.analysis import bootstrap, collect, derived
+from detrojan.analysis import bootstrap, collect, derived, report
 from detrojan.analysis.measures import relative
+from detrojan.analysis.views import Tables
 from detrojan.cells import CELL_AXES, NO_METHOD
 from detrojan.tables import OK
 
@@ -94,10 +96,16 @@ def survey(into: Path) -> None:
     print(f"{'':<24}{'wall, s':>10}{'CPU, s':>10}{'peak, MB':>10}")
     cells = timed("results made up", lambda: made_up(study))
     print(f"{cells.num_rows:,} cells")
-    artifacts.write_table(cells, into / "cells.parquet", collect.CELLS)
-    for name, table in derived.TABLES.items():
-        found = timed(name, lambda table=table: table.make(cells))
-        artifacts.write_table(found, into / f"{name}.parquet", table.schema)
+    artifacts.write_table(cells, into / "tables" / "cells.parquet", collect.CELLS)
+    found = {
+        name: timed(name, functools.partial(table.make, cells)) for name, table in derived.TABLES.items()
+    }
+    for name, table in found.items():
+        artifacts.write_table(table, into / "tables" / f"{name}.parquet", derived.TABLES[name].schema)
+    about = report.About("Made-up results", ["They say nothing about any defense."], "", ["0-9"])
+    timed("report", lambda: report.write(Tables(cells, **found), about, into / "report"))
+    page = into / "report" / "index.html"
+    print(f"{page.name}: {page.stat().st_size / 1e6:.1f} MB")
 
 
 def coverage(number: int = 2000) -> None:
