@@ -63,13 +63,15 @@ def test_parsing_alone_needs_no_numpy():
 
 
 def test_dry_run_of_the_quickstart_takes_under_three_seconds(tmp_path):
-    # Processor time, and the better of two: on a shared machine a clock says little.
-    assert min(dry_run_seconds(tmp_path), dry_run_seconds(tmp_path)) < 3
+    # Processor time, and the better of two: on a shared machine a clock says little. Where it is so busy
+    # that its processors are slow too, three times what Snakemake takes to load: a second elsewhere.
+    taken = min(processor_seconds(tmp_path, "-m", "snakemake", *DRY_RUN) for _ in range(2))
+    assert taken < 3 or taken < 3 * processor_seconds(tmp_path, "-c", "import snakemake.cli")
 
 
-def dry_run_seconds(folder):
+def processor_seconds(folder, *program):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run([sys.executable, "-m", "snakemake", *DRY_RUN], cwd=folder, capture_output=True, check=True)
+    subprocess.run([sys.executable, *program], cwd=folder, capture_output=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
