@@ -24,7 +24,7 @@ def test_tables_survive_being_killed(finished, tmp_path):
             start_new_session=True,
         )
         try:
-            process.wait(moments.uniform(1.5, 6.0))
+            process.wait(moments.uniform(1.5, 4.5))
         except subprocess.TimeoutExpired:
             # The whole group: driver and jobs at once, as a node that loses power.
             os.killpg(process.pid, signal.SIGKILL)
