@@ -133,6 +133,59 @@ def test_a_method_that_chooses_by_no_validation_image_uses_every_image(name, toy
     assert not same(split, outcome(sample.train, none))
 
 
+# --- settings --------------------------------------------------------------------------------------
+
+TUNING = {"epochs": 100, "batch_size": 256, "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
+INVERSION = {"inversion_epochs": 80, "inversion_batch_size": 256, "inversion_lr": 0.1, "hit_rate": 0.98}
+INVERSION |= {"mask_weight": 1e-3, "weight_patience": 5, "stop_patience": 25, "anomaly_threshold": 2}
+PRUNING = {"max_drop": 0.1, "patience": 10, "lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
+PRUNING |= {"batch_size": 128, "tuning_patience": 10, "criterion": "clean"}
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("ft", TUNING),
+        ("fp", TUNING | {"step": 0.01, "tolerance": 0.1}),
+        ("ft_sam", TUNING | {"rho": 2, "label_smoothing": 0.1}),
+        ("nc", TUNING | INVERSION | {"stamped_share": 0.2}),
+        ("nad", {"teacher_epochs": 10, "epochs": 10, "lr": 0.01, "beta1": 500, "beta2": 1000, "beta3": 1000}),
+        ("nad", {"batch_size": 256, "momentum": 0.9, "weight_decay": 5e-4, "power": 2}),
+        ("anp", {"iterations": 2000, "batch_size": 256, "lr": 0.01, "momentum": 0.9, "eps": 0.4, "steps": 1}),
+        ("anp", {"alpha": 0.2, "threshold_step": 0.05, "max_threshold": 0.9, "tolerance": 0.1}),
+        ("awn", {"epochs": 20, "batch_size": 256, "lr": 0.01, "lr_decay": 0.9, "perturbation_lr": 10}),
+        ("awn", {"passes": 5, "bound": 1000, "clean_weight": 0.9, "sparsity": 1e-7}),
+        ("bnp", {"u": 3}),
+        ("clp", {"u": 3}),
+        ("fst", {"epochs": 10, "batch_size": 256, "lr": 0.01, "momentum": 0.9, "alpha": 0.2}),
+        ("ibau", {"rounds": 5, "iterations": 5, "batch_size": 256, "lr": 1e-4, "share": 0.01}),
+        (
+            "npd",
+            {"epochs": 50, "batch_size": 128, "lr": 0.01, "eps": 3, "attack_steps": 2, "attack_step": 0.1},
+        ),
+        ("npd", {"keep_weight": 0.4, "rival_weight": 0.4, "aim_weight": 0.4, "fooled": 0.6}),
+        ("pbe", {"epochs": 20, "eps": 0.02, "step": 0.2, "steps": 7, "batch_size": 256, "lr": 0.01}),
+        ("rnp", {"unlearning_epochs": 20, "unlearning_lr": 1e-3, "unlearning_weight_decay": 0.05}),
+        (
+            "rnp",
+            {"unlearning_momentum": 0.9, "stop_accuracy": 0.2, "max_gradient_norm": 20, "batch_size": 256},
+        ),
+        ("rnp", {"recovery_epochs": 20, "recovery_lr": 0.2, "recovery_momentum": 0.9, "alpha": 1}),
+        ("rnp", {"threshold_step": 0.02, "max_drop": 0.02, "max_retries": 10, "batch_size": 256}),
+        ("sau", {"epochs": 100, "batch_size": 256, "lr": 1e-4, "eps": 0.2, "step": 0.2, "steps": 5}),
+        ("sau", {"adversarial_weight": 0.01, "shared_weight": 1, "unlearning_weight": 1}),
+        ("mm_bd", {"epochs": 50, "lr": 0.1, "norm_weight": 0.5, "norm_factor": 1.2, "adjust_every": 10}),
+        ("mm_bd", {"batch_size": 200, "max_drop": 0.05}),
+        ("grad_prune", PRUNING | {"max_rounds": 500, "max_epochs": 200}),
+        ("grad_prune_inverted", PRUNING | INVERSION | {"max_inversions": 5}),
+    ],
+)
+def test_defaults_are_the_published_ones(name, published):
+    """Those that the survey's benchmark or the papers have; what departs is told where it stands."""
+    settings = load(name).model_dump()
+    assert {key: settings[key] for key in published} == published
+
+
 # --- FT --------------------------------------------------------------------------------------------
 
 

@@ -171,6 +171,24 @@ def test_the_objective_is_the_weighted_sum_of_four_losses(toy_model, batch):
 # --- the whole -------------------------------------------------------------------------------------
 
 
+def test_the_optimizer_is_sgd_of_the_layer_alone(toy_model, sample, monkeypatch):
+    parts, descend = [], training.descend
+
+    def spy(named, *arguments, **options):
+        parts.extend(named.values())
+        return descend(named, *arguments, **options)
+
+    monkeypatch.setattr(training, "descend", spy)
+    repaired = defend(load(epochs=1), toy_model, sample)
+    (part,) = parts
+    settings = [part.optimizer.defaults[key] for key in ("lr", "momentum", "weight_decay", "nesterov")]
+    assert settings == [0.01, 0.9, 5e-4, False]
+    assert [part.lr_at(epoch) for epoch in (0, 25, 49)] == [0.01] * 3
+    layer = repaired.network.layer4[1].conv1.polarizer
+    (group,) = part.optimizer.param_groups
+    assert [id(p) for p in group["params"]] == [id(p) for p in layer.parameters()]
+
+
 def test_only_the_layer_learns(toy_model, sample, tmp_path):
     before = copy.deepcopy(toy_model.state_dict())
     start = copy.deepcopy(toy_model)
