@@ -44,7 +44,7 @@ def test_a_shard_then_its_model_are_given_up_and_come_back(workshop, monkeypatch
     assert "without a warning" in (workshop.folder / "results/report/index.html").read_text()
 
     killed(workshop, monkeypatch, "train", MODEL._asdict())
-    workshop.snakemake("--config", "close=true")
+    workshop.snakemake("--until", "aggregate", "--config", "close=true")
     closed = rows(workshop)
     assert set(closed) == set(before)
     assert {row["status"] for key, row in closed.items() if key[0] == "badnets"} == {OUT_OF_MEMORY}
@@ -54,6 +54,6 @@ def test_a_shard_then_its_model_are_given_up_and_come_back(workshop, monkeypatch
     assert workshop.table("models")["attack"].to_pylist() == ["none"]
 
     # A plain run takes back what was given up; here all of it is still there.
-    workshop.snakemake()
+    workshop.snakemake("--until", "aggregate")
     assert rows(workshop) == before
     assert before["badnets", "ft", 0]["status"] == OK

@@ -36,7 +36,7 @@ def test_the_example_defense_runs_and_keeps_the_contract(workshop):
     study = workshop.study()
     study["grid"]["defenses"] = ["none", "head_tuning"]
     workshop.write(study)
-    workshop.snakemake()
+    workshop.snakemake("--until", "aggregate")
     rows = workshop.table("cells").to_pylist()
     assert [r["status"] for r in rows if r["defense"] == "head_tuning"] == ["ok"] * 4
     contract = subprocess.run(

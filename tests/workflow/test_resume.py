@@ -1,5 +1,6 @@
 """A training job that is killed goes on after its last epoch and ends with the same bits."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -10,19 +11,21 @@ from detrojan import artifacts, registry
 
 CONTROLLING = [name for name in registry.names("attacks") if registry.trigger_owner(name) == "model"]
 
-# Trains a tiny victim as the script does; given a number of epochs, it kills itself after so many.
-JOB = """
-import os, signal, sys
+# Trains a tiny victim as the script does, each time in a process of its own, which a fork makes quickly: in
+# one folder to the end, in another until it kills itself after its second epoch, and there again. Prints
+# how each ended and whether it left a model.
+PROGRAM = """
+import json, os, signal, sys, traceback
 from pathlib import Path
 import torch
-from detrojan import artifacts, registry, rng, training, victim
+from detrojan import artifacts, registry, rng, stage, training, victim
 from detrojan.cells import Model
 from detrojan.data import DatasetInfo, ImageSet
 from detrojan.labels import LabelMap
 from detrojan.settings import Augmentation
 
-torch.set_num_threads(1)
-name, folder, kill_after = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+stage._configure_torch(1)
+name = sys.argv[1]
 augmentation = Augmentation(crop_padding=2, flip=True)
 info = DatasetInfo(16, 16, tuple("abcd"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.2), augmentation)
 pixels = torch.randint(256, (50, 3, 16, 16), generator=rng.stream("pixels")).to(torch.uint8)
@@ -31,44 +34,53 @@ attack = registry.load("attacks", name, smoke=True)
 trigger = attack.learn_trigger(images, rng=rng.stream("trigger"))
 save = training.Checkpoint.save
 
-def save_and_die(self, parts, history):
-    save(self, parts, history)
-    if len(history) == kill_after:
-        os.kill(os.getpid(), signal.SIGKILL)
+def train(folder, kill_after):
+    def save_and_die(self, parts, history):
+        save(self, parts, history)
+        if len(history) == kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-training.Checkpoint.save = save_and_die
-trained = victim.train(
-    images,
-    Model("toy", "preactresnet18", name, 0.15, 0),
-    architecture={"width": 4},
-    optimization={"epochs": 4, "batch_size": 16},
-    code="a",
-    folder=folder,
-    device=torch.device("cpu"),
-    control=attack.control(trigger, LabelMap(0)),
-)
-artifacts.write_model(trained.model, folder / "model.safetensors")
-artifacts.write_tensors(trained.trigger, folder / "trigger.safetensors")
-rows = [{k: v for k, v in row.items() if k != "seconds"} for row in trained.history]
-artifacts.write_card({"history": rows, "ratio": trained.card["effective_ratio"]}, folder / "card.json")
-"""
+    training.Checkpoint.save = save_and_die
+    trained = victim.train(
+        images,
+        Model("toy", "preactresnet18", name, 0.15, 0),
+        architecture={"width": 4},
+        optimization={"epochs": 4, "batch_size": 16},
+        code="a",
+        folder=folder,
+        device=torch.device("cpu"),
+        control=attack.control(trigger, LabelMap(0)),
+    )
+    artifacts.write_model(trained.model, folder / "model.safetensors")
+    artifacts.write_tensors(trained.trigger, folder / "trigger.safetensors")
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in trained.history]
+    artifacts.write_card({"history": rows, "ratio": trained.card["effective_ratio"]}, folder / "card.json")
 
-
-def run(name, folder, kill_after=0):
+def job(folder, kill_after=0):
     folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-c", JOB, name, str(folder), str(kill_after)]
-    return subprocess.run(command, check=False, capture_output=True, text=True)
+    process = os.fork()
+    if not process:
+        try:
+            train(folder, kill_after)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    ending = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    return ending, (folder / "model.safetensors").exists()
+
+undisturbed, killed = Path(sys.argv[2]), Path(sys.argv[3])
+print(json.dumps([job(undisturbed), job(killed, kill_after=2), job(killed)]))
+"""
 
 
 @pytest.mark.parametrize("name", CONTROLLING)
 def test_a_killed_training_ends_with_the_same_bits(name, tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    done = run(name, undisturbed)
-    assert done.returncode == 0, done.stderr
-    assert run(name, killed, kill_after=2).returncode == -signal.SIGKILL
-    assert not (killed / "model.safetensors").exists()
-    done = run(name, killed)
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-c", PROGRAM, name, str(undisturbed), str(killed)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    endings = json.loads(done.stdout)
+    assert endings == [[0, True], [-signal.SIGKILL, False], [0, True]], done.stderr
     for file in ("model.safetensors", "trigger.safetensors", "card.json"):
         assert (killed / file).read_bytes() == (undisturbed / file).read_bytes(), file
     card = artifacts.read_card(killed / "card.json")

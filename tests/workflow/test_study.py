@@ -96,7 +96,7 @@ def test_a_cell_is_the_same_in_another_shard(workshop):
     study["grid"] |= {"draws": ["1-1"]}
     before = workshop.table("cells").to_pylist()
     workshop.write(study)
-    workshop.snakemake()
+    workshop.snakemake("--until", "aggregate")
     after = workshop.table("cells").to_pylist()
     assert len(after) == len(before) - 4
     assert all(row in before for row in after)
