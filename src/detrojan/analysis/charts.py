@@ -291,11 +291,14 @@ def effect(tables: Tables) -> Figure | None:
     )
 
     def draw(width: float) -> Chart:
+        legend = alt.Legend() if len(budgets) > 1 else None
         base = data([*rows, *_untouched(tables)])
         marks = base.transform_filter("isValid(datum.defense)").encode(
             y=alt.Y("defense:N", sort=order, title=None),
             yOffset=alt.YOffset("SPC:N", sort=budgets),
-            color=alt.Color("SPC:N", title="SPC", scale=alt.Scale(domain=budgets, range=colors)),
+            color=alt.Color(
+                "SPC:N", title="SPC", legend=legend, scale=alt.Scale(domain=budgets, range=colors)
+            ),
         )
         x = alt.X("mean:Q", title="%", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4))
         layers = alt.layer(
@@ -303,7 +306,7 @@ def effect(tables: Tables) -> Figure | None:
             *_if_any(rows, marks.mark_rule().encode(x="low:Q", x2="high:Q")),
             marks.mark_point(size=12).encode(
                 x=x,
-                shape=alt.Shape("SPC:N", title="SPC", scale=alt.Scale(domain=budgets)),
+                shape=alt.Shape("SPC:N", title="SPC", legend=legend, scale=alt.Scale(domain=budgets)),
                 tooltip=_tips("defense:N", "SPC:N", "measure:N", "settings:Q"),
             ),
         ).properties(width=width, height=max(ROW, 5.0 * len(budgets)) * len(order))
@@ -328,16 +331,17 @@ def _untouched(tables: Tables) -> list[Row]:
 
 
 def domains(tables: Tables) -> dict[str, tuple[float, float]]:
-    """Return for each measure which percents its colours are from and to."""
-    found = {}
-    for measure in SCORES:
-        values = [100 * value for value in tables.summary[f"{measure}_mean"].to_pylist() if value is not None]
-        ends = (0.0, 100.0)
-        if measure in ("acc", "der") and values:
-            # Of these, one defense has little more than another: tens around all that there is.
-            ends = (10.0 * math.floor(min(values) / 10), 10.0 * math.ceil(max(values) / 10))
-            ends = (min(ends[0], 90.0), max(ends[1], ends[0] + 10))
-        found[measure] = ends
+    """Return for each measure which percents its colours are from and to; what lies beyond has the last.
+
+    Accuracies and ratings of one defense differ little from another's: theirs are tens around the means.
+    """
+    means = 100 * heat(tables)[list(SCORES)]
+    found = dict.fromkeys(SCORES, (0.0, 100.0))
+    for measure in ("acc", "der"):
+        values = means[measure].dropna()
+        if len(values):
+            low = min(90.0, 10.0 * math.floor(values.min() / 10))
+            found[measure] = (low, max(low + 10, 10.0 * math.ceil(values.max() / 10)))
     return found
 
 

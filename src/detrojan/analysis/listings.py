@@ -392,6 +392,7 @@ def consistency(tables: Tables) -> Listing:
             | _of_defense(row)
             | {"cells": _query(tables, spc, row["defense"])}
             | {"clean_cells": _query(tables, spc, row["defense"], attacked=False)}
+            | {"num_clean_settings": row["num_clean_settings"] or None}
             for row in tables.consistency.to_pylist()
             if row["spc"] == spc and row["defense"] != NO_METHOD
         ]

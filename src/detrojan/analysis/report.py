@@ -160,8 +160,7 @@ def page(
         reasons=by_name["reasons"],
         models=by_name.get("models"),
         figures={
-            name: {"source": _image(pictures[name]), "alt": figure.alt, "inches": figure.inches}
-            for name, figure in figures.items()
+            name: {"figure": figure, "source": _image(pictures[name])} for name, figure in figures.items()
         },
         interval_note=_on_intervals(tables.summary),
         sheets=_sheets(models, sheets),

@@ -37,12 +37,14 @@ class Figure(NamedTuple):
         alt: says in words what it shows.
         inches: its width on paper.
         columns: its panels in a row.
+        nothing: whether there is nothing to show, and words say why.
     """
 
     draw: Callable[[float], Chart]
     alt: str
     inches: float = PAGE
     columns: int = 1
+    nothing: bool = False
 
     @property
     def spec(self) -> Spec:
@@ -115,7 +117,7 @@ def words(text: str) -> Figure:
     def draw(width: float) -> Chart:
         return data([{}]).mark_text(text=text).properties(width=width, height=30)
 
-    return Figure(draw, text)
+    return Figure(draw, text, nothing=True)
 
 
 def data(rows: Iterable[Mapping[str, Any]]) -> alt.Chart:

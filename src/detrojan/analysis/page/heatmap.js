@@ -107,7 +107,7 @@ class HeatMap {
         const query = { ...this.query(), ...gate, attack: [attack], defense: [name] };
         this.openCells(query, `${MEASURES[measure]} ${share(value)} %: ${defenseText(name)}, ${attackText(attack)}`);
       });
-      const cell = element("td", { className: ended < total ? "n heat partial" : "n heat" }, number);
+      const cell = element("td", { className: value !== null && ended < total ? "n heat partial" : "n heat" }, number);
       this.paint(cell, value, measure);
       return cell;
     }));
@@ -140,8 +140,8 @@ class HeatMap {
   explain(measure, any) {
     const [low, high] = this.page.domains[measure];
     this.legend.hidden = !any;
-    this.legend.querySelector(".low").textContent = `${low} %`;
-    this.legend.querySelector(".high").textContent = `${high} %`;
+    this.legend.querySelector(".low").textContent = `${low > 0 ? "≤ " : ""}${low} %`;
+    this.legend.querySelector(".high").textContent = `${high < 100 ? "≥ " : ""}${high} %`;
     const better = this.page.lower_is_better.includes(measure) ? "low is good" : "high is good";
     this.legend.querySelector(".title").textContent = `${MEASURES[measure]}, ${better}`;
     this.legend.querySelector(".ramp").style.background = `linear-gradient(to right, ${this.page.palette.join(", ")})`;
