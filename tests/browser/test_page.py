@@ -14,7 +14,8 @@ READY = "document.documentElement.dataset.ready === ''"
 MEASURES = {"der": "DER", "asr": "ASR", "acc": "ACC", "ra": "RA"}
 
 
-def a_study():
+@pytest.fixture(scope="module")
+def tables():
     """Return the tables of two data sets, with an attack that failed the gate and an evil reason."""
     rows = []
     for number, dataset in enumerate(("digits", "letters")):
@@ -24,11 +25,6 @@ def a_study():
             reason = {"reason": pages.EVIL} if row["status"] != "ok" else {}
             rows.append(row | {"dataset": dataset, "architecture": "net"} | failed | reason)
     return pages.tables_of(pages.of_rows(*rows))
-
-
-@pytest.fixture(scope="module")
-def tables():
-    return a_study()
 
 
 @pytest.fixture(scope="module")
@@ -443,14 +439,13 @@ def test_studies_without_much_to_show_open_too(browser, tmp_path, study):
     assert tab.problems()[0] == []
 
 
-def test_other_peoples_results_open_without_commands(browser, tmp_path):
-    tables = a_study()._replace(models=None)
+def test_other_peoples_results_open_without_commands(browser, tables, tmp_path):
     cells = tables.cells
     for name in ("device", "code", "git_commit"):
         place = cells.column_names.index(name)
         cells = cells.set_column(place, name, [[""] * len(cells)])
     said = report.About("Theirs", [], "All attacks count.", None)
-    tab = opened(browser, written(tables._replace(cells=cells), tmp_path, said))
+    tab = opened(browser, written(tables._replace(cells=cells, models=None), tmp_path, said))
     tab.run(f"{number_in_heat_map('untouched', 'badnets')}.click()")
     tab.run("document.querySelector('dialog tbody button').click()")
     text = tab.run("document.querySelector('dialog').innerText")

@@ -1,5 +1,6 @@
 """The page without its scripts: the tables' numbers, nothing from the network, the same bytes again."""
 
+import ast
 import base64
 import gzip
 import hashlib
@@ -8,6 +9,7 @@ import html.parser
 import json
 import re
 import struct
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,8 @@ from detrojan.analysis import payload, report, vega, views
 from tests.unit import pages
 from tests.unit import tables as made
 from tests.unit.pages import EVIL, SHEETS
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -132,7 +136,8 @@ def test_controls_provenance_and_commands(page):
 
 def test_a_single_seed_is_pointed_out(page):
     assert "Single seed:" in page
-    assert "Single seed:" not in pages.page(pages.random_study(draws=1))
+    seeds = {"seeds": (0, 1), "draws": 1, "defenses": ("ft", "fp"), "attacks": ("sig",)}
+    assert "Single seed:" not in pages.page(pages.random_study(**seeds))
 
 
 # --- what the page is ------------------------------------------------------------------------------
@@ -263,6 +268,24 @@ def test_a_column_that_is_empty_all_over_is_left_out():
     assert "RA, %" not in heads
 
 
+def test_the_files_are_those_that_the_workflow_expects(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(vega, "files", lambda figure: vega.Files(figure.alt, b"png", b"pdf"))
+    report.write(tables, pages.about(tables), tmp_path)
+    rule = (ROOT / "rules" / "report.smk").read_text()
+    names = {
+        name: ast.literal_eval(re.search(rf"^{name} = (\[.*\])$", rule, re.MULTILINE)[1])
+        for name in ("FIGURES", "BY_MEASURE", "LISTINGS")
+    }
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
+    by_measure = [f"{name}_{measure}" for name in names["BY_MEASURE"] for measure in views.MEASURE_TEXTS]
+    listed = [*by_measure, *names["LISTINGS"]]
+    assert found == {
+        "index.html",
+        *(f"figures/{name}.{kind}" for name in names["FIGURES"] for kind in ("svg", "png", "pdf")),
+        *(f"tables/{name}.{kind}" for name in listed for kind in ("csv", "tex")),
+    }
+
+
 # --- what the page carries -------------------------------------------------------------------------
 
 
@@ -339,4 +362,5 @@ def test_every_colour_of_the_figures_has_one_for_each_theme():
 
 def test_budgets_are_pooled_first_unless_there_is_one(tables):
     assert views.budgets(tables) == [None]
-    assert views.budgets(pages.random_study(draws=1)) == [None, 2, 10]
+    study = pages.random_study(draws=1, defenses=("ft",), attacks=("sig",), ratios=(0.1,), seeds=(0,))
+    assert views.budgets(study) == [None, 2, 10]

@@ -45,6 +45,8 @@ class Column(NamedTuple):
         high: likewise the upper end.
         explained: what the value is, in a sentence.
         page: whether it is a column on the page, too.
+        cells: where a row has the query of the cells that its value stands on.
+        verdict: where a row says whether its value is ``better`` or ``worse``, if it does.
     """
 
     key: str
@@ -54,6 +56,8 @@ class Column(NamedTuple):
     high: str | None = None
     explained: str = ""
     page: bool = True
+    cells: str = "cells"
+    verdict: str = ""
 
     def text(self, row: Row) -> str:
         """Return what the page says of a row's value."""
@@ -74,7 +78,7 @@ class Block(NamedTuple):
 
     Attributes:
         spc: the budget that they are for; None for all of them.
-        rows: values by the keys of the columns; ``cells`` has the query of the row.
+        rows: by the keys of the columns: values, queries and verdicts.
         notes: sentences on them.
     """
 
@@ -333,6 +337,7 @@ def comparisons(tables: Tables, measure: str) -> Listing:
                 f"{baseline}_difference_low",
                 f"{baseline}_difference_high",
                 f"Mean difference of pairs in percentage points: {better} is better.",
+                verdict=f"{baseline}_verdict",
             ),
             Column(
                 f"{baseline}_improvement",
@@ -417,14 +422,16 @@ def consistency(tables: Tables) -> Listing:
             "ACC lost on clean models, points",
             points,
             explained="Mean loss of accuracy on models without a backdoor.",
+            cells="clean_cells",
         ),
         Column(
             "clean_acc_drop_worst_tenth",
             "worst tenth of that",
             points,
             explained="Mean of the tenth of clean settings where it loses most.",
+            cells="clean_cells",
         ),
-        Column("num_clean_settings", "clean settings", count),
+        Column("num_clean_settings", "clean settings", count, cells="clean_cells"),
     ]
     return Listing("consistency", "How far each defense can be relied on", columns, blocks)
 
@@ -462,11 +469,11 @@ def outcomes(tables: Tables) -> Listing:
     """Return how many cells of each defense had each outcome."""
     found: dict[str, Row] = {}
     for row in tables.outcomes.to_pylist():
-        own = found.setdefault(row["defense"], _of_defense(row) | {"total": 0, "queries": {}})
+        of_defense: Query = {"defense": [row["defense"]]}
+        own = found.setdefault(row["defense"], _of_defense(row) | {"total": 0, "cells": of_defense})
         own[row["outcome"]] = own.get(row["outcome"], 0) + row["num_cells"]
         own["total"] += row["num_cells"]
-        of_defense: Query = {"defense": [row["defense"]]}
-        own["queries"] |= {row["outcome"]: of_defense | _of_outcome(row["outcome"]), "total": of_defense}
+        own[f"{row['outcome']} cells"] = of_defense | _of_outcome(row["outcome"])
     kinds = {row["outcome"] for row in tables.outcomes.to_pylist()}
     rows = [found[name] for name in (NO_METHOD, *views.defenses(tables)) if name in found]
     columns = [
@@ -474,7 +481,7 @@ def outcomes(tables: Tables) -> Listing:
         GIVEN,
         Column("total", "cells", count),
         *(
-            Column(kind, kind.replace("_", " "), count)
+            Column(kind, kind.replace("_", " "), count, cells=f"{kind} cells")
             for kind in sorted(kinds, key=lambda kind: (kind != OK, kind))
         ),
     ]

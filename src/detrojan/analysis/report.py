@@ -74,17 +74,13 @@ class About(NamedTuple):
 def of_study(tables: Tables, gate: Gate, draws: Sequence[str]) -> About:
     """Return what the page of a study of ours says beside its tables; ``gate`` is what attacks must reach."""
     datasets = ", ".join(views.values(tables.cells, "dataset"))
-    hours = {name: sum(table["seconds"].to_pylist()) / 3600 for name, table in _timed(tables).items()}
+    assert tables.models is not None, "a study of ours has models"
+    training, defending = (sum(t["seconds"].to_pylist()) / 3600 for t in (tables.models, tables.cells))
     lines = [
         f"A Detrojan study of {datasets}.",
-        f"Over all jobs, {hours['training']:.2f} h of training and {hours['defending']:.2f} h of defending.",
+        f"Over all jobs, {training:.2f} h of training and {defending:.2f} h of defending.",
     ]
     return About("What is left of the backdoor", lines, describe(gate), draws)
-
-
-def _timed(tables: Tables) -> dict[str, pa.Table]:
-    assert tables.models is not None, "a study of ours has models"
-    return {"training": tables.models, "defending": tables.cells}
 
 
 def write(
@@ -133,7 +129,11 @@ def page(
         sheets: by data set, an SVG of its triggers.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(ASSETS), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(ASSETS),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     by_name = {listing.name: listing for listing in found}
     scripts = [vega.bundle(), "\n".join(_asset(name) for name in SCRIPTS)]

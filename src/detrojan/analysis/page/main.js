@@ -24,8 +24,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
     if (head.tagName !== "TH") return; // above pictures of the numbers beside them
-    const button = element("button", { type: "button", title: head.title }, ...head.childNodes);
-    head.removeAttribute("title");
+    const button = element("button", { type: "button" }, ...head.childNodes);
     head.replaceChildren(button);
     button.addEventListener("click", () => {
       const up = head.getAttribute("aria-sort") !== "ascending";

@@ -1,0 +1,173 @@
+"""The tables of the report: values and verdicts, and what becomes of them in CSV and LaTeX."""
+
+import csv
+import io
+import re
+
+import pytest
+
+from detrojan.analysis import listings, views
+from detrojan.analysis.listings import Block, Column, Listing
+from tests.unit import pages
+from tests.unit import tables as made
+
+
+@pytest.fixture(scope="module")
+def tables():
+    return pages.random_study(draws=2)
+
+
+def rows_of(listing, spc=None):
+    (block,) = [block for block in listing.blocks if block.spc == spc]
+    return {row["defense"]: row for row in block.rows}
+
+
+def test_the_ranking_joins_ranks_and_means_at_each_budget(tables):
+    listing = listings.ranking(tables, "asr")
+    assert [block.spc for block in listing.blocks] == [None, 2, 10]
+    ranks = {(r["spc"], r["defense"]): r for r in tables.ranks.to_pylist() if r["measure"] == "asr"}
+    means = {(r["spc"], r["defense"]): r for r in tables.consistency.to_pylist()}
+    for spc in (None, 10):
+        rows = rows_of(listing, spc)
+        for defense in ("ft", "fp", "clp", "anp"):
+            assert rows[defense]["mean_rank"] == ranks[spc, defense]["mean_rank"]
+            assert rows[defense]["ra_low"] == means[spc, defense]["ra_low"]
+        names = list(rows)
+        known = [rows[name]["mean_rank"] for name in names[:4]]
+        assert known == sorted(known)
+        assert names[4:] == ["grad_prune", "untouched"]  # neither is ranked
+
+
+def test_a_method_that_knows_the_trigger_is_an_upper_bound_and_has_no_rank(tables):
+    row = rows_of(listings.ranking(tables, "der"))["grad_prune"]
+    assert (row["badge"], row["mean_rank"]) == ("upper bound", None)
+    assert row["der_mean"] is not None
+    assert rows_of(listings.ranking(tables, "der"))["clp"]["badge"] == "no data"
+
+
+def test_notes_tell_of_what_ranks_rest_on(tables):
+    (note,) = {" ".join(block.notes) for block in listings.ranking(tables, "der").blocks if block.spc == 2}
+    row = next(r for r in tables.ranks.to_pylist() if r["measure"] == "der" and r["spc"] == 2)
+    assert f"Ranked: 4 defenses over {row['num_settings']} settings." in note
+    assert f"χ² = {row['friedman_chi2']:.1f}" in note
+    assert f"{row['critical_difference']:.2f} apart" in note
+    assert "Single seed" not in note  # there are two
+
+
+@pytest.mark.parametrize(
+    ("measure", "low", "high", "expected"),
+    [
+        ("der", 0.01, 0.2, "better"),
+        ("der", -0.2, -0.01, "worse"),
+        ("asr", -0.2, -0.01, "better"),  # less attack success
+        ("asr", 0.01, 0.2, "worse"),
+        ("acc", -0.1, 0.1, ""),
+        ("acc", 0.0, 0.1, ""),
+        ("acc", None, None, ""),
+    ],
+)
+def test_a_verdict_takes_an_interval_that_leaves_zero_out(measure, low, high, expected):
+    row = {"difference_low": low, "difference_high": high}
+    assert listings.verdict(row, measure) == expected
+
+
+def test_comparisons_stand_beside_each_other(tables):
+    rows = rows_of(listings.comparisons(tables, "acc"), 10)
+    table = {
+        (r["baseline"], r["defense"]): r
+        for r in tables.comparisons.to_pylist()
+        if (r["measure"], r["spc"]) == ("acc", 10)
+    }
+    for baseline in ("ft", "fp"):
+        for part in ("difference", "improvement_high", "num_pairs"):
+            assert rows["anp"][f"{baseline}_{part}"] == table[baseline, "anp"][part]
+    assert rows["ft"]["fp_difference"] == table["fp", "ft"]["difference"]
+    assert "ft_difference" not in rows["ft"]
+
+
+def test_without_baselines_the_comparisons_say_so():
+    tables = pages.tables_of(pages.of_rows(made.untouched(), made.cell("anp")))
+    (block,) = listings.comparisons(tables, "der").blocks
+    assert block.rows == []
+    assert block.notes[0].startswith("No pairs: neither fine-tuning nor fine-pruning")
+
+
+def test_every_cell_is_counted_once_among_outcomes_and_reasons(tables):
+    outcomes = rows_of(listings.outcomes(tables))
+    assert sum(row["total"] for row in outcomes.values()) == len(tables.cells)
+    assert all(row["total"] == row["ok"] + row.get("diverged", 0) for row in outcomes.values())
+    (block,) = listings.reasons(tables).blocks
+    diverged = sum(status == "diverged" for status in tables.cells["status"].to_pylist())
+    assert sum(row["num_cells"] for row in block.rows) == diverged
+
+
+def test_the_heat_map_as_a_table_has_clean_models_for_accuracy_alone(tables):
+    heads = {m: [c.head for c in listings.heatmap(tables, m).columns] for m in ("acc", "asr")}
+    assert heads["acc"] == ["defense", "badnets", "blended", "sig", "no attack"]
+    assert heads["asr"] == ["defense", "badnets", "blended", "sig"]
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+def test_csv_has_the_values_of_the_tables(tables):
+    rows = list(csv.DictReader(io.StringIO(listings.csv_text(listings.ranking(tables, "der")))))
+    means = {(views.spc_text(r["spc"]), r["defense"]): r for r in tables.consistency.to_pylist()}
+    for row in rows:
+        name = "none" if row["defense"] == "untouched" else row["defense"]
+        assert float(row["der_mean"]) == means[row["spc"], name]["der_mean"]
+        assert float(row["asr_high"]) == means[row["spc"], name]["asr_high"]
+    unranked = [row for row in rows if row["defense"] == "grad_prune"]
+    assert {row["mean_rank"] for row in unranked} == {""}
+
+
+def test_latex_is_a_table_of_booktabs():
+    columns = [
+        Column("defense", "defense"),
+        Column("acc", "ACC, %", views.share, "low", "high"),
+        Column("empty", "RA, %", views.share),
+    ]
+    rows = [{"defense": "ft_sam", "acc": 0.5, "low": 0.25, "high": 0.75}, {"defense": r"a&b\c", "acc": None}]
+    blocks = [Block(None, rows, []), Block(2, rows[:1], [])]
+    assert listings.latex(Listing("x", "A caption", columns, blocks)) == (
+        "% A caption. Needs \\usepackage{booktabs}.\n"
+        "\\begin{tabular}{lr}\n"
+        "\\toprule\n"
+        "defense & ACC, \\% \\\\\n"
+        "\\midrule\n"
+        "\\multicolumn{2}{l}{SPC pooled} \\\\\n"
+        "ft\\_sam & 50.0 [25.0, 75.0] \\\\\n"
+        "a\\&b\\textbackslash{}c & -- \\\\\n"
+        "\\addlinespace\n"
+        "\\multicolumn{2}{l}{SPC 2} \\\\\n"
+        "ft\\_sam & 50.0 [25.0, 75.0] \\\\\n"
+        "\\bottomrule\n"
+        "\\end{tabular}\n"
+    )
+
+
+def test_no_latex_breaks_off_at_a_name_from_outside(tables):
+    for listing in listings.of_tables(tables):
+        _, *lines = listings.latex(listing).splitlines()
+        for line in lines:
+            assert not re.search(
+                r"(?<!\\)[%#_$](?!\\infty|[<>]\$|\s|$)", line.replace("$<$", "").replace("$>$", "")
+            ), line
+
+
+@pytest.mark.parametrize(
+    ("write", "value", "text"),
+    [
+        (listings.points, -0.0312, "-3.1"),
+        (listings.points, -0.0002, "+0.0"),
+        (listings.whole, 0.004, "<1"),
+        (listings.whole, 0.999, ">99"),
+        (listings.whole, 1.0, "100"),
+        (listings.whole, 0.0, "0"),
+        (listings.p_value, 0.0002, "< 0.001"),
+        (listings.p_value, 0.0312, "= 0.031"),
+        (listings.count, 12345, "12,345"),
+    ],
+)
+def test_values_are_written_for_readers(write, value, text):
+    assert write(value) == text
