@@ -54,6 +54,7 @@ class Browser:
         self._number = 0
         self._messages = queue.Queue()
         self._events = {}
+        self._tabs = []
         threading.Thread(target=self._read, args=(from_child,), daemon=True).start()
 
     def _read(self, descriptor):
@@ -91,6 +92,7 @@ class Browser:
     def open(self, url, width=1400, height=1000, dark=False):
         """Open a page in a tab of its own."""
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        self._tabs.append(target)
         session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         tab = Tab(self, session)
         for domain in ("Page", "Runtime", "Network", "Log"):
@@ -101,6 +103,13 @@ class Browser:
         tab.send("Page.navigate", url=url)
         tab.wait_for("document.readyState === 'complete'")
         return tab
+
+
+    def close_tabs(self):
+        """Close all pages that are open: each has a process of its own."""
+        while self._tabs:
+            self.send("Target.closeTarget", targetId=self._tabs.pop())
+        self._events.clear()
 
 
 class Tab:
