@@ -10,7 +10,9 @@ Departures from that benchmark. It attends to pooled maps too. These are 1×1, o
 then the attention loss is zero whatever the weights: on VGG, EfficientNet and MobileNet at 32×32 pixels
 it so measures ten epochs of fine-tuning. Here the layers of each architecture have maps of 2×2 or more,
 and a map without positions to compare is refused. It also runs the student several times a batch, once
-a map, which moves the running statistics several times; here one pass yields all maps.
+a map, which moves the running statistics several times; here one pass yields all maps. So where an epoch is
+one step, the statistics that are left from before keep a weight of 0.9^10, a third, while the attention loss
+moves the weights fast: the repaired model may lose accuracy by that alone (docs/defenses.md has numbers).
 """
 
 import contextlib

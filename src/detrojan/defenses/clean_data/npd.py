@@ -22,6 +22,9 @@ Departures from both codes:
   Tiny-ImageNet the codes use the plain gradient, whose steps of 0.1 hardly move an image.
 - The attack's loss is not cut off at 80, where the attack would stand still.
 - The repaired model has the layer inside. The benchmark saves the backdoored model without it.
+
+Clean images pass the frozen layers anew in each step. To keep what these put out would spare one forward
+pass of four, and take 0.26 MB an image of 64×64 pixels: 5 GB for 100 images of each of 200 classes.
 """
 
 import copy
