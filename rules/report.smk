@@ -68,7 +68,6 @@ rule report:
         mem_mb=memory("report"),
         runtime=runtime("report", thousand_shards),
     params:
-        folder="results/report",
         datasets=study.grid.datasets,
         gate=study.gate.model_dump(),
         draws=[str(draws) for draws in study.grid.draws],

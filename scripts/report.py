@@ -1,5 +1,6 @@
 """Write the report of the study: the page, and figures and tables beside it (rule ``report``)."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detrojan import artifacts, stage
@@ -14,4 +15,4 @@ with stage.run(snakemake) as cell:
     tables = Tables(*(artifacts.read_table(snakemake.input[name]) for name in Tables._fields))
     sheets = contact_sheet.draw_all(snakemake.params.datasets, tables.models, snakemake.input.examples)
     about = report.of_study(tables, Gate(**snakemake.params.gate), snakemake.params.draws)
-    report.write(tables, about, snakemake.params.folder, sheets)
+    report.write(tables, about, Path(snakemake.output.page).parent, sheets)
