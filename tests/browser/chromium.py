@@ -34,7 +34,11 @@ def running(profile):
     line = f'exec "$0" "$@" 3<&{commands} 4>&{answers}'
     arguments = ["bash", "-c", line, program(), *OPTIONS, f"--user-data-dir={profile}", "about:blank"]
     with subprocess.Popen(
-        arguments, pass_fds=(commands, answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        arguments,
+        pass_fds=(commands, answers),
+        env=os.environ | {"TMPDIR": str(profile)},  # it leaves folders behind
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     ) as process:
         os.close(commands)
         os.close(answers)
@@ -103,7 +107,6 @@ class Browser:
         tab.send("Page.navigate", url=url)
         tab.wait_for("document.readyState === 'complete'")
         return tab
-
 
     def close_tabs(self):
         """Close all pages that are open: each has a process of its own."""
