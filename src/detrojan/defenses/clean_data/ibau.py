@@ -19,7 +19,8 @@ ResNet-18 of width 8, 1e-3 overshoots: with 2 GTSRB images a class accuracy fell
 outlives the few steps that few images give at 1e-4: ASR fell from 0.95 to 0.91 with 10 GTSRB images a
 class and from 0.71 to 0.55 with as many of CIFAR-10. And as the perturbation moves once a batch, with one
 batch it stays small (``perturbation_norms``) and there is little to unlearn. Smaller batches and more
-rounds help then.
+rounds help then. With 100 GTSRB images a class, 20 steps, 1e-3 is right: ASR fell from 0.99 to 0.04 and
+accuracy not at all, and at 1e-4 to 0.86.
 
 Departures: at least one image of a batch is stamped (there 1 % of fewer than 100 images is none, and the
 method becomes fine-tuning in eval mode); the squared norm is a sum of squares (the derivative of a norm
