@@ -345,7 +345,9 @@ def read_tensors(path: FilePath) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the named tensors at ``path``, on the CPU, and its metadata."""
     with _readable(path, "safetensors file"), safe_open(path, framework="pt") as file:
         metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118, it is no dict
+        # Copies start where torch aligns its memory. In the file tensors start anywhere, and on some
+        # processors a convolution's last bits depend on that: a model that was read would differ.
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118, no dict
 
 
 def write_model(model: "models.Classifier", path: FilePath, **metadata: object) -> None:

@@ -387,6 +387,14 @@ def test_tensors_come_back(tmp_path):
         assert torch.equal(read[name], value)
 
 
+def test_tensors_are_aligned_as_torch_aligns_its_own(tmp_path):
+    """On some processors the last bits of a convolution depend on where its weights start."""
+    path = tmp_path / "model.safetensors"
+    artifacts.write_tensors({f"weight {size}": torch.rand(size) for size in range(1, 12)}, path)
+    read, _ = artifacts.read_tensors(path)
+    assert {value.data_ptr() % 64 for value in read.values()} == {0}
+
+
 def test_no_tensors_come_back(tmp_path):
     artifacts.write_tensors({}, tmp_path / "trigger.safetensors")
     assert artifacts.read_tensors(tmp_path / "trigger.safetensors") == ({}, {})
