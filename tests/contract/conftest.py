@@ -35,8 +35,9 @@ def narrow(real, *, num_classes, **settings):
     return network
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _narrow_vgg():
+    # No longer than a module: tests of the real network may follow in the same process.
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(torchvision.models.vgg.cfgs, "E", NARROW)
         patch.setattr(torchvision.models, "vgg19_bn", functools.partial(narrow, torchvision.models.vgg19_bn))

@@ -1,18 +1,23 @@
 """Two backdoored classifiers: one made by hand, whose every weight is known, and one that was trained."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detrojan import data, inference, ingest, metrics, models, poisoning, registry, rng, sampling, training
+from detrojan import artifacts, data, inference, ingest, metrics, models, poisoning, registry, rng, sampling
 from detrojan.data import DatasetInfo, DefenderSample, ImageSet, TriggeredSample
 from detrojan.labels import LabelMap
-from detrojan.settings import NO_AUGMENTATION, Augmentation, Optimization
+from detrojan.settings import NO_AUGMENTATION, Augmentation
 
 SIDE = 8
+
+# A trained model, which `python -m tests.unit.backdoored` made: where in so small a network a backdoor ends
+# up, and what then removes it, depends on the seed, and on how the processor rounds.
+BACKDOORED = Path(__file__).with_name("backdoored.safetensors")
 
 
 class Planted(nn.Module):
@@ -134,7 +139,7 @@ def digits_with_badnets():
     )
     attack = registry.load("attacks", "badnets")
     trigger = attack.learn_trigger(splits[0], rng=rng.stream("trigger"))
-    rows = poisoning.poison(attack, trigger, splits[0], 0.1, LabelMap(0), rng=rng.stream("poison"))
+    rows = poisoning.poison(attack, trigger, splits[0], 0.15, LabelMap(0), rng=rng.stream("poison"))
     return splits, attack, trigger, rows
 
 
@@ -143,7 +148,8 @@ class Backdoored:
     """A backdoored classifier of digits, 16×16 pixels, and what is around it.
 
     Attributes:
-        model: a PreAct-ResNet-18 of width 8 that BadNets, at ratio 0.1, has given a backdoor to class 0.
+        model: that of ``BACKDOORED``: a PreAct-ResNet-18 of width 8 to which BadNets has given a backdoor
+            to class 0.
         sample: 10 images a class that it was not trained on, 9 for training and 1 for validation,
             with triggered copies, which only methods that know the trigger may use.
         test: clean test images.
@@ -167,16 +173,8 @@ class Backdoored:
 
 @pytest.fixture(scope="session")
 def trained_backdoor():
-    (train, pool, test), attack, trigger, rows = digits_with_badnets()
-    build = models.Build("preactresnet18", {"width": 8}, 10, train.info.mean, train.info.std)
-    with rng.global_stream(rng.stream("init")):
-        model = models.build(build)
-    training.fit(
-        model,
-        train.replaced(rows),
-        Optimization(epochs=8, batch_size=16, lr=0.05),
-        rng=rng.stream("train"),
-    )
+    (_, pool, test), attack, trigger, _ = digits_with_badnets()
+    model = artifacts.read_model(BACKDOORED).float()
     (sample,) = sampling.draw_samples(pool, "digits", 10, [0]).values()
     stamped = poisoning.stamp(attack, trigger, {0: sample})[0]
     triggered = poisoning.triggered_test(attack, trigger, test, LabelMap(0))

@@ -195,7 +195,7 @@ def test_one_cosine_falls_over_all_epochs(toy_model, sample, monkeypatch):
 def test_it_removes_more_of_a_patch_backdoor_than_fine_tuning(backdoored):
     acc, asr, _ = backdoored.rates(backdoored.model)
     assert (acc > 0.9, asr > 0.9) == (True, True)
-    settings = {"epochs": 10, "batch_size": 16, "lr": 0.03}
+    settings = {"epochs": 20, "batch_size": 16, "lr": 0.03}
     _, tuned_asr, _ = backdoored.rates(defend(load("ft", **settings), backdoored.model, backdoored.sample))
     acc, asr, ra = backdoored.rates(defend(load(**settings), backdoored.model, backdoored.sample))
     assert acc > 0.95

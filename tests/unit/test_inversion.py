@@ -270,7 +270,7 @@ def test_a_loss_that_is_not_finite_stops_it(toy_model, toy_images, quick):
 
 def test_a_planted_trigger_is_found(backdoored):
     # Small for the sake of time; at the defaults the anomaly index is higher still.
-    settings = TriggerInversion(inversion_epochs=40, min_steps=1, inversion_lr=0.2, max_images=20)
+    settings = TriggerInversion(inversion_epochs=80, min_steps=1, inversion_lr=0.2, max_images=20)
     triggers = settings.invert(backdoored.model, backdoored.sample.everything, rng=rng.stream("search"))
     assert triggers.flagged(2.0)[0] == triggers.smallest() == 0
     assert triggers.norms[0] < triggers.norms[1:].min() / 2

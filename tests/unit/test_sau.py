@@ -339,7 +339,7 @@ def test_tiny_imagenet_has_fewer_rounds():
 
 
 def test_repairs_a_patch_backdoor_by_unlearning(backdoored):
-    settings = {"epochs": 8, "batch_size": 16, "lr": 3e-3, "steps": 2}
+    settings = {"epochs": 8, "batch_size": 16, "lr": 3e-3, "steps": 4}
     repaired = defend(load(**settings), backdoored.model, backdoored.sample)
     before, after = backdoored.rates(backdoored.model), backdoored.rates(repaired)
     assert before[1] > 0.9
