@@ -68,6 +68,8 @@ def nothing_to_show(tables: Tables) -> str:
 
 
 # --- what the figures share ------------------------------------------------------------------------
+#
+# Channels are objects, as `alt.X2("high:Q")`: of a string Altair makes one in 40 ms, for it hashes a schema.
 
 
 def _chosen(chart: alt.Chart) -> alt.Chart:
@@ -95,9 +97,14 @@ def _if_any(rows: Iterable[Row], *intervals: Chart) -> list[Chart]:
     return list(intervals) if any(row["low"] is not None for row in rows) else []
 
 
-def _tips(*fields: str | alt.Tooltip, form: str = ".1f") -> list[str | alt.Tooltip]:
+def _tips(*fields: str | alt.Tooltip) -> list[alt.Tooltip]:
+    """Return what a mark says of itself."""
+    return [alt.Tooltip(field) if isinstance(field, str) else field for field in fields]
+
+
+def _full_tips(*fields: str | alt.Tooltip, form: str = ".1f") -> list[alt.Tooltip]:
     """Return what a mark says of itself: ``fields``, then its mean and interval."""
-    return [*fields, *(alt.Tooltip(f"{end}:Q", format=form) for end in ENDS)]
+    return _tips(*fields, *(alt.Tooltip(f"{end}:Q", format=form) for end in ENDS))
 
 
 # --- ranks -----------------------------------------------------------------------------------------
@@ -137,9 +144,12 @@ def ranking(tables: Tables, measure: str) -> Figure | None:
         base = _chosen(data(rows)).encode(y=y)
         return _with_choice(
             alt.layer(
-                *_if_any(rows, base.mark_rule().encode(x="low:Q", x2="high:Q")),
+                *_if_any(rows, base.mark_rule().encode(x=alt.X("low:Q"), x2=alt.X2("high:Q"))),
                 base.mark_point(size=22).encode(
-                    x=x, color=color, shape=shape, tooltip=_tips("defense:N", "settings:Q", form=".2f")
+                    x=x,
+                    color=color,
+                    shape=shape,
+                    tooltip=_full_tips("defense:N", "settings:Q", form=".2f"),
                 ),
             )
         ).properties(width=width, height=alt.Step(ROW))
@@ -198,22 +208,22 @@ def critical_difference(tables: Tables, measure: str) -> Figure | None:
         named, joined, scaled = (_chosen(data(rows)).encode(y=y) for rows in (names, bars, scales))
         line = data([{"low": 1, "high": last, "y": LINE_OF_RANKS}]).encode(y=y)
         layers = [
-            line.mark_rule().encode(x=at("low"), x2="high"),
+            line.mark_rule().encode(x=at("low"), x2=alt.X2("high")),
             ticks.mark_tick(orient="vertical", size=5, thickness=0.6, color="#777777"),
-            ticks.mark_text(dy=-7).encode(text="mean:Q"),
-            scaled.mark_rule(strokeWidth=1.4).encode(x=at("low"), x2="high"),
-            scaled.mark_text(align="left", dx=4).encode(x=at("high"), text="text:N"),
-            named.mark_rule(strokeWidth=0.5).encode(x=at("mean"), y2="axis"),
-            joined.mark_rule(strokeWidth=2.2, strokeCap="round").encode(x=at("low"), x2="high"),
+            ticks.mark_text(dy=-7).encode(text=alt.Text("mean:Q")),
+            scaled.mark_rule(strokeWidth=1.4).encode(x=at("low"), x2=alt.X2("high")),
+            scaled.mark_text(align="left", dx=4).encode(x=at("high"), text=alt.Text("text:N")),
+            named.mark_rule(strokeWidth=0.5).encode(x=at("mean"), y2=alt.Y2("axis")),
+            joined.mark_rule(strokeWidth=2.2, strokeCap="round").encode(x=at("low"), x2=alt.X2("high")),
         ]
         for side, edge, align, dx in (("left", "0", "right", -3), ("right", "width", "left", 3)):
             here = named.transform_filter(f"datum.side === '{side}'")
             end = alt.value(alt.ExprRef(expr=edge))
-            tips = ["defense:N", alt.Tooltip("mean:Q", title="mean rank", format=".2f")]
+            tips = _tips("defense:N", alt.Tooltip("mean:Q", title="mean rank", format=".2f"))
             layers += [
                 here.mark_rule(strokeWidth=0.5).encode(x=at("mean"), x2=end),
                 here.mark_text(align=_align(align), dx=dx, baseline="middle").encode(
-                    x=end, text="text:N", tooltip=tips
+                    x=end, text=alt.Text("text:N"), tooltip=tips
                 ),
             ]
         return _with_choice(alt.layer(*layers)).properties(width=width, height=height)
@@ -302,12 +312,14 @@ def effect(tables: Tables) -> Figure | None:
         )
         x = alt.X("mean:Q", title="%", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4))
         layers = alt.layer(
-            base.transform_filter("isValid(datum.untouched)").mark_rule(**DASHED).encode(x="untouched:Q"),
-            *_if_any(rows, marks.mark_rule().encode(x="low:Q", x2="high:Q")),
+            base.transform_filter("isValid(datum.untouched)")
+            .mark_rule(**DASHED)
+            .encode(x=alt.X("untouched:Q")),
+            *_if_any(rows, marks.mark_rule().encode(x=alt.X("low:Q"), x2=alt.X2("high:Q"))),
             marks.mark_point(size=12).encode(
                 x=x,
                 shape=alt.Shape("SPC:N", title="SPC", legend=legend, scale=alt.Scale(domain=budgets)),
-                tooltip=_tips("defense:N", "SPC:N", "measure:N", "settings:Q"),
+                tooltip=_full_tips("defense:N", "SPC:N", "measure:N", "settings:Q"),
             ),
         ).properties(width=width, height=max(ROW, 5.0 * len(budgets)) * len(order))
         panels = layers.facet(alt.Facet("measure:N", sort=shown, title=None), columns=len(shown))
@@ -389,7 +401,7 @@ def heatmap(tables: Tables) -> Figure | None:
         base = data(rows).encode(
             x=alt.X("attack:N", title=None, axis=alt.Axis(labelAngle=-90, **bare)),
             y=alt.Y("defense:N", title=None, sort=order, axis=alt.Axis(**bare)),
-            tooltip=["defense:N", "attack:N", alt.Tooltip("mean:Q", format=".1f")],
+            tooltip=_tips("defense:N", "attack:N", alt.Tooltip("mean:Q", format=".1f")),
         )
         scale = alt.Scale(domain=[0, 1], range=list(CIVIDIS))
         ink = alt.condition(f"datum.shade > {LIGHT_FROM}", alt.value(DARK), alt.value(LIGHT))
@@ -473,12 +485,12 @@ def _curves(tables: Tables, rows: Sequence[Row], axis: str, text: str) -> Figure
         y = alt.Y("mean:Q", title="%", scale=alt.Scale(domain=[0, 100]), axis=alt.Axis(values=[0, 50, 100]))
         dashes = alt.Scale(domain=[True, False], range=[[1, 0], [2, 2]])
         layers = alt.layer(
-            *_if_any(rows, base.mark_area(opacity=0.2).encode(y="low:Q", y2="high:Q")),
+            *_if_any(rows, base.mark_area(opacity=0.2).encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q"))),
             base.mark_line().encode(y=y, strokeDash=alt.StrokeDash("given:N", legend=None, scale=dashes)),
             base.mark_point(size=9).encode(
                 y=y,
                 shape=alt.Shape("measure:N", title=None, scale=alt.Scale(domain=titles)),
-                tooltip=_tips("defense:N", alt.Tooltip("at:N", title=axis), "measure:N"),
+                tooltip=_full_tips("defense:N", alt.Tooltip("at:N", title=axis), "measure:N"),
             ),
         ).properties(width=width, height=SMALL_HEIGHT)
         return layers.facet(alt.Facet("defense:N", sort=order, title=None), columns=columns)
@@ -514,11 +526,13 @@ def spread(tables: Tables) -> Figure | None:
         tips = [alt.Tooltip(f"{name}:Q", format=".1f") for name in (*parts, "mean")]
         x = alt.X("lowest:Q", title="DER of settings, %", scale=alt.Scale(zero=False))
         return alt.layer(
-            unchanged.mark_rule(**DASHED).encode(x="unchanged:Q"),
-            base.mark_rule(strokeWidth=0.6).encode(x=x, x2="highest:Q"),
-            base.mark_rule(strokeWidth=4, color=BLUE, opacity=0.55).encode(x="low:Q", x2="high:Q"),
+            unchanged.mark_rule(**DASHED).encode(x=alt.X("unchanged:Q")),
+            base.mark_rule(strokeWidth=0.6).encode(x=x, x2=alt.X2("highest:Q")),
+            base.mark_rule(strokeWidth=4, color=BLUE, opacity=0.55).encode(
+                x=alt.X("low:Q"), x2=alt.X2("high:Q")
+            ),
             base.mark_point(size=16).encode(
-                x="median:Q", color=alt.value("black"), tooltip=["defense:N", *tips, "settings:Q"]
+                x=alt.X("median:Q"), color=alt.value("black"), tooltip=_tips("defense:N", *tips, "settings:Q")
             ),
         ).properties(width=width, height=ROW * len(rows))
 
@@ -561,20 +575,22 @@ def cost(tables: Tables, measure: str) -> Figure | None:
         front = base.transform_filter(f"datum.role === '{FRONT}'")
         layers = [
             front.mark_line(interpolate="step-after", strokeDash=[2, 2], strokeWidth=0.8, color=RED).encode(
-                y=up("mean"), order="seconds:Q"
+                y=up("mean"), order=alt.Order("seconds:Q")
             ),
-            *_if_any(rows, base.mark_rule(opacity=0.45).encode(y=up("low"), y2="high:Q", color=color)),
+            *_if_any(
+                rows, base.mark_rule(opacity=0.45).encode(y=up("low"), y2=alt.Y2("high:Q"), color=color)
+            ),
             base.mark_point(size=24).encode(
                 y=up("mean"),
                 color=color,
                 shape=alt.Shape("role:N", title=None, scale=shapes),
-                tooltip=_tips("defense:N", alt.Tooltip("seconds:Q", format=".3~s"), "role:N"),
+                tooltip=_full_tips("defense:N", alt.Tooltip("seconds:Q", format=".3~s"), "role:N"),
             ),
         ]
         for align, dx in (("left", 4), ("right", -4)):
             here = base.transform_filter(f"datum.align === '{align}'")
             text_mark = here.mark_text(align=_align(align), dx=dx, baseline="middle")
-            layers.append(text_mark.encode(y=up("label"), text="defense:N"))
+            layers.append(text_mark.encode(y=up("label"), text=alt.Text("defense:N")))
         return _with_choice(alt.layer(*layers)).properties(width=width, height=height)
 
     return Figure(draw, text)

@@ -5,6 +5,7 @@ their colours from a configuration, ``page/vega.json``, so that the page can set
 All text has one weight, for a PDF with two faces of a font has them in an order that differs from run to run.
 """
 
+import dataclasses
 import functools
 import json
 import re
@@ -29,7 +30,8 @@ Chart = Any
 Spec = dict[str, Any]
 
 
-class Figure(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Figure:
     """A figure of a report.
 
     Attributes:
@@ -46,13 +48,12 @@ class Figure(NamedTuple):
     columns: int = 1
     nothing: bool = False
 
-    @property
+    @functools.cached_property
     def spec(self) -> Spec:
         """Its Vega-Lite specification, at about its width on paper: the page fits it into its own place."""
-        return self.of_width(self._panel)
+        return self._drawn(self._panel)
 
-    def of_width(self, width: float) -> Spec:
-        """Return its Vega-Lite specification for the width of a panel, points."""
+    def _drawn(self, width: float) -> Spec:
         # Tests hold all figures against Vega-Lite's schema; doing so takes ten times as long as the rest.
         return dict(self.draw(width).to_dict(validate=False))
 
@@ -60,14 +61,22 @@ class Figure(NamedTuple):
     def fitted(self) -> Spec:
         """Its Vega-Lite specification at its width on paper, but for rounding."""
         # What stands beside the panels is as wide as its text, which only the drawing knows.
-        width = self._panel
+        width, spec = self._panel, self.spec
         for _ in range(2):
-            width -= (_size(_svg(self.of_width(width)))[0] - self.inches * POINTS) / self.columns
-        return self.of_width(width)
+            width -= (_size(_svg(spec))[0] - self.inches * POINTS) / self.columns
+            spec = _of_width(spec, width)
+        return self._drawn(width)
 
     @property
     def _panel(self) -> float:
         return (self.inches * POINTS - BESIDE) / self.columns
+
+
+def _of_width(spec: Spec, width: float) -> Spec:
+    """Return ``spec`` with panels of another width; what was placed by the width stays where it was."""
+    if "spec" in spec:  # panels beside each other
+        return spec | {"spec": _of_width(spec["spec"], width)}
+    return spec | {"width": width}
 
 
 class Files(NamedTuple):
