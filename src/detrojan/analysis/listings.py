@@ -276,9 +276,8 @@ def _on_ranks(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return ["No ranks: they take two defenses or more that were planned in the same settings."]
     first = rows[0]
-    notes = [
-        f"Ranked: {first['num_defenses']} defenses over {views.counted(first['num_settings'], 'setting')}."
-    ]
+    ranked = views.counted(first["num_defenses"], "defense")
+    notes = [f"Ranked: {ranked} over {views.counted(first['num_settings'], 'setting')}."]
     if first["num_incomplete"]:
         left_out = views.counted(first["num_incomplete"], "setting")
         notes.append(f"Left out, as not every ranked defense was planned there: {left_out}.")
