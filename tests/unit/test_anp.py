@@ -235,5 +235,5 @@ def test_a_patch_backdoor_is_removed(backdoored):
     defense = load(iterations=50, batch_size=32, lr=0.1)
     after = backdoored.rates(defense(backdoored.model, backdoored.sample, rng=rng.stream("test")))
     assert after[1] < 0.2 < 0.9 < before[1]
-    assert after[0] > before[0] - 0.1
+    assert after[0] > before[0] - 0.03
     assert after[2] > 0.8

@@ -146,8 +146,8 @@ def test_removes_a_patch_without_knowing_it(backdoored):
     clean = dataclasses.replace(backdoored.sample, triggered=None)
     repaired = defend(GradPruneInverted(**settings), backdoored.model, clean)
     repaired_accuracy, repaired_asr, recovered = backdoored.rates(repaired)
-    assert repaired_asr < 0.3
-    assert recovered > 0.7
+    assert repaired_asr < 0.1
+    assert recovered > 0.9
     assert repaired_accuracy > accuracy - 0.05
     assert clean.chosen["trigger_label"][0] == 0
     # What was removed is still gone after the last round.

@@ -101,8 +101,8 @@ def test_removes_a_patch_and_says_which_class(backdoored):
     tuning = {"epochs": 20, "batch_size": 16, "lr": 0.02}
     repaired = defend(NC(**QUICK, **tuning), backdoored.model, backdoored.sample)
     repaired_accuracy, repaired_asr, recovered = backdoored.rates(repaired)
-    assert repaired_asr < 0.3
-    assert recovered > 0.7
+    assert repaired_asr < 0.1
+    assert recovered > 0.85
     assert repaired_accuracy > accuracy - 0.05
     chosen = backdoored.sample.chosen
     assert chosen["flagged"][0] == 0
@@ -113,7 +113,7 @@ def test_removes_a_patch_and_says_which_class(backdoored):
     assert json.loads(json.dumps(chosen)) == chosen
     # The stamps are what removes it: as much plain fine-tuning leaves the backdoor open.
     plain = registry.load("defenses", "ft", tuning)
-    assert backdoored.rates(defend(plain, backdoored.model, backdoored.sample))[1] > 0.7
+    assert backdoored.rates(defend(plain, backdoored.model, backdoored.sample))[1] > 0.8
 
 
 def test_every_image_is_used(toy_model, sample, monkeypatch):

@@ -217,10 +217,8 @@ def test_an_epoch_costs_a_pass_each_way(sensitive, red_sample):
 
 def test_a_patch_backdoor_is_weakened(backdoored):
     before = backdoored.rates(backdoored.model)
-    # The accuracy is that of 100 images: at most five of them may be lost, not two.
-    repaired = load(max_drop=0.05)(backdoored.model, backdoored.sample, rng=rng.stream("test"))
-    after = backdoored.rates(repaired)
+    after = backdoored.rates(load()(backdoored.model, backdoored.sample, rng=rng.stream("test")))
     assert 0 < backdoored.sample.chosen["num_pruned"] < 30
     assert after[1] < 0.3 < 0.9 < before[1]
-    assert after[0] > before[0] - 0.1
+    assert after[0] > before[0] - 0.05
     assert after[2] > 0.6
