@@ -61,10 +61,9 @@ class Figure:
     def fitted(self) -> Spec:
         """Its Vega-Lite specification at its width on paper, but for rounding."""
         # What stands beside the panels is as wide as its text, which only the drawing knows.
-        width, spec = self._panel, self.spec
+        width = self._panel
         for _ in range(2):
-            width -= (_size(_svg(spec))[0] - self.inches * POINTS) / self.columns
-            spec = _of_width(spec, width)
+            width -= (_size(_svg(_of_width(self.spec, width)))[0] - self.inches * POINTS) / self.columns
         return self._drawn(width)
 
     @property
