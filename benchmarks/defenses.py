@@ -15,27 +15,22 @@ methods take many minutes on a CPU: name the ones you mean, or shorten them.
 """
 
 import argparse
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 import yaml
-from torch.nn import functional as F
 
-from detrojan import data, inference, models, poisoning, registry, sampling, training
+import scenes  # beside this file
+from detrojan import registry
 from detrojan import rng as streams
 from detrojan.config import shipped
 from detrojan.cost import Cost, device_name, meter
-from detrojan.data import DatasetInfo, DefenderSample, ImageSet
+from detrojan.data import DefenderSample
 from detrojan.defenses.base import Defense
 from detrojan.errors import DivergedError, NotApplicableError
-from detrojan.labels import LabelMap
 from detrojan.models.base import Classifier
-from detrojan.settings import NO_AUGMENTATION, Optimization
-
-LABELS = LabelMap(0)
 
 
 class Sizes(NamedTuple):
@@ -238,28 +233,14 @@ def prediction(
 # --- what it costs ----------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass
-class Scene:
-    """A backdoored model on the device, and what a defender may hold.
-
-    Attributes:
-        model: the classifier.
-        sample: the defender's images, with triggered copies.
-        acc, asr: of the untouched model, in [0, 1].
-    """
-
-    model: Classifier
-    sample: DefenderSample
-    acc: float
-    asr: float
-
-
 def main() -> None:
     """Print a row for each defense."""
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scene = _scene(arguments, device)
+    settings = {"width": arguments.width} if arguments.architecture == "preactresnet18" else {}
+    images = scenes.Images(arguments.side, arguments.classes)
+    scene = scenes.backdoored(arguments.architecture, settings, images, device, spc=arguments.spc)
     sizes = Sizes(len(scene.sample.train), len(scene.sample.validation), arguments.classes)
     print(
         f"{arguments.architecture}, {arguments.side}x{arguments.side} px, {sizes.classes} classes, "
@@ -270,7 +251,7 @@ def main() -> None:
     heads = f"{'predicted':>12} {'ratio':>6}"
     print(f"{'defense':20} {'seconds':>8} {'MB':>6} {'forward':>10} {heads} {'backward':>10} {heads}")
     for name in arguments.methods:
-        given = _given(name, scene.sample, device)
+        given = scene.given(name)
         defense = registry.load("defenses", name, _settings(arguments, name))
         with meter(device) as cost:
             failure = _run(defense, scene.model, given)
@@ -307,52 +288,6 @@ def _settings(arguments: argparse.Namespace, name: str) -> dict[str, Any]:
     """Return the settings of a method that are not its class's: the shipped ones, then the command line's."""
     settings = shipped("defenses", name).resolve({"architecture": arguments.architecture})
     return settings | {field: value for method, field, value in arguments.settings if method == name}
-
-
-def _scene(arguments: argparse.Namespace, device: torch.device) -> Scene:
-    """Train a classifier with a backdoor, in seconds, and draw the defender's sample."""
-    train, pool, test = (
-        _images(arguments, part, per_class)
-        for part, per_class in (("train", 100), ("pool", arguments.spc), ("test", 20))
-    )
-    attack = registry.load("attacks", "badnets", {"side": 8})  # a small patch takes longer to be learned
-    trigger = attack.learn_trigger(train, rng=streams.stream("benchmark trigger"))
-    rows = poisoning.poison(attack, trigger, train, 0.1, LABELS, rng=streams.stream("benchmark poison"))
-    settings = {"width": arguments.width} if arguments.architecture == "preactresnet18" else {}
-    info = train.info
-    build = models.Build(arguments.architecture, settings, train.num_classes, info.mean, info.std)
-    with streams.global_stream(streams.stream("benchmark model")):
-        model = models.build(build).place(device)
-    optimization = Optimization(epochs=5, batch_size=32, lr=0.05)
-    rng = streams.stream("benchmark training")
-    training.fit(model, train.replaced(rows).to(device), optimization, rng=rng)
-    samples = sampling.draw_samples(pool, "benchmark", arguments.spc, [0])
-    sample = dataclasses.replace(samples[0], triggered=poisoning.stamp(attack, trigger, samples)[0])
-    stamped = poisoning.triggered_test(attack, trigger, test, LABELS)
-    acc, asr = (inference.evaluate(model, images.to(device))[0] for images in (test, stamped))
-    return Scene(model, sample, acc, asr)
-
-
-def _images(arguments: argparse.Namespace, part: str, per_class: int) -> ImageSet:
-    """Return noise around a blurred pattern of each class, which the parts share."""
-    side, count = arguments.side, arguments.classes
-    info = DatasetInfo(side, side, tuple(map(str, range(count))), (0.5,) * 3, (0.25,) * 3, NO_AUGMENTATION)
-    patterns = torch.rand(count, 3, 4, 4, generator=streams.stream("benchmark patterns"))
-    patterns = F.interpolate(patterns, size=(side, side), mode="bilinear")
-    labels = torch.arange(count).repeat(per_class)
-    noise = torch.randn(len(labels), 3, side, side, generator=streams.stream("benchmark", part))
-    pixels = data.to_uint8(0.3 + 0.35 * patterns[labels] + 0.1 * noise)
-    return ImageSet.clean(pixels, labels, torch.arange(len(labels)), info)
-
-
-def _given(name: str, sample: DefenderSample, device: torch.device) -> DefenderSample:
-    """Return what the method's threat model allows it, on the device, with nothing noted yet."""
-    threat_model = registry.threat_model("defenses", name)
-    if threat_model == "data_free":
-        nothing = data.empty(sample.train.num_classes)
-        return DefenderSample(nothing, nothing)
-    triggered = sample.triggered if threat_model == "known_trigger" else None
-    return dataclasses.replace(sample, triggered=triggered, chosen={}).to(device)
 
 
 def _run(defense: Defense, model: Classifier, sample: DefenderSample) -> str:

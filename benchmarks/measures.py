@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from plan import DATASETS, HEADS, NUM_DRAWS, Images, run
 
 from detrojan import artifacts, grid, paths, registry, study_files
 from detrojan.cells import NO_METHOD, Shard
 from detrojan.evaluation import PREDICTIONS
+from plan import DATASETS, HEADS, NUM_DRAWS, Images, run
 
 NUM_FILES = 5  # of different predictions; the shards take turns
 STUDY = {

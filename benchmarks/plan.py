@@ -543,7 +543,6 @@ class Assumptions:
     def _defend_s(self, method: str, architecture: str, dataset: str, spc: int) -> float:
         """Return what a draw takes, by the image passes that the method should need, at most."""
         import defenses  # beside this file
-
         from detrojan.repair.inversion import PIXELS, TriggerInversion
         from detrojan.sampling import num_validation
 

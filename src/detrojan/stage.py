@@ -47,7 +47,7 @@ def run(snakemake: Any) -> Iterator[Cell]:
     # A rule without a log of its own adds to an earlier one's: a large study then has one a shard.
     log = Path(snakemake.log[0] if snakemake.log else snakemake.params.log)
     _log_to(log, mode="w" if snakemake.log else "a")
-    _configure_torch(snakemake.threads)
+    configure_torch(snakemake.threads)
     where = f"rule {snakemake.rule}, {cell}" if str(cell) else f"rule {snakemake.rule}"
     diary = Diary(snakemake.rule, cell.axes, str(log))
     limits = snakemake.resources
@@ -110,7 +110,7 @@ def _log_to(path: Path, *, mode: str) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[file, terminal], force=True)
 
 
-def _configure_torch(threads: int) -> None:
+def configure_torch(threads: int) -> None:
     """Make torch deterministic and give it the job's threads, if the script has imported it at all."""
     if "torch" not in sys.modules:
         return

@@ -1,19 +1,17 @@
 """The cost that the benchmark predicts for each defense, against numbers worked out by hand."""
 
 import dataclasses
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+import defenses as benchmark
 from detrojan import poisoning, registry, rng, sampling
 from detrojan.defenses.base import Defense
+from scenes import Scene
 
 CPU = torch.device("cpu")
-FILE = Path(__file__).parents[2] / "benchmarks" / "defenses.py"
 # The sixteen methods of the survey (arXiv 2411.11200), and Grad-Prune with its variant.
 METHODS = (
     *("ft", "fp", "nad", "anp", "awn", "bnp", "clp", "fst", "ft_sam"),
@@ -24,26 +22,16 @@ BOUNDS = {"rnp", "sau", "npd", "nc", "grad_prune", "grad_prune_inverted"}  # the
 CIFAR10_SPC_10, CIFAR10_SPC_100, GTSRB_SPC_100 = (90, 10, 10), (900, 100, 10), (3870, 430, 43)
 
 
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark_defenses", FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
-
-
-def predict(benchmark, name, sizes, chosen=None, **settings):
+def predict(name, sizes, chosen=None, **settings):
     return benchmark.prediction(
         name, benchmark.Sizes(*sizes), registry.load("defenses", name, settings), chosen
     )
 
 
-def test_every_method_has_a_formula(benchmark):
+def test_every_method_has_a_formula():
     assert set(benchmark.FORMULAS) == set(METHODS)
     for name in set(METHODS) & set(registry.names("defenses")):
-        passes = predict(benchmark, name, CIFAR10_SPC_10)
+        passes = predict(name, CIFAR10_SPC_10)
         assert all(math.isfinite(count) and count >= 0 for count in passes[:2]), name
         assert (passes.forward == 0) == (registry.threat_model("defenses", name) == "data_free"), name
 
@@ -97,16 +85,16 @@ def test_every_method_has_a_formula(benchmark):
         ("ibau", CIFAR10_SPC_100, {}, {}, 5 * (3000 + 4 * 256 + 2 * (2000 + 4 * 256 * 7))),
     ],
 )
-def test_costs_by_hand(benchmark, name, sizes, settings, chosen, total):
+def test_costs_by_hand(name, sizes, settings, chosen, total):
     if name not in registry.names("defenses"):
         pytest.skip(f"{name} is not there yet")
-    passes = predict(benchmark, name, sizes, chosen, **settings)
+    passes = predict(name, sizes, chosen, **settings)
     # A backward pass costs as much as two forward passes.
     assert passes.forward + 2 * passes.backward == pytest.approx(total)
     assert passes.bound == (name in BOUNDS)
 
 
-def test_a_method_without_a_formula_has_none(benchmark):
+def test_a_method_without_a_formula_has_none():
     assert benchmark.prediction("my_method", benchmark.Sizes(90, 10, 10), Defense()) is None
     cost = benchmark.Cost(1.0, 2**20, 7, 3)
     assert benchmark._row(cost, None).split() == ["1.0", "1", "7", "n/a", "n/a", "3", "n/a", "n/a"]
@@ -115,11 +103,11 @@ def test_a_method_without_a_formula_has_none(benchmark):
 @pytest.mark.parametrize(
     ("passes", "predicted", "text"), [(5, 10, "0.50"), (0, 0, "1.00"), (3, 0, "inf"), (3, None, "n/a")]
 )
-def test_ratios(benchmark, passes, predicted, text):
+def test_ratios(passes, predicted, text):
     assert benchmark._ratio(passes, predicted) == text
 
 
-def test_bounds_are_marked(benchmark):
+def test_bounds_are_marked():
     cost = benchmark.Cost(2.0, 3 * 2**20, 40, 20)
     row = benchmark._row(cost, benchmark.Passes(80, 20, bound=True))
     assert row.split() == ["2.0", "3", "40", "<=", "80", "0.50", "20", "<=", "20", "1.00"]
@@ -150,7 +138,7 @@ SHORT = {
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_the_meter_finds_what_is_predicted(benchmark, name, toy_model, toy_images):
+def test_the_meter_finds_what_is_predicted(name, toy_model, toy_images):
     """Within a fifth, but for passes over the sample that show what the model is before and after."""
     if name not in registry.names("defenses"):
         pytest.skip(f"{name} is not there yet")
@@ -158,7 +146,7 @@ def test_the_meter_finds_what_is_predicted(benchmark, name, toy_model, toy_image
     attack = registry.load("attacks", "badnets")
     trigger = attack.learn_trigger(samples[0].train, rng=rng.stream("trigger"))
     sample = dataclasses.replace(samples[0], triggered=poisoning.stamp(attack, trigger, samples)[0])
-    given = benchmark._given(name, sample, CPU)
+    given = Scene(toy_model, sample, acc=1.0, asr=1.0).given(name)
     defense = registry.load("defenses", name, SHORT.get(name, {}))
     with benchmark.meter(CPU) as cost:
         assert benchmark._run(defense, toy_model, given) == ""

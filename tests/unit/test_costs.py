@@ -1,21 +1,19 @@
 """The table of costs: which row holds, what is asked of schedulers, and what finished runs teach it."""
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+import plan as benchmark
 from detrojan import artifacts, costs, models, provenance, registry
 from detrojan.analysis import collect
 from detrojan.cells import Draws
 from detrojan.costs import Costs, Estimate, Key, Row
 from detrojan.tables import NOT_APPLICABLE, OK
 
-ROOT = Path(__file__).parents[2]
 HEAD = ",".join(costs.COLUMNS)
 GPU = "NVIDIA A100-SXM4-40GB"
 SHARD = {"defense": "ft", "architecture": "net", "dataset": "digits", "spc": 10, "draws": Draws(0, 4)}
@@ -174,15 +172,7 @@ def test_a_slow_method_with_many_images_gets_more_time_than_a_quick_one_with_few
 
 @pytest.fixture(scope="module")
 def assumptions():
-    file = ROOT / "benchmarks" / "plan.py"
-    spec = importlib.util.spec_from_file_location("benchmark_plan", file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path.insert(0, str(file.parent))  # it imports its neighbour
-    spec.loader.exec_module(module)
-    yield module.Assumptions()
-    sys.path.remove(str(file.parent))
-    del sys.modules[spec.name]
+    return benchmark.Assumptions()
 
 
 def test_what_is_assumed_is_what_the_benchmark_works_out(shipped, assumptions):

@@ -26,7 +26,7 @@ def train_all():
 JOB = """
 import json, sys
 from detrojan import stage
-stage._configure_torch(1)
+stage.configure_torch(1)
 trained = train_all()
 modes = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 print(json.dumps([trained, modes, sorted(sys.modules)]))

@@ -24,7 +24,7 @@ from detrojan.data import DatasetInfo, ImageSet
 from detrojan.labels import LabelMap
 from detrojan.settings import Augmentation
 
-stage._configure_torch(1)
+stage.configure_torch(1)
 name = sys.argv[1]
 augmentation = Augmentation(crop_padding=2, flip=True)
 info = DatasetInfo(16, 16, tuple("abcd"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.2), augmentation)
