@@ -10,9 +10,10 @@ import hashlib
 import json
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from detrojan import __version__
 from detrojan.registry import PACKAGE
 
 
@@ -100,9 +101,14 @@ def git_commit() -> str:
 
 @functools.cache
 def versions() -> str:
-    """Return the versions that a result may depend on, as JSON."""
-    packages = ("detrojan", "torch", "torchvision", "numpy", "pillow")
-    return json.dumps({"python": platform.python_version()} | {name: version(name) for name in packages})
+    """Return the versions that a result may depend on, as JSON; null for a package that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version(), PACKAGE.name: __version__}
+    for name in ("torch", "torchvision", "numpy", "pillow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return json.dumps(found)
 
 
 def origin(code: str) -> dict[str, str]:
