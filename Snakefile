@@ -2,7 +2,8 @@
 
 import pathlib
 
-from detrojan import grid, paths, planning, study_files
+from detrojan import paths
+from detrojan.study import feasibility, files, grid
 
 # Another study replaces the default one; `--config` alone changes it.
 if not workflow.overwrite_configfiles:
@@ -10,9 +11,9 @@ if not workflow.overwrite_configfiles:
     configfile: "config/config.yaml"
 
 
-study = study_files.load_study(config)
+study = files.load_study(config)
 if workflow.is_main_process:
-    planning.check(study)
+    feasibility.check(study)
 
 
 include: "rules/common.smk"
@@ -29,7 +30,7 @@ localrules:
 
 
 onstart:
-    study_files.keep(config, pathlib.Path(paths.RESULTS))
+    files.keep(config, pathlib.Path(paths.RESULTS))
 
 
 rule all:

@@ -22,12 +22,15 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 
-from detrojan import artifacts, grid, registry, study_files
-from detrojan.analysis import bootstrap, collect, derived, report
-from detrojan.analysis.measures import relative
-from detrojan.analysis.views import Tables
+from detrojan import registry
+from detrojan.analysis.report import report
+from detrojan.analysis.report.views import Tables
+from detrojan.analysis.statistics import bootstrap, collect, derived
+from detrojan.analysis.statistics.relative import relative
 from detrojan.cells import CELL_AXES, NO_METHOD
-from detrojan.tables import OK
+from detrojan.storage import artifacts
+from detrojan.storage.columns import OK
+from detrojan.study import files, grid
 
 SURVEY = Path(__file__).parents[1] / "config" / "survey.yaml"
 LEVELS = {"settings": ["setting"], "models": ["seed"], "draws": ["draw"]}
@@ -38,7 +41,7 @@ NOISES: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] 
 }
 
 
-def made_up(study: study_files.Study, seed: int = 0) -> pa.Table:
+def made_up(study: files.Study, seed: int = 0) -> pa.Table:
     """Return random results for every cell of a study, as a table of the schema ``CELLS``."""
     rows = [
         (*shard.model, shard.defense, shard.spc, draw)
@@ -92,7 +95,7 @@ def timed(name: str, work: Callable[[], Any]) -> Any:
 
 def survey(into: Path) -> None:
     """Make up results for the whole survey, and analyse them."""
-    study = study_files.load_study(yaml.safe_load(SURVEY.read_text()))
+    study = files.load_study(yaml.safe_load(SURVEY.read_text()))
     print(f"{'':<24}{'wall, s':>10}{'CPU, s':>10}{'peak, MB':>10}")
     cells = timed("results made up", lambda: made_up(study))
     print(f"{cells.num_rows:,} cells")

@@ -2,11 +2,12 @@
 
     python benchmarks/defenses.py --settings anp.iterations=100 nc.inversion_epochs=10
 
-An image pass is one image through the whole network, forward or backward, as ``detrojan.cost.meter``
-counts it and ``cells.parquet`` has it. The prediction is a formula of the method's settings and of the
-sizes of the defender's sample, from the steps that the method's paper describes and no cache can spare.
-A ratio well above 1 is work that the method does not need. Where the run itself decides (early stops,
-rounds of pruning), the formula takes what the method noted that it chose, or is an upper bound, marked <=.
+An image pass is one image through the whole network, forward or backward, as
+``detrojan.learning.meter`` counts it and ``cells.parquet`` has it. The prediction is a formula of the
+method's settings and of the sizes of the defender's sample, from the steps that the method's paper
+describes and no cache can spare. A ratio well above 1 is work that the method does not need. Where the run
+itself decides (early stops, rounds of pruning), the formula takes what the method noted that it chose, or
+is an upper bound, marked <=.
 
 Seconds and memory are those of one run. On a shared machine they mean little by themselves; on a CPU, the
 memory is that of the whole process, torch included. The model is small, and backdoored in a few seconds on
@@ -25,12 +26,12 @@ import yaml
 import scenes  # beside this file
 from detrojan import registry
 from detrojan import rng as streams
-from detrojan.config import shipped
-from detrojan.cost import Cost, device_name, meter
-from detrojan.data import DefenderSample
 from detrojan.defenses.base import Defense
 from detrojan.errors import DivergedError, NotApplicableError
+from detrojan.images import DefenderSample
+from detrojan.learning.meter import Cost, device_name, meter
 from detrojan.models.base import Classifier
+from detrojan.study.schema import shipped
 
 
 class Sizes(NamedTuple):

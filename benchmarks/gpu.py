@@ -31,8 +31,10 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells the te
 
 import torch
 
-from detrojan import provenance, registry, stage
-from detrojan.cost import device_name
+from detrojan import registry
+from detrojan.learning import determinism
+from detrojan.learning.meter import device_name
+from detrojan.storage import provenance
 from gpu_parts import loop, prices, runs, study
 from gpu_parts.bench import Bench
 from gpu_parts.budget import Budget
@@ -56,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() and not asked.tiny else "cpu")
     if device.type == "cpu" and not asked.tiny:
         sys.exit("benchmarks/gpu.py: torch sees no GPU; --tiny tries the check itself on a CPU")
-    stage.configure_torch(1 if asked.tiny else os.cpu_count() or 1)
+    determinism.configure(1 if asked.tiny else os.cpu_count() or 1)
     record = Record(asked.into)
     budget = Budget(60 * minutes, STARTED)
     bench = Bench(device, asked.tiny, budget, record, asked.data, _architectures(asked.tiny, record))

@@ -1,4 +1,4 @@
-"""Measures what `python -m detrojan.measure` takes for a study of so many shards.
+"""Measures what `python -m detrojan.commands.measure` takes for a study of so many shards.
 
     python benchmarks/measures.py cifar10 tiny_imagenet --shards 1000
 
@@ -18,9 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from detrojan import artifacts, grid, paths, registry, study_files
+from detrojan import paths, registry
 from detrojan.cells import NO_METHOD, Shard
-from detrojan.evaluation import PREDICTIONS
+from detrojan.stages.evaluate import PREDICTIONS
+from detrojan.storage import artifacts
+from detrojan.study import files as study_files
+from detrojan.study import grid
 from plan import DATASETS, HEADS, NUM_DRAWS, Images, run
 
 NUM_FILES = 5  # of different predictions; the shards take turns
@@ -55,7 +58,7 @@ def main() -> None:
     for name in asked.datasets:
         with tempfile.TemporaryDirectory() as folder:
             count = _write(Path(folder, "results"), asked.shards, DATASETS[name])
-            taken = run([sys.executable, "-m", "detrojan.measure"], Path(folder))
+            taken = run([sys.executable, "-m", "detrojan.commands.measure"], Path(folder))
             table = Path(folder, "results/tables/measures.parquet")
             rows, size = pq.read_metadata(table).num_rows, table.stat().st_size / 1e6
         each = 1000 * taken.cpu / count

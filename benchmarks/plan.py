@@ -24,11 +24,13 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from detrojan import costs, plan, registry
-from detrojan.config import shipped
-from detrojan.costs import Costs, Estimate, Key, Row
+from detrojan import registry
+from detrojan.commands import plan
 from detrojan.settings import Optimization
-from detrojan.study_files import load_study
+from detrojan.study.files import load_study
+from detrojan.study.schema import shipped
+from detrojan.workflow import job_costs
+from detrojan.workflow.job_costs import Costs, Estimate, Key, Row
 
 ROOT = Path(__file__).parents[1]
 
@@ -255,8 +257,8 @@ def _predictions_size(images: Images, acc: float, asr: float) -> tuple[int, int]
     import numpy as np
     import pyarrow as pa
 
-    from detrojan import artifacts
-    from detrojan.evaluation import PREDICTIONS
+    from detrojan.stages.evaluate import PREDICTIONS
+    from detrojan.storage import artifacts
 
     rng = np.random.default_rng(0)
     labels = rng.integers(0, images.num_classes, images.num_test)
@@ -294,11 +296,11 @@ def aggregation(arguments: argparse.Namespace) -> None:
 
 
 def _write_metrics(folder: Path, shards: int) -> None:
-    from detrojan import artifacts, provenance
-    from detrojan.analysis.collect import NOTHING_MEASURED
+    from detrojan.analysis.statistics.collect import NOTHING_MEASURED
     from detrojan.cells import Draws, Model, Shard
-    from detrojan.evaluation import METRICS
-    from detrojan.tables import cell_key
+    from detrojan.stages.evaluate import METRICS
+    from detrojan.storage import artifacts, provenance
+    from detrojan.storage.columns import cell_key
 
     origin = provenance.origin("0" * 16)
     names = registry.names("defenses")
@@ -319,8 +321,8 @@ def gather(arguments: argparse.Namespace) -> None:
     """Make the table of cells and those that follow from it, as the rule ``aggregate`` does."""
     import pyarrow as pa
 
-    from detrojan import artifacts
-    from detrojan.analysis import collect, derived
+    from detrojan.analysis.statistics import collect, derived
+    from detrojan.storage import artifacts
 
     cells = collect.cells(sorted(arguments.folder.glob("*.parquet")))
     cells = collect.completed(cells, pa.Table.from_pylist([], schema=collect.MODELS))
@@ -437,7 +439,7 @@ class Assumptions:
     def _add(self, key: Key, seconds: float, memory_mb: float, disk_mb: float, device: str = DEVICE) -> None:
         """Add a row. Its seconds get two digits: an assumption has no more."""
         estimate = Estimate(float(f"{seconds:.2g}"), float(f"{memory_mb:.2g}"), float(f"{disk_mb:.3g}"))
-        self.rows[key] = Row(key, estimate, device, costs.ASSUMED)
+        self.rows[key] = Row(key, estimate, device, job_costs.ASSUMED)
 
     def _before(self, dataset: str) -> None:
         """Add what comes before training: data set, samples, triggers and what is stamped with them."""
@@ -543,8 +545,8 @@ class Assumptions:
     def _defend_s(self, method: str, architecture: str, dataset: str, spc: int) -> float:
         """Return what a draw takes, by the image passes that the method should need, at most."""
         import defenses  # beside this file
-        from detrojan.repair.inversion import PIXELS, TriggerInversion
-        from detrojan.sampling import num_validation
+        from detrojan.defenses._parts.inversion import PIXELS, TriggerInversion
+        from detrojan.stages.sampling import num_validation
 
         images, network = DATASETS[dataset], self.networks[architecture, dataset]
         settings = shipped("defenses", method).resolve({"architecture": architecture, "dataset": dataset})
@@ -604,7 +606,7 @@ def _arguments() -> argparse.Namespace:
     command("predictions", predictions)
     command("aggregation", aggregation).add_argument("--shards", nargs="+", type=int, default=[1000, 4000])
     command("gather", gather).add_argument("folder", type=Path)
-    command("assume", assume).add_argument("--table", type=Path, default=costs.TABLE)
+    command("assume", assume).add_argument("--table", type=Path, default=job_costs.TABLE)
     return parser.parse_args()
 
 

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from detrojan import data, inference, models, poisoning, registry, sampling, training
+from detrojan import models, registry
 from detrojan import rng as streams
-from detrojan.data import DatasetInfo, DefenderSample, ImageSet
+from detrojan.images import DatasetInfo, DefenderSample, ImageSet, empty, to_uint8
 from detrojan.labels import LabelMap
+from detrojan.learning import inference, training
 from detrojan.models.base import Classifier
 from detrojan.settings import NO_AUGMENTATION, Augmentation, Optimization
+from detrojan.stages import poisoning, sampling
 
 LABELS = LabelMap(0)
 RGB = tuple[float, float, float]
@@ -34,7 +36,7 @@ class Images(NamedTuple):
         patterns = F.interpolate(patterns, size=(side, side), mode="bilinear")
         labels = torch.arange(count).repeat(per_class)
         noise = torch.randn(len(labels), 3, side, side, generator=streams.stream("benchmark", part))
-        pixels = data.to_uint8(0.3 + 0.35 * patterns[labels] + 0.1 * noise)
+        pixels = to_uint8(0.3 + 0.35 * patterns[labels] + 0.1 * noise)
         return ImageSet.clean(pixels, labels, torch.arange(len(labels)), info)
 
 
@@ -72,7 +74,7 @@ class Scene:
         """Return what a defense's threat model allows it, on the device, with nothing noted yet."""
         threat_model = registry.threat_model("defenses", defense)
         if threat_model == "data_free":
-            nothing = data.empty(self.sample.train.num_classes)
+            nothing = empty(self.sample.train.num_classes)
             return DefenderSample(nothing, nothing)
         triggered = self.sample.triggered if threat_model == "known_trigger" else None
         device = next(self.model.parameters()).device

@@ -19,14 +19,15 @@ import torch
 from torch.nn import functional as F
 
 import scenes  # beside this file
-from detrojan import registry, stage, training
+from detrojan import registry
 from detrojan import rng as streams
 from detrojan.attacks.training_control.base import TrainingControlledAttack
-from detrojan.cost import device_name
-from detrojan.data import DatasetInfo, ImageSet, to_float
+from detrojan.images import DatasetInfo, ImageSet, to_float
+from detrojan.learning import determinism, training
+from detrojan.learning.meter import device_name
 from detrojan.models.base import memory_format
 from detrojan.settings import Augmentation, Optimization
-from detrojan.victim import poisoned_batches
+from detrojan.stages.classifier import poisoned_batches
 
 # What trains differently: an attack that poisons data before training, and those that control it.
 ATTACKS = [
@@ -135,7 +136,7 @@ def compare(step: Step, images: ImageSet, turns: int) -> tuple[float, float]:
 def main() -> None:
     """Print a row for each precision and attack."""
     arguments = _arguments()
-    stage.configure_torch(arguments.threads)
+    determinism.configure(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     count = arguments.images // arguments.batch_size * arguments.batch_size
     images = random_images(count, scenes.Images(arguments.side, arguments.classes)).to(device)

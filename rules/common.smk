@@ -3,11 +3,13 @@ import functools
 
 import snakemake.resources
 
-from detrojan import cells, closing, costs, gpus, paths, provenance, registry, tuning
+from detrojan import cells, paths, registry
 from detrojan.paths import CLEAN_MODEL, MODEL, OWN_TRIGGER, POISONED, SHARD, TRIGGER, UNTOUCHED
-from detrojan.tuning import known_parameters
+from detrojan.storage import provenance
+from detrojan.workflow import closing, gpus, job_costs, snakemake_patches
+from detrojan.workflow.snakemake_patches import known_parameters
 
-tuning.tune()
+snakemake_patches.apply()
 
 # On one machine a job takes one of its GPUs if it has any; on a cluster the profile asks for one. A run
 # with --jobs is a cluster's: its driver's own GPUs, if any, must not hold it up.
@@ -83,13 +85,13 @@ def training_settings(wildcards):
 
 def memory(rule):
     """Return a resource: the memory that a job of ``rule`` asks for, MB, by the table of costs."""
-    return known_parameters(lambda wildcards, attempt: costs.mem_mb(rule, axes(wildcards), attempt))
+    return known_parameters(lambda wildcards, attempt: job_costs.mem_mb(rule, axes(wildcards), attempt))
 
 
 def runtime(rule, units=lambda wildcards: None):
-    """Return a resource: the time limit of a job of ``rule``, minutes; see :mod:`detrojan.costs`."""
+    """Return a resource: the time limit of a job of ``rule``, minutes; see :mod:`detrojan.workflow.job_costs`."""
     return known_parameters(
-        lambda wildcards, attempt: costs.runtime_min(rule, axes(wildcards), attempt, units(wildcards))
+        lambda wildcards, attempt: job_costs.runtime_min(rule, axes(wildcards), attempt, units(wildcards))
     )
 
 

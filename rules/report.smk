@@ -26,7 +26,7 @@ rule aggregate:
         "../scripts/aggregate.py"
 
 
-# Figures and tables beside the page, as `detrojan.analysis.report` writes them.
+# Figures and tables beside the page, as `detrojan.analysis.report.report` writes them.
 FIGURES = ["ranking", "critical_difference", "effect", "heatmap", "spc", "ratio", "consistency", "cost"]
 BY_MEASURE = ["ranking", "comparisons", "heatmap"]
 LISTINGS = ["consistency", "outcomes", "reasons", "models"]
@@ -71,6 +71,6 @@ rule report:
         datasets=study.grid.datasets,
         gate=study.gate.model_dump(),
         draws=[str(draws) for draws in study.grid.draws],
-        code=code("report", beside=sorted((registry.PACKAGE / "analysis/page").iterdir())),
+        code=code("report", beside=sorted((registry.PACKAGE / "analysis/report/page").iterdir())),
     script:
         "../scripts/report.py"

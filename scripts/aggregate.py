@@ -2,14 +2,15 @@
 
 from typing import TYPE_CHECKING
 
-from detrojan import artifacts, stage
-from detrojan.analysis import collect, derived
+from detrojan.analysis.statistics import collect, derived
 from detrojan.settings import Gate
+from detrojan.storage import artifacts
+from detrojan.workflow import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with stage.run(snakemake) as cell:
+with job.run(snakemake) as cell:
     cells = collect.cells(snakemake.input.metrics, snakemake.params.given_up)
     models = collect.models(
         cells,

@@ -2,13 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-from detrojan import artifacts, ingest, registry, stage
+from detrojan import registry
 from detrojan.settings import Augmentation
+from detrojan.stages import ingest
+from detrojan.storage import artifacts
+from detrojan.workflow import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with stage.run(snakemake) as cell:
+with job.run(snakemake) as cell:
     source = registry.load("datasets", snakemake.params.source, snakemake.params.source_settings)
     augmentation = Augmentation(**snakemake.params.augmentation)
     train, held_out, test = ingest.build(

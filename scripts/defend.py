@@ -2,15 +2,18 @@
 
 from typing import TYPE_CHECKING
 
-from detrojan import artifacts, defending, registry, stage, tables
+from detrojan import registry
+from detrojan.stages import defend
+from detrojan.storage import artifacts, columns
+from detrojan.workflow import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with stage.run(snakemake) as cell:
+with job.run(snakemake) as cell:
     defense = registry.load("defenses", cell.defense, snakemake.params.settings)
-    model = artifacts.read_model(snakemake.input.model).place(stage.device())
+    model = artifacts.read_model(snakemake.input.model).place(job.device())
     samples = artifacts.read_samples(snakemake.input.get("sample"), snakemake.input.get("triggered_sample"))
     with artifacts.whole_folder(snakemake.output.defended) as folder:
-        runs = defending.run_shard(defense, model, samples, cell.shard, folder, code=snakemake.params.code)
-        artifacts.write_rows(runs, folder / "runs.parquet", tables.RUNS)
+        runs = defend.run_shard(defense, model, samples, cell.shard, folder, code=snakemake.params.code)
+        artifacts.write_rows(runs, folder / "runs.parquet", columns.RUNS)

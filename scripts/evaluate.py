@@ -3,19 +3,21 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detrojan import artifacts, evaluation, stage
+from detrojan.stages import evaluate
+from detrojan.storage import artifacts
+from detrojan.workflow import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with stage.run(snakemake) as cell:
+with job.run(snakemake) as cell:
     defended = Path(snakemake.input.defended)
-    rows, predictions = evaluation.evaluate(
-        artifacts.read_rows(defended / "runs.parquet", evaluation.RUNS),
+    rows, predictions = evaluate.evaluate(
+        artifacts.read_rows(defended / "runs.parquet", evaluate.RUNS),
         lambda draw: defended / f"draw-{draw}.safetensors",
         artifacts.read_images(snakemake.input.test),
         artifacts.read_images_if_any(snakemake.input.get("triggered")),
-        stage.device(),
+        job.device(),
     )
-    artifacts.write_rows(rows, snakemake.output.metrics, evaluation.METRICS)
+    artifacts.write_rows(rows, snakemake.output.metrics, evaluate.METRICS)
     artifacts.write_predictions(predictions, snakemake.output.predictions)

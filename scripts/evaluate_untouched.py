@@ -3,18 +3,21 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detrojan import artifacts, cells, evaluation, stage
+from detrojan import cells
+from detrojan.stages import evaluate
+from detrojan.storage import artifacts
+from detrojan.workflow import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with stage.run(snakemake) as cell:
-    rows, predictions = evaluation.evaluate(
-        evaluation.untouched_run(cells.untouched(cell.model), stage.device(), snakemake.params.code),
+with job.run(snakemake) as cell:
+    rows, predictions = evaluate.evaluate(
+        evaluate.untouched_run(cells.untouched(cell.model), job.device(), snakemake.params.code),
         lambda draw: Path(snakemake.input.model),
         artifacts.read_images(snakemake.input.test),
         artifacts.read_images_if_any(snakemake.input.get("triggered")),
-        stage.device(),
+        job.device(),
     )
-    artifacts.write_rows(rows, snakemake.output.metrics, evaluation.METRICS)
+    artifacts.write_rows(rows, snakemake.output.metrics, evaluate.METRICS)
     artifacts.write_predictions(predictions, snakemake.output.predictions)

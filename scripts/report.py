@@ -3,15 +3,16 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detrojan import artifacts, stage
-from detrojan.analysis import contact_sheet, report
-from detrojan.analysis.views import Tables
+from detrojan.analysis.report import contact_sheet, report
+from detrojan.analysis.report.views import Tables
 from detrojan.settings import Gate
+from detrojan.storage import artifacts
+from detrojan.workflow import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with stage.run(snakemake) as cell:
+with job.run(snakemake) as cell:
     tables = Tables(*(artifacts.read_table(snakemake.input[name]) for name in Tables._fields))
     sheets = contact_sheet.draw_all(snakemake.params.datasets, tables.models, snakemake.input.examples)
     about = report.of_study(tables, Gate(**snakemake.params.gate), snakemake.params.draws)

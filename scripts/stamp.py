@@ -2,12 +2,15 @@
 
 from typing import TYPE_CHECKING
 
-from detrojan import artifacts, poisoning, registry, stage
+from detrojan import registry
+from detrojan.stages import poisoning
+from detrojan.storage import artifacts
+from detrojan.workflow import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with stage.run(snakemake) as cell:
+with job.run(snakemake) as cell:
     attack = registry.load("attacks", cell.attack, snakemake.params.settings)
     trigger, _ = artifacts.read_tensors(snakemake.input.trigger)
     samples = artifacts.read_samples(snakemake.input.sample)

@@ -3,23 +3,25 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detrojan import artifacts, stage, victim
+from detrojan.stages import classifier
+from detrojan.storage import artifacts
+from detrojan.workflow import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with stage.run(snakemake) as cell:
+with job.run(snakemake) as cell:
     images = artifacts.read_images(snakemake.input.train, snakemake.input.get("poisoned"))
-    trained = victim.train(
+    trained = classifier.train(
         images,
         cell.model,
         architecture=snakemake.params.architecture,
         optimization=snakemake.params.optimization,
         code=snakemake.params.code,
         folder=Path(snakemake.output.model).parent,
-        device=stage.device(),
+        device=job.device(),
     )
     artifacts.write_model(trained.model, snakemake.output.model)
-    artifacts.write_rows(trained.history, snakemake.output.history, victim.HISTORY)
+    artifacts.write_rows(trained.history, snakemake.output.history, classifier.HISTORY)
     artifacts.write_card(cell.axes | trained.card, snakemake.output.card)
     trained.checkpoint.remove()

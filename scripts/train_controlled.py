@@ -3,27 +3,30 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detrojan import artifacts, registry, stage, victim
+from detrojan import registry
 from detrojan.labels import LabelMap
+from detrojan.stages import classifier
+from detrojan.storage import artifacts
+from detrojan.workflow import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with stage.run(snakemake) as cell:
+with job.run(snakemake) as cell:
     attack = registry.load("attacks", cell.attack, snakemake.params.attack)
     trigger, _ = artifacts.read_tensors(snakemake.input.trigger)
-    trained = victim.train(
+    trained = classifier.train(
         artifacts.read_images(snakemake.input.train),
         cell.model,
         architecture=snakemake.params.architecture,
         optimization=snakemake.params.optimization,
         code=snakemake.params.code,
         folder=Path(snakemake.output.model).parent,
-        device=stage.device(),
+        device=job.device(),
         control=attack.control(trigger, LabelMap(**snakemake.params.labels)),
     )
     artifacts.write_tensors(trained.trigger, snakemake.output.trigger)
     artifacts.write_model(trained.model, snakemake.output.model)
-    artifacts.write_rows(trained.history, snakemake.output.history, victim.HISTORY)
+    artifacts.write_rows(trained.history, snakemake.output.history, classifier.HISTORY)
     artifacts.write_card(cell.axes | trained.card, snakemake.output.card)
     trained.checkpoint.remove()

@@ -2,15 +2,18 @@
 
 from typing import TYPE_CHECKING
 
-from detrojan import artifacts, poisoning, registry, rng, stage
+from detrojan import registry, rng
+from detrojan.stages import poisoning
+from detrojan.storage import artifacts
+from detrojan.workflow import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with stage.run(snakemake) as cell:
+with job.run(snakemake) as cell:
     attack = registry.load("attacks", cell.attack, snakemake.params.settings)
-    clean = artifacts.read_images(snakemake.input.train).to(stage.device())
-    model = artifacts.read_model_if_any(snakemake.input.get("model"), stage.device())
+    clean = artifacts.read_images(snakemake.input.train).to(job.device())
+    model = artifacts.read_model_if_any(snakemake.input.get("model"), job.device())
     trigger = attack.learn_trigger(
         clean, model, target=snakemake.params.labels["target"], rng=rng.stream("trigger", *cell.axes.values())
     )

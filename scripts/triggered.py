@@ -2,13 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-from detrojan import artifacts, poisoning, registry, stage
+from detrojan import registry
 from detrojan.labels import LabelMap
+from detrojan.stages import poisoning
+from detrojan.storage import artifacts
+from detrojan.workflow import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
-with stage.run(snakemake) as cell:
+with job.run(snakemake) as cell:
     attack = registry.load("attacks", cell.attack, snakemake.params.settings)
     labels = LabelMap(**snakemake.params.labels)
     trigger, _ = artifacts.read_tensors(snakemake.input.trigger)

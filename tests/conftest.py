@@ -5,7 +5,7 @@ import torch
 
 from detrojan import models
 from detrojan import rng as streams
-from detrojan.data import DatasetInfo, ImageSet
+from detrojan.images import DatasetInfo, ImageSet
 from detrojan.settings import NO_AUGMENTATION
 
 # The tests run side by side, a worker a core.

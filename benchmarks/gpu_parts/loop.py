@@ -7,7 +7,7 @@ from torch.autograd import DeviceType
 
 import scenes
 import train_step
-from detrojan.data import ImageSet
+from detrojan.images import ImageSet
 from detrojan.settings import Optimization
 from gpu_parts.bench import NO_TIME, Bench
 from gpu_parts.budget import OutOfTimeError
@@ -37,9 +37,11 @@ def run(bench: Bench) -> None:
         step = train_step.Step(architecture, settings, attack, 0.1, optimization)
         try:
             with bench.budget.limited():
-                bench.record.add(PART, _row(step, images, seconds, batch_size))
+                row = _row(step, images, seconds, batch_size)
         except OutOfTimeError:
             bench.record.leave_out(PART, f"{attack} on {architecture}, {step.precision}", NO_TIME)
+        else:
+            bench.record.add(PART, row)
 
 
 def _row(step: train_step.Step, images: ImageSet, seconds: float, batch_size: int) -> dict[str, Any]:

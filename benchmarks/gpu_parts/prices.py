@@ -7,9 +7,10 @@ what a defense costs hardly depends on how well a model is trained. What part 3 
 import math
 from collections.abc import Iterator
 
-from detrojan import costs
 from detrojan.cells import NO_METHOD, NO_SAMPLES, Model
-from detrojan.costs import Costs, Key, Run
+from detrojan.commands.costs import Run, learned
+from detrojan.workflow import job_costs
+from detrojan.workflow.job_costs import Costs, Key
 from gpu_parts.study import FIRST, SPC, Work, defend_all, train
 
 PART = "costs"
@@ -50,9 +51,9 @@ def write(work: Work) -> int:
     found = [*_defended(work), *_epochs(work)]
     if not found:
         return 0
-    learned = costs.learned(costs.default(), found)
+    known = learned(job_costs.default(), found)
     # Rows for data sets that nobody measured are left to the table that these are taken into.
-    rows = [row for row in learned.rows.values() if row.measured and row.key.dataset]
+    rows = [row for row in known.rows.values() if row.measured and row.key.dataset]
     Costs(rows, work.bench.record.folder / TABLE).write()
     return len(rows)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from detrojan import artifacts
+from detrojan.storage import artifacts
 
 LONG = pa.schema(
     [

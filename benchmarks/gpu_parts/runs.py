@@ -22,16 +22,19 @@ import torch
 from torch import Tensor, nn
 
 import scenes
-from detrojan import artifacts, inference, poisoning, registry, training
+from detrojan import registry
 from detrojan import rng as streams
 from detrojan.attacks.base import Attack, Trigger
 from detrojan.attacks.training_control.base import TrainingControlledAttack
-from detrojan.config import shipped
-from detrojan.data import Batch, ImageSet
 from detrojan.errors import DivergedError, NotApplicableError
+from detrojan.images import Batch, ImageSet
+from detrojan.learning import inference, training
 from detrojan.models.base import Classifier
 from detrojan.settings import Optimization
-from detrojan.victim import BatchOptions, poisoned_batches
+from detrojan.stages import poisoning
+from detrojan.stages.classifier import BatchOptions, poisoned_batches
+from detrojan.storage import artifacts
+from detrojan.study.schema import shipped
 from gpu_parts.bench import NO_TIME, Bench
 from gpu_parts.budget import OutOfTimeError
 

@@ -22,19 +22,22 @@ import yaml
 from PIL import Image
 
 import scenes
-from detrojan import artifacts, costs, defending, evaluation, ingest, poisoning, registry, sampling, victim
+from detrojan import registry
 from detrojan import rng as streams
-from detrojan.analysis import collect
+from detrojan.analysis.statistics import collect
 from detrojan.attacks.base import Attack, LabelMode, Trigger
 from detrojan.attacks.training_control.base import TrainingControlledAttack
 from detrojan.cells import NO_METHOD, NO_SAMPLES, Draws, Model, Shard, untouched
-from detrojan.config import Study
-from detrojan.data import DefenderSample, ImageSet
 from detrojan.errors import DivergedError
-from detrojan.evaluation import METRICS
+from detrojan.images import DefenderSample, ImageSet
 from detrojan.labels import LabelMap
 from detrojan.models.base import Classifier
-from detrojan.study_files import load_study
+from detrojan.stages import classifier, defend, evaluate, ingest, poisoning, sampling
+from detrojan.stages.evaluate import METRICS
+from detrojan.storage import artifacts
+from detrojan.study.files import load_study
+from detrojan.study.schema import Study
+from detrojan.workflow import job_costs
 from gpu_parts.bench import NO_TIME, Bench
 from gpu_parts.budget import OutOfTimeError
 
@@ -216,7 +219,7 @@ class Work:
                 cards["poisoned"] = poisoning.card(attack, rows, train)
                 train = train.replaced(rows)
         optimization = self.study.optimization(name._asdict()) | {"epochs": epochs}
-        trained = victim.train(
+        trained = classifier.train(
             train,
             name,
             architecture=self.study.method("models", name.architecture, name._asdict()),
@@ -235,9 +238,10 @@ class Work:
             triggered = poisoning.triggered_test(attack, trigger, splits.test, self.labels)
             cards["triggered"] = poisoning.triggered_card(attack, triggered, splits.test, self.labels)
         cards["model"] = trained.card
-        runs = evaluation.untouched_run(untouched(name), self.bench.device, CODE)
-        rows, _ = evaluation.evaluate(runs, lambda draw: path, splits.test, triggered, self.bench.device)
+        runs = evaluate.untouched_run(untouched(name), self.bench.device, CODE)
+        rows, _ = evaluate.evaluate(runs, lambda draw: path, splits.test, triggered, self.bench.device)
         # Only now: a model that is cut off before has no row, and so no cards.
+        self.bench.budget.let_finish()
         for kind, card in cards.items():
             self._note(kind, name, card)
         done = self.trained[name] = Trained(name, path, attack, trigger, triggered)
@@ -271,14 +275,15 @@ class Work:
         samples = {} if data_free else {draw: self._given(trained, defense, spc, draw)}
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             place = trained.model.place(self.bench.device)
-            runs = defending.run_shard(method, place, samples, shard, Path(folder), code=CODE)
-            rows, _ = evaluation.evaluate(
+            runs = defend.run_shard(method, place, samples, shard, Path(folder), code=CODE)
+            rows, _ = evaluate.evaluate(
                 runs,
                 lambda draw: Path(folder, f"draw-{draw}.safetensors"),
                 self.splits[model.dataset].test,
                 trained.triggered,
                 self.bench.device,
             )
+        self.bench.budget.let_finish()
         self._add(rows)
         return rows[0]
 
@@ -373,7 +378,7 @@ def _calibrate(work: Work, whole: float) -> bool:
             for dataset, splits in work.splits.items():
                 model = Model(dataset, FIRST, NO_METHOD, 0.0, 0)
                 optimization = work.study.optimization(model._asdict()) | {"epochs": 2}
-                trained = victim.train(
+                trained = classifier.train(
                     splits.train,
                     model,
                     architecture=work.study.method("models", FIRST, model._asdict()),
@@ -458,5 +463,5 @@ def _by_cost(model: Model, spc: int) -> list[str]:
     axes = model._asdict() | {"spc": spc}
     return sorted(
         registry.names("defenses"),
-        key=lambda name: costs.default().estimate("defend", axes | {"defense": name}).seconds,
+        key=lambda name: job_costs.default().estimate("defend", axes | {"defense": name}).seconds,
     )

@@ -1,7 +1,7 @@
 """What a cell, a model and a shard are, and how their axes are written in paths and tables."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -124,3 +124,13 @@ class Cell:
 def ratio_text(ratio: float) -> str:
     """Return ``ratio`` as paths write it: plain decimals, no exponent, no trailing zeros."""
     return format(Decimal(repr(ratio)).normalize(), "f")
+
+
+def axes_text(axes: Mapping[str, Any]) -> str:
+    """Return ``axes`` as :func:`detrojan.study.site.parse_axes` reads them."""
+    return " ".join(f"{axis}={value_text(value)}" for axis, value in axes.items())
+
+
+def value_text(value: Any) -> str:
+    """Return the value of an axis as paths write it."""
+    return ratio_text(value) if isinstance(value, float) else str(value)

@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from detrojan.cells import NO_METHOD
-from detrojan.tables import OK
+from detrojan.storage.columns import OK
 
 FilePath = str | os.PathLike[str]
 
-# The modules of detrojan.analysis that make the tables; each declares the schema under the table's name.
+# The modules of analysis/statistics/ that make the tables; each declares the schema under the table's name.
 MAKERS = {
     "cells": "collect",
     "models": "collect",
@@ -98,7 +98,7 @@ def read_measures(path: FilePath = "results", columns: Sequence[str] | None = No
 
 def schema(name: str) -> pa.Schema:
     """Return the declared columns of a table, one of ``MAKERS``."""
-    module = importlib.import_module(f"detrojan.analysis.{MAKERS[name]}")
+    module = importlib.import_module(f"detrojan.analysis.statistics.{MAKERS[name]}")
     declared: pa.Schema = getattr(module, name.upper())
     return declared
 
@@ -130,7 +130,7 @@ def _find(name: str, path: Path) -> Path:
     folder = path.parent if path.suffix == ".parquet" else path
     there = sorted(map(str, [*folder.glob("*.parquet"), *folder.glob("tables/*.parquet")]))
     found = f"tables there: {', '.join(there)}" if there else "no tables there"
-    made = "python -m detrojan.measure" if name == "measures" else "snakemake --profile local"
+    made = "python -m detrojan.commands.measure" if name == "measures" else "snakemake --profile local"
     raise ValueError(
         f"{path}: no {name}.parquet ({found}); make it with `{made}`, or name its folder of results"
     )

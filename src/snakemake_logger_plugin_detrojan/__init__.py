@@ -29,7 +29,7 @@ from snakemake_logger_plugin_detrojan.progress import Progress, num_cells
 LINE_EVERY = 10.0  # seconds between two plain lines
 STILL_ALIVE_EVERY = 60.0  # seconds after which a plain line comes even if nothing has changed
 LOG_LINES = 15
-ERROR = " ERROR "  # a line of the level, as detrojan.stage writes it
+ERROR = " ERROR "  # a line of the level, as detrojan.workflow.job writes it
 WIDTH_WITHOUT_TERMINAL = 100
 LOG_BYTES = 65536
 

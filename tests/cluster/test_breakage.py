@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from detrojan import attempts
-from detrojan.tables import OK, OUT_OF_MEMORY
+from detrojan.storage.columns import OK, OUT_OF_MEMORY
+from detrojan.workflow import attempts
 
 pytestmark = pytest.mark.cluster
 
@@ -59,7 +59,7 @@ def prepared(workshop, *, defenses=("none", "ft")):
     study["training"] = {"epochs": 4, "batch_size": 32}
     study["grid"]["defenses"] = list(defenses)
     workshop.write(study)
-    workshop.edit("src/detrojan/training.py", SAVED, SAVED + HOLD)
+    workshop.edit("src/detrojan/learning/training.py", SAVED, SAVED + HOLD)
     return workshop
 
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from detrojan import attempts
+from detrojan.workflow import attempts
 
 from .conftest import ClusterWorkshop
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from detrojan.vision import torchvision
+from detrojan.models._parts.torchvision import torchvision
 
 # A block of the real one has 64, 128, 256, 512 or 512 channels. The last stays: the head counts on it.
 NARROW = [

@@ -5,13 +5,15 @@ import functools
 import pytest
 import torch
 
-from detrojan import models, poisoning, registry, rng, training, victim
+from detrojan import models, registry, rng
 from detrojan.attacks import base
 from detrojan.attacks.base import Attack, LabelMode
 from detrojan.attacks.training_control.base import TrainingControlledAttack
-from detrojan.data import Loader
+from detrojan.images import Loader
 from detrojan.labels import LabelMap
+from detrojan.learning import training
 from detrojan.settings import Optimization
+from detrojan.stages import classifier, poisoning
 
 SIZES = ((10, 32), (43, 32), (200, 64))
 SOME = 20  # images: enough to see, and networks that redraw them take their time
@@ -109,7 +111,7 @@ def test_stamping_an_image_does_not_depend_on_its_neighbours(name, make, train):
 
 @pytest.mark.parametrize("name", registry.names("attacks"))
 def test_trigger_survives_a_file(name, make, train, tmp_path):
-    from detrojan import artifacts
+    from detrojan.storage import artifacts
 
     attack, trigger = make(name)
     artifacts.write_tensors(trigger, tmp_path / "trigger.safetensors")
@@ -180,7 +182,7 @@ def test_attack_trains_with_every_architecture(name, architecture, num_classes, 
         images,
         Optimization(epochs=1, batch_size=8),
         rng=rng.stream("fit"),
-        **victim.poisoned_batches(poisoner, 0.25),
+        **classifier.poisoned_batches(poisoner, 0.25),
     )
     assert epoch.num_poisoned == 2
     stamped = attack.apply(images.images, poisoner.trigger())

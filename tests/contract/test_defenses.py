@@ -6,12 +6,14 @@ import dataclasses
 import pytest
 import torch
 
-from detrojan import artifacts, defending, models, poisoning, registry, rng, sampling
+from detrojan import models, registry, rng
 from detrojan.cells import Draws, Model, Shard
-from detrojan.config import shipped
-from detrojan.data import DefenderSample
 from detrojan.defenses.base import Defense
-from detrojan.tables import NOT_APPLICABLE, OK
+from detrojan.images import DefenderSample
+from detrojan.stages import defend, poisoning, sampling
+from detrojan.storage import artifacts
+from detrojan.storage.columns import NOT_APPLICABLE, OK
+from detrojan.study.schema import shipped
 
 # Classes, side, SPC: the smallest sample that can be split, an odd one, and the three data sets' shapes.
 SETTINGS = ((10, 32, 2), (10, 64, 3), (43, 32, 2), (200, 64, 2))
@@ -129,7 +131,7 @@ def test_a_draw_is_the_same_alone_and_in_a_shard(name, defense, make_setting, tm
     def weights(folder, draws):
         (tmp_path / folder).mkdir()
         shard = Shard(Model("toy", "preactresnet18", "badnets", 0.1, 0), name, 2, draws)
-        rows = defending.run_shard(defense, model, samples, shard, tmp_path / folder, code="")
+        rows = defend.run_shard(defense, model, samples, shard, tmp_path / folder, code="")
         assert [row["status"] for row in rows] == [OK] * len(draws)
         return artifacts.read_tensors(tmp_path / folder / "draw-1.safetensors")[0]
 
@@ -148,7 +150,7 @@ def test_defense_works_on_every_architecture(name, make_setting, architecture):
 def test_too_small_a_sample_is_a_row_with_a_reason(name, defense, make_setting, tmp_path):
     model, samples = make_setting(name, 10, 32, 1)
     shard = Shard(Model("toy", "preactresnet18", "badnets", 0.1, 0), name, 1, Draws(0, 0))
-    (row,) = defending.run_shard(defense, model, samples, shard, tmp_path, code="")
+    (row,) = defend.run_shard(defense, model, samples, shard, tmp_path, code="")
     if defense.min_spc > 1:
         assert row["status"] == NOT_APPLICABLE
         assert f"needs {defense.min_spc} clean samples per class" in row["reason"]

@@ -4,8 +4,10 @@ Another seed, torch or processor gives another model, on which some defenses nee
 than those of their tests; so the tests read the one that was kept.
 """
 
-from detrojan import artifacts, models, rng, training
+from detrojan import models, rng
+from detrojan.learning import training
 from detrojan.settings import Optimization
+from detrojan.storage import artifacts
 from tests.unit.conftest import BACKDOORED, digits_with_badnets
 
 SEED = 2

@@ -8,10 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detrojan import artifacts, data, inference, ingest, metrics, models, poisoning, registry, rng, sampling
-from detrojan.data import DatasetInfo, DefenderSample, ImageSet, TriggeredSample
+from detrojan import models, registry, rng
+from detrojan.images import DatasetInfo, DefenderSample, ImageSet, TriggeredSample, to_float
 from detrojan.labels import LabelMap
+from detrojan.learning import inference, metrics
 from detrojan.settings import NO_AUGMENTATION, Augmentation
+from detrojan.stages import ingest, poisoning, sampling
+from detrojan.storage import artifacts
 
 SIDE = 8
 
@@ -106,7 +109,7 @@ def red_or_green(planted, red_images):
             network.linear.weight[0, 1] = green
             network.linear.bias.copy_(torch.tensor([bias, 0.0]))
             network.bn.momentum = 1.0
-            planted.train()(data.to_float(red_images(256, "statistics").images))
+            planted.train()(to_float(red_images(256, "statistics").images))
         network.bn.momentum = 0.1
         return planted.eval()
 
@@ -116,7 +119,7 @@ def red_or_green(planted, red_images):
 def share(model, images, labels):
     """Return the share of ``images``, uint8 (N, 3, H, W), that ``model`` gives ``labels``, one or (N,)."""
     with torch.inference_mode():
-        return float((model(data.to_float(images)).argmax(1) == labels).double().mean())
+        return float((model(to_float(images)).argmax(1) == labels).double().mean())
 
 
 @pytest.fixture

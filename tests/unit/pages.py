@@ -2,8 +2,9 @@
 
 import pyarrow as pa
 
-from detrojan.analysis import charts, derived, listings, report, views
-from detrojan.analysis.collect import MODELS
+from detrojan.analysis.report import charts, listings, report, views
+from detrojan.analysis.statistics import derived
+from detrojan.analysis.statistics.collect import MODELS
 from detrojan.settings import Gate
 from tests.unit import tables as made
 

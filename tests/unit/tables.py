@@ -3,8 +3,8 @@
 import numpy as np
 import pyarrow as pa
 
-from detrojan.analysis.collect import CELLS
-from detrojan.analysis.measures import RELATIVE, relative
+from detrojan.analysis.statistics.collect import CELLS
+from detrojan.analysis.statistics.relative import RELATIVE, relative
 
 PLAIN = {pa.string(): "x", pa.float64(): 1.0, pa.int32(): 0, pa.int64(): 0, pa.bool_(): True}
 THREAT_MODELS = {"none": "none", "clp": "data_free", "grad_prune": "known_trigger"}

@@ -11,9 +11,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from detrojan import artifacts
-from detrojan.analysis import collect, consistency
-from detrojan.analysis.measures import RELATIVE, relative
+from detrojan.analysis.statistics import collect, consistency
+from detrojan.analysis.statistics.relative import RELATIVE, relative
+from detrojan.storage import artifacts
 from tests.unit.test_show import cell
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detrojan import cost, inference, registry, rng
-from detrojan.data import Loader
+from detrojan import registry, rng
+from detrojan.defenses._parts.channels import Channels
 from detrojan.defenses.clean_data import anp as anp_module
-from detrojan.repair.channels import Channels
+from detrojan.images import Loader
+from detrojan.learning import inference
+from detrojan.learning.meter import meter
 from detrojan.settings import NO_AUGMENTATION
 from tests.unit.conftest import share
 
@@ -141,7 +143,7 @@ def test_learning_leaves_the_model_alone_and_masks_in_bounds(toy_model, toy_imag
 
 
 def test_each_step_costs_three_passes_each_way(sensitive, red_images):
-    with cost.meter(torch.device("cpu")) as spent:
+    with meter(torch.device("cpu")) as spent:
         load(iterations=5, batch_size=16).learn_masks(sensitive, red_images(16, "train"), rng=rng.stream("x"))
     assert (spent.forward_passes, spent.backward_passes) == (5 * 16 * 3, 5 * 16 * 3)
 

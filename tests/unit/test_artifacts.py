@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from detrojan import artifacts
-from detrojan.data import DefenderSample, ImageSet, TriggeredSample
+from detrojan.images import DefenderSample, ImageSet, TriggeredSample
 from detrojan.settings import Augmentation
+from detrojan.storage import artifacts
 
 SCHEMA = pa.schema([pa.field("draw", pa.int32()), pa.field("acc", pa.float64())])
 ROWS = [{"draw": 1, "acc": 0.5}, {"draw": 2, "acc": None}]

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from detrojan import metrics, poisoning
 from detrojan import rng as streams
 from detrojan.attacks.base import LearnedTrigger
 from detrojan.attacks.data_poisoning.badnets import BadNets
 from detrojan.attacks.data_poisoning.blended import Blended
 from detrojan.attacks.data_poisoning.sig import Sig
-from detrojan.data import DefenderSample
+from detrojan.images import DefenderSample
 from detrojan.labels import LabelMap
+from detrojan.learning import metrics
+from detrojan.stages import poisoning
 
 ATTACKS = (BadNets(), Blended(), Sig())
 TARGET = 1

@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from detrojan import attempts
-from detrojan.attempts import Attempt, Diary, Record
 from detrojan.cells import Draws, Model, Shard, untouched
-from detrojan.closing import closed
+from detrojan.workflow import attempts
+from detrojan.workflow.attempts import Attempt, Diary, Record
+from detrojan.workflow.closing import closed
 
 MODEL = Model("digits", "preactresnet18", "badnets", 0.1, 0)
 SHARD = Shard(MODEL, "ft", 10, Draws(0, 2))

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from detrojan import data, inference, models, registry, rng, training
-from detrojan.data import Batch, DefenderSample, Loader
+from detrojan import models, registry, rng
+from detrojan.defenses._parts.channels import Channels
 from detrojan.errors import DivergedError, NotApplicableError
-from detrojan.repair.channels import Channels
+from detrojan.images import Batch, DefenderSample, Loader, to_float
+from detrojan.learning import inference, training
 from detrojan.settings import NO_AUGMENTATION
 
 
@@ -107,7 +108,7 @@ def test_perturbation_hurts_the_model_as_gated(toy_model, toy_images):
     gated, masks = gated_by(toy_model), torch.rand(len(Channels(toy_model)), generator=rng.stream("masks"))
     ascent = load(perturbation_lr=1000)  # an untrained network's logits hardly move
     found, _ = ascent._perturb(gated, masks, start_for(images), loader_of(images), rng.stream("any"))
-    pixels = data.to_float(images.images)
+    pixels = to_float(images.images)
     noise = found.flatten()[torch.randperm(found.numel(), generator=rng.stream("shuffle"))].view_as(found)
     said = gated(pixels, masks).argmax(1)
 
@@ -207,7 +208,7 @@ def test_masks_of_one_are_the_model_itself_on_mobilenet(toy_images):
     """Its epsilon is 1e-3, not PyTorch's 1e-5: masked layers with another one change every logit."""
     build = models.Build("mobilenet_v3_large", {}, 4, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
     images = toy_images(side=32, count=8)
-    pixels = data.to_float(images.images)
+    pixels = to_float(images.images)
     with rng.global_stream(rng.stream("init")), torch.no_grad():
         model = models.build(build).train()
         model(pixels)

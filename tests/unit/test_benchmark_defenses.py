@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import defenses as benchmark
-from detrojan import poisoning, registry, rng, sampling
+from detrojan import registry, rng
 from detrojan.defenses.base import Defense
+from detrojan.stages import poisoning, sampling
 from scenes import Scene
 
 CPU = torch.device("cpu")

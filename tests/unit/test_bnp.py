@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from detrojan import data, registry, rng
-from detrojan.config import shipped
-from detrojan.data import DefenderSample, Loader
+from detrojan import registry, rng
+from detrojan.defenses._parts import choices
 from detrojan.defenses.clean_data import bnp as bnp_module
 from detrojan.errors import NotApplicableError
-from detrojan.repair import selection
+from detrojan.images import DefenderSample, Loader, to_float
 from detrojan.settings import Augmentation
+from detrojan.study.schema import shipped
 
 
 def defend(model, clean, **settings):
@@ -103,7 +103,7 @@ def test_statistics_pool_all_batches(toy_model, toy_images, monkeypatch):
     images = toy_images(count=25)
     monkeypatch.setattr(bnp_module, "BATCH_SIZE", 4)  # seven batches, the last of one image
     pooled = bnp_module.channel_divergences(toy_model, norms_of(toy_model), images, rng.stream("any"))
-    whole = plain_divergences(toy_model, [data.to_float(images.images)])
+    whole = plain_divergences(toy_model, [to_float(images.images)])
     torch.testing.assert_close(pooled, whole, rtol=1e-5, atol=1e-9)
     assert min(part.min() for part in whole) > 1e-4  # none is zero, so the comparison means something
 
@@ -115,7 +115,7 @@ def test_images_are_augmented_as_in_training_and_each_seen_once(toy_model, toy_i
     assert sum(len(batch.rows) for batch in batches) == 24
     seen = plain_divergences(toy_model, [batch.images for batch in batches])
     torch.testing.assert_close(found, seen, rtol=1e-5, atol=1e-9)
-    bare = plain_divergences(toy_model, [data.to_float(images.images)])
+    bare = plain_divergences(toy_model, [to_float(images.images)])
     assert not torch.allclose(torch.cat(found), torch.cat(bare), rtol=0.01)
 
 
@@ -128,7 +128,7 @@ def layer(toy_images):
     images = toy_images(count=40)
     network = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64, momentum=None))
     network[0].weight.data.normal_(generator=rng.stream("weights"))
-    network.train()(data.to_float(toy_images(count=40, seed=1).images).contiguous())
+    network.train()(to_float(toy_images(count=40, seed=1).images).contiguous())
     return network.eval(), DefenderSample(images, images[torch.arange(0)])
 
 
@@ -169,7 +169,7 @@ def test_a_dead_channel_and_a_broken_one_do_not_disable_their_layer(layer):
 def test_few_channels_cannot_reach_the_threshold(channels, u, pruned):
     divergences = torch.zeros(channels, dtype=torch.float64)
     divergences[4] = 1e6  # (n - 1) / sqrt(n) deviations above the mean, however large it is
-    assert selection.outliers(divergences, u).sum() == pruned
+    assert choices.outliers(divergences, u).sum() == pruned
 
 
 def test_layers_are_judged_by_the_unpruned_model(toy_model, toy_images):
@@ -177,7 +177,7 @@ def test_layers_are_judged_by_the_unpruned_model(toy_model, toy_images):
     sample = DefenderSample(images, images[torch.arange(0)])
     expected = []
     names = [name for name, module in toy_model.network.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    for name, part in zip(names, plain_divergences(toy_model, [data.to_float(images.images)]), strict=True):
+    for name, part in zip(names, plain_divergences(toy_model, [to_float(images.images)]), strict=True):
         above = part > part.mean() + 1.2 * part.std()
         expected += [f"{name}:{channel}" for channel in above.nonzero()[:, 0].tolist()]
     repaired = defend(toy_model, sample, u=1.2)

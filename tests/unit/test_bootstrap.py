@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from detrojan.analysis import bootstrap
+from detrojan.analysis.statistics import bootstrap
 
 LEVELS = {"settings": ["setting"], "models": ["seed"], "draws": ["draw"]}
 

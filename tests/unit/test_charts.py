@@ -7,8 +7,9 @@ import re
 import pytest
 from PIL import Image
 
-from detrojan.analysis import charts, derived, layout, vega, views
-from detrojan.analysis.layout import Axis, Clique
+from detrojan.analysis.report import charts, layout, vega, views
+from detrojan.analysis.report.layout import Axis, Clique
+from detrojan.analysis.statistics import derived
 from tests.unit import tables as made
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from detrojan.analysis.comparisons import compare
+from detrojan.analysis.statistics.comparisons import compare
 from tests.unit.tables import cell, of_rows, random_study, untouched
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from detrojan import artifacts
-from detrojan.analysis import contact_sheet
-from detrojan.analysis.figures import STYLE, svg
-from detrojan.data import concatenate
+from detrojan.analysis.report import contact_sheet
+from detrojan.analysis.report.figures import STYLE, svg
+from detrojan.images import concatenate
+from detrojan.storage import artifacts
 
 ATTACKS = [f"attack{number}" for number in range(8)]
 

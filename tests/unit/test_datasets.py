@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detrojan import ingest, registry
+from detrojan import registry
 from detrojan.datasets import torchvision_folder
 from detrojan.datasets.base import (
     RawImages,
@@ -33,6 +33,7 @@ from detrojan.datasets.huggingface_parquet import HuggingFaceParquet
 from detrojan.datasets.image_folder import ImageFolder
 from detrojan.datasets.torchvision_folder import TorchvisionFolder
 from detrojan.settings import NO_AUGMENTATION
+from detrojan.stages import ingest
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -676,7 +677,7 @@ def stand_in_torchvision(monkeypatch, download):
         GTSRB=lambda root, split, download: (Path(root) / "gtsrb/GTSRB/Final_Test").mkdir(parents=True),
     )
     vision = types.SimpleNamespace(torchvision=types.SimpleNamespace(datasets=datasets))
-    monkeypatch.setitem(sys.modules, "detrojan.vision", vision)
+    monkeypatch.setitem(sys.modules, "detrojan.models._parts.torchvision", vision)
 
 
 def test_download_is_read_and_leaves_nothing_else(tmp_path, monkeypatch):

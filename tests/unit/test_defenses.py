@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from detrojan import data, defending, models, registry, rng, sampling
+from detrojan import models, registry, rng
 from detrojan.cells import Draws, Model, Shard
-from detrojan.data import DefenderSample, TriggeredSample
+from detrojan.defenses._parts.choices import last_accepted
 from detrojan.defenses.clean_data import fp as fp_module
 from detrojan.defenses.data_free import clp as clp_module
-from detrojan.repair.selection import last_accepted
-from detrojan.tables import NOT_APPLICABLE, OK
+from detrojan.images import DefenderSample, TriggeredSample, empty, to_float
+from detrojan.stages import sampling
+from detrojan.stages.defend import run_shard
+from detrojan.storage.columns import NOT_APPLICABLE, OK
 
 
 def load(name, **settings):
@@ -97,7 +99,7 @@ def test_a_model_without_what_a_method_needs_is_a_row_with_the_reason(
         model = models.Classifier(network(), models.Build("odd", {}, 4, (0.5,) * 3, (0.25,) * 3)).eval()
     defense = registry.load("defenses", name, LAYERS.get(name, {}), smoke=True)
     shard = Shard(Model("toy", "odd", "badnets", 0.1, 0), name, 3, Draws(0, 0))
-    (row,) = defending.run_shard(defense, model, samples, shard, tmp_path, code="")
+    (row,) = run_shard(defense, model, samples, shard, tmp_path, code="")
     assert row["status"] == (NOT_APPLICABLE if name in refusing else OK), row["reason"]
     # Not one that its batches or its images gave: what the model lacks.
     words = "normalization|convolution|layer|data flow"
@@ -193,7 +195,7 @@ def test_ft_fits_every_image_and_chooses_nothing(toy_model, sample):
     repaired = defend(load("ft", epochs=60, lr=0.05), toy_model, sample)
     everything = sample.everything
     with torch.inference_mode():
-        predicted = repaired(data.to_float(everything.images)).argmax(1)
+        predicted = repaired(to_float(everything.images)).argmax(1)
     assert (predicted == everything.labels).double().mean() > 0.95
     assert sample.chosen == {}
 
@@ -218,7 +220,7 @@ def test_fp_sweep_on_cached_features_equals_masking_the_model(toy_model, sample)
         masked = copy.deepcopy(toy_model)
         masked.head.weight.data[:, order[: 3 * point]] = 0
         with torch.inference_mode():
-            predicted = masked(data.to_float(sample.validation.images)).argmax(1)
+            predicted = masked(to_float(sample.validation.images)).argmax(1)
         brute_force = (predicted == sample.validation.labels).double().mean().item()
         assert accuracies[point] == pytest.approx(brute_force), point
 
@@ -307,7 +309,7 @@ def one_layer(channels=64):
 def test_clp_prunes_the_planted_channel_alone():
     model = one_layer()
     model[0].weight.data[17] *= 100
-    clean = DefenderSample(data.empty(2), data.empty(2))
+    clean = DefenderSample(empty(2), empty(2))
     repaired = defend(load("clp", u=3), model, clean)
     assert clean.chosen == {"num_pruned": 1, "pruned": ["1:17"]}
     with torch.inference_mode():
@@ -319,7 +321,7 @@ def test_clp_prunes_the_planted_channel_alone():
 def test_clp_cannot_reach_ten_deviations_with_few_channels():
     model = one_layer(101)  # (n - 1) / sqrt(n) < 10 up to 101 channels
     model[0].weight.data[0] *= 1e6
-    repaired = defend(load("clp", u=10), model, DefenderSample(data.empty(2), data.empty(2)))
+    repaired = defend(load("clp", u=10), model, DefenderSample(empty(2), empty(2)))
     torch.testing.assert_close(repaired.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
@@ -327,6 +329,6 @@ def test_clp_ignores_bounds_that_are_not_finite():
     model = one_layer()
     model[0].weight.data[17] *= 100
     model[1].running_var[3] = -1  # no root: the bound of a channel that broke
-    clean = DefenderSample(data.empty(2), data.empty(2))
+    clean = DefenderSample(empty(2), empty(2))
     defend(load("clp", u=3), model, clean)
     assert clean.chosen["pruned"] == ["1:17"]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from detrojan.analysis import derived
-from detrojan.analysis.collect import CELLS, MODELS
-from detrojan.analysis.predictions import MEASURES
-from detrojan.evaluation import PREDICTIONS
-from detrojan.training import HISTORY
+from detrojan.analysis.statistics import derived
+from detrojan.analysis.statistics.collect import CELLS, MODELS
+from detrojan.analysis.statistics.predictions import MEASURES
+from detrojan.learning.training import HISTORY
+from detrojan.stages.evaluate import PREDICTIONS
 
 ROOT = Path(__file__).parents[2]
 TABLES = (ROOT / "docs" / "tables.md").read_text()

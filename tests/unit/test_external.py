@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from detrojan import artifacts
-from detrojan.analysis import external
-from detrojan.analysis.collect import CELLS
-from detrojan.analysis.consistency import consistency
-from detrojan.analysis.ranks import rank
+from detrojan.analysis.others import external
+from detrojan.analysis.statistics.collect import CELLS
+from detrojan.analysis.statistics.consistency import consistency
+from detrojan.analysis.statistics.ranks import rank
+from detrojan.storage import artifacts
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "config" / "external" / "backdoorbench.yaml"

@@ -7,10 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detrojan import config, data, models, registry, rng, training
+from detrojan import models, registry, rng
 from detrojan.defenses.clean_data import fst as fst_module
 from detrojan.errors import NotApplicableError
+from detrojan.images import to_float
+from detrojan.learning import training
 from detrojan.settings import Optimization
+from detrojan.study import schema
 
 
 @pytest.fixture
@@ -125,7 +128,7 @@ def test_a_layer_that_is_not_linear_is_refused(toy_model, sample, layers, reason
     ],
 )
 def test_layers_of_every_architecture_are_those_of_the_head(architecture, share):
-    settings = config.shipped("defenses", "fst").resolve({"architecture": architecture, "dataset": "gtsrb"})
+    settings = schema.shipped("defenses", "fst").resolve({"architecture": architecture, "dataset": "gtsrb"})
     defense = registry.load("defenses", "fst", settings)
     assert (defense.epochs, defense.alpha, defense.lr) == (15, 0.1, 0.01)
     with torch.device("meta"):
@@ -169,7 +172,7 @@ def test_a_step_is_that_of_the_formula(two_layers, sample):
         new[i].weight.data.uniform_(-bound, bound, generator=generator)
         new[i].bias.data.uniform_(-bound, bound, generator=generator)
     images = sample.everything
-    loss = F.cross_entropy(expected(data.to_float(images.images)), images.labels)
+    loss = F.cross_entropy(expected(to_float(images.images)), images.labels)
     gradients = torch.autograd.grad(loss, [p for i in (1, 3) for p in (new[i].weight, new[i].bias)])
     for i, (weight, bias) in ((1, gradients[:2]), (3, gradients[2:])):
         moved = new[i].weight - 0.5 * (weight + 0.3 * old[i].weight)

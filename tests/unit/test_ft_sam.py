@@ -8,8 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detrojan import data, registry, rng, training
+from detrojan import registry, rng
 from detrojan.defenses.clean_data import ft_sam as sam_module
+from detrojan.images import to_float
+from detrojan.learning import training
 
 
 def load(name="ft_sam", **settings):
@@ -56,7 +58,7 @@ def test_the_perturbation_has_size_rho_relative_to_the_weights(toy_model, sample
     before = [parameter.detach().clone() for parameter in model.parameters()]
     optimizer = sam_module.AdaptiveSAM(list(model.parameters()), rho=2, lr=0.1)
     images = sample.everything
-    optimizer.perturb(F.cross_entropy(model(data.to_float(images.images)), images.labels))
+    optimizer.perturb(F.cross_entropy(model(to_float(images.images)), images.labels))
     relative = [
         ((after.detach() - old) / old)[old != 0].double().flatten()
         for old, after in zip(before, model.parameters(), strict=True)
@@ -70,9 +72,9 @@ def test_weights_are_put_back_bit_for_bit(toy_model, sample):
     model = copy.deepcopy(toy_model).train()
     optimizer = sam_module.AdaptiveSAM(list(model.parameters()), rho=2, lr=0.0)
     images = sample.everything
-    optimizer.perturb(F.cross_entropy(model(data.to_float(images.images)), images.labels))
+    optimizer.perturb(F.cross_entropy(model(to_float(images.images)), images.labels))
     assert not torch.equal(model.head.weight, toy_model.head.weight)
-    F.cross_entropy(model(data.to_float(images.images)), images.labels).backward()
+    F.cross_entropy(model(to_float(images.images)), images.labels).backward()
     optimizer.step()
     for (name, before), after in zip(toy_model.named_parameters(), model.parameters(), strict=True):
         assert torch.equal(before, after), name
@@ -91,7 +93,7 @@ def test_a_step_of_the_defense_is_that_of_its_definition(toy_model, sample):
 
     def gradients():
         target = torch.full((40, 4), smoothing / 3).scatter(1, images.labels[:, None], 1 - smoothing)
-        log_softmax = torch.log_softmax(model(data.to_float(images.images)), 1)
+        log_softmax = torch.log_softmax(model(to_float(images.images)), 1)
         loss = (target * (target.log() - log_softmax)).sum(1).mean()
         return torch.autograd.grad(loss, list(model.parameters()))
 
@@ -146,7 +148,7 @@ def test_running_statistics_follow_each_batch_once(toy_model, sample):
     repaired = defend(load(epochs=1), original, sample)  # one batch
     once = copy.deepcopy(original).train()
     with torch.no_grad():
-        once(data.to_float(sample.everything.images))
+        once(to_float(sample.everything.images))
     for (name, expected), found in zip(once.named_buffers(), repaired.buffers(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, msg=name)
     for norm in repaired.modules():

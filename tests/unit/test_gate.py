@@ -6,9 +6,9 @@ import math
 import pyarrow as pa
 import pytest
 
-from detrojan import artifacts
-from detrojan.analysis import collect, gate
+from detrojan.analysis.statistics import collect, gate
 from detrojan.settings import Gate
+from detrojan.storage import artifacts
 
 GATE = Gate(min_asr=0.8, max_acc_loss=0.1)
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from detrojan import gpus
+from detrojan.workflow import gpus
 
 # Takes a GPU, says which and when, works a moment.
 JOB = """

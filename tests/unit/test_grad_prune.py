@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from detrojan import data, inference, registry, rng, structure
-from detrojan.data import TriggeredSample
-from detrojan.repair.gradient_pruning import Filters
+from detrojan import registry, rng
+from detrojan.defenses._parts.gradient_pruning import Filters
+from detrojan.images import TriggeredSample, to_float
+from detrojan.learning import inference
+from detrojan.models._parts import structure
 from tests.unit.conftest import share
 
 
@@ -51,7 +53,7 @@ def test_repairs_the_planted_model(planted, planted_sample):
 def test_scores_equal_a_loop_over_filters(toy_model, sample):
     filters = Filters(toy_model)
     scores = filters.scores(toy_model, sample.train)
-    logits = toy_model(data.to_float(sample.train.images))
+    logits = toy_model(to_float(sample.train.images))
     loss = F.cross_entropy(logits, sample.train.labels)
     gradients = torch.autograd.grad(loss, [layer.weight for layer in filters.layers])
     slow = [gradient[k].abs().mean() for gradient in gradients for k in range(len(gradient))]
@@ -176,7 +178,7 @@ def test_a_step_of_tuning_sees_a_clean_and_then_a_triggered_batch(toy_model, kno
     expected = copy.deepcopy(model).train()
     optimizer = torch.optim.SGD(expected.parameters(), lr=0.1, weight_decay=0.01)
     for images in (known.train, known.triggered.train):
-        F.cross_entropy(expected(data.to_float(images.images)), images.labels).backward()
+        F.cross_entropy(expected(to_float(images.images)), images.labels).backward()
     optimizer.step()
     for tensor in Filters(expected)._parameters(filters.removed[0].layer):
         tensor.data[filters.removed[0].channel] = 0

@@ -6,13 +6,14 @@ import json
 import pytest
 import torch
 
-from detrojan import registry, rng, sampling
-from detrojan.data import TriggeredSample
+from detrojan import registry, rng
+from detrojan.defenses._parts.gradient_pruning import Filters, GradientPruning
+from detrojan.defenses._parts.inversion import TriggerInversion, Triggers
 from detrojan.defenses.clean_data import grad_prune_inverted as module
 from detrojan.defenses.clean_data.grad_prune_inverted import GradPruneInverted
 from detrojan.defenses.known_trigger.grad_prune import GradPrune
-from detrojan.repair.gradient_pruning import Filters, GradientPruning
-from detrojan.repair.inversion import TriggerInversion, Triggers
+from detrojan.images import TriggeredSample
+from detrojan.stages import sampling
 
 # A search small enough for a test, which still finds the planted patch (see test_inversion).
 QUICK = {"inversion_epochs": 80, "min_steps": 1, "inversion_lr": 0.1, "max_images": 20}

@@ -7,8 +7,8 @@ import yaml
 
 from detrojan import registry
 from detrojan.cells import NO_METHOD, ONE_DRAW, Draws, Model, ratio_text, untouched
-from detrojan.grid import models, shards
-from detrojan.study_files import load_study
+from detrojan.study.files import load_study
+from detrojan.study.grid import models, shards
 from tests.unit.test_config import minimal
 
 ROOT = Path(__file__).parents[2]

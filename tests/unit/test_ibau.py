@@ -10,11 +10,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detrojan import data, inference, models, rng, sampling
-from detrojan.data import Batch, Loader
+from detrojan import models, rng
 from detrojan.defenses.clean_data import ibau as module
 from detrojan.defenses.clean_data.ibau import IBAU, hypergradient, twice_differentiable
+from detrojan.images import Batch, Loader, to_float
+from detrojan.learning import inference
 from detrojan.settings import Augmentation
+from detrojan.stages import sampling
 
 
 @pytest.fixture
@@ -232,7 +234,7 @@ def test_defaults_are_the_published_steps_behind_a_normalization():
 
 
 def test_loss_at_no_perturbation_can_be_differentiated_twice(toy_model, sample):
-    images = data.to_float(sample.train.images[:4])
+    images = to_float(sample.train.images[:4])
     zero = torch.zeros(1, *images.shape[1:], requires_grad=True)
     loss = IBAU().inner_loss(toy_model, images, sample.train.labels[:4], zero)
     (slope,) = torch.autograd.grad(loss, zero, create_graph=True)

@@ -8,10 +8,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from detrojan import cost, data, rng
-from detrojan.data import ImageSet
-from detrojan.repair import inversion
-from detrojan.repair.inversion import Schedule, TriggerInversion, Triggers, anomaly_index, search, stratified
+from detrojan import rng
+from detrojan.defenses._parts import inversion
+from detrojan.defenses._parts.inversion import (
+    Schedule,
+    TriggerInversion,
+    Triggers,
+    anomaly_index,
+    search,
+    stratified,
+)
+from detrojan.images import ImageSet, to_float
+from detrojan.learning.meter import meter
 
 CPU = torch.device("cpu")
 
@@ -164,7 +172,7 @@ def test_memory_bound_does_not_change_the_result(toy_model, toy_images, quick, m
 
 
 def test_a_step_descends_the_loss_of_the_paper(toy_model, toy_images):
-    images = data.to_float(toy_images().images)
+    images = to_float(toy_images().images)
     stack = inversion._Stack(toy_model, torch.arange(4), toy_images().info, lr=0.1)
     weight = torch.tensor([0.0, 1e-3, 1e-2, 1e-1])
     free_mask = torch.ones(1, 8, 8, requires_grad=True)
@@ -196,7 +204,7 @@ def test_model_is_left_alone(toy_model, toy_images, quick):
 
 def test_every_pair_of_class_and_image_is_a_pass(toy_model, toy_images):
     settings = TriggerInversion(inversion_epochs=3, inversion_batch_size=8, min_steps=1)
-    with cost.meter(CPU) as spent:
+    with meter(CPU) as spent:
         triggers = search(
             toy_model, toy_images(count=12), torch.arange(4), settings, rng=rng.stream("search")
         )
@@ -216,7 +224,7 @@ def test_a_finished_class_costs_no_more_passes(toy_model, toy_images, monkeypatc
         return improved
 
     monkeypatch.setattr(Schedule, "update", ends_class_1_at_once)
-    with cost.meter(CPU) as spent:
+    with meter(CPU) as spent:
         search(toy_model, toy_images(count=12), torch.arange(4), settings, rng=rng.stream("search"))
     assert spent.backward_passes == 12 * (4 + 4 * 3)
 
@@ -281,7 +289,7 @@ def test_a_planted_trigger_is_found(backdoored):
     assert min(row, column) >= side - 2
     stamped = triggers.stamp(backdoored.test, 0)
     with torch.inference_mode():
-        hits = backdoored.model(data.to_float(stamped.images)).argmax(1) == 0
+        hits = backdoored.model(to_float(stamped.images)).argmax(1) == 0
     assert hits.double().mean() > 0.9  # on images that the search hasn't seen
 
 

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from detrojan.analysis import listings, views
-from detrojan.analysis.listings import Block, Column, Listing
+from detrojan.analysis.report import listings, views
+from detrojan.analysis.report.listings import Block, Column, Listing
 from tests.unit import pages
 from tests.unit import tables as made
 

@@ -10,12 +10,15 @@ import pytest
 from sklearn.metrics import accuracy_score, recall_score
 
 import detrojan
-from detrojan import artifacts, grid, measure, paths, registry, study_files
-from detrojan.analysis import predictions
-from detrojan.analysis.predictions import MEASURES, NO_LABEL, Answers
+from detrojan import paths, registry
+from detrojan.analysis.statistics import predictions
+from detrojan.analysis.statistics.predictions import MEASURES, NO_LABEL, Answers
 from detrojan.cells import NO_METHOD, NO_SAMPLES, ONE_DRAW, Draws, Model, Shard
-from detrojan.evaluation import PREDICTIONS
-from detrojan.selection import Site
+from detrojan.commands import measure
+from detrojan.stages.evaluate import PREDICTIONS
+from detrojan.storage import artifacts
+from detrojan.study import files, grid
+from detrojan.study.site import Site
 from tests.unit.test_config import minimal
 
 TARGET = 0
@@ -189,9 +192,7 @@ def mixed(column, values):
 def results(tmp_path):
     """Return the results of a study: draw 3 of FT diverged, all of FP's did, nothing else was defended."""
     folder = tmp_path / "results"
-    study_files.keep(
-        minimal(attacks=["none", "badnets", "wanet"], draws=["0-3"], defenses=["ft", "fp"]), folder
-    )
+    files.keep(minimal(attacks=["none", "badnets", "wanet"], draws=["0-3"], defenses=["ft", "fp"]), folder)
     write_labels(folder / "datasets/digits/test.parquet", range(6), label=LABELS)
     triggered = {"label": [TARGET] * 4, "true_label": [1, 1, 1, 2]}
     for place in ("digits/badnets/seed-0", paths.of_model(paths.MODEL, CONTROLLED)):

@@ -6,9 +6,11 @@ import shutil
 import pytest
 import yaml
 
-from detrojan import artifacts, grid, merge, show, study_files
-from detrojan.analysis import collect, derived, summary
+from detrojan.analysis.statistics import collect, derived, summary
 from detrojan.cells import Draws
+from detrojan.commands import merge, show
+from detrojan.storage import artifacts
+from detrojan.study import files, grid
 from tests.unit.test_config import minimal
 from tests.unit.test_show import cell, model
 
@@ -56,7 +58,7 @@ def site(tmp_path):
         folder = tmp_path / name / "results"
         artifacts.write_rows(cells, folder / "tables/cells.parquet", collect.CELLS)
         artifacts.write_rows(models, folder / "tables/models.parquet", collect.MODELS)
-        study_files.keep(study, folder)
+        files.keep(study, folder)
         return folder
 
     return write
@@ -162,7 +164,7 @@ def test_another_result_is_a_conflict(site, capsys, column, value, said):
     assert code == 1
     assert not into.exists()
     err = capsys.readouterr().err
-    assert "detrojan.merge: 1 row differs between sites" in err
+    assert "detrojan.commands.merge: 1 row differs between sites" in err
     assert "digits/net/badnets/ratio-0.05/seed-0/ft/spc-2/draw-0: " in err
     assert said.format(a=folders[0], b=folders[1]) in err
 
@@ -180,7 +182,7 @@ def test_models_conflict_too_and_only_a_few_conflicts_are_listed(site, capsys):
     into, code = merged(folders)
     assert code == 1
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("detrojan.merge: 7 rows differ between sites; --prefer SITE says")
+    assert lines[0].startswith("detrojan.commands.merge: 7 rows differ between sites; --prefer SITE says")
     assert f"digits/net/none/ratio-0/seed-0: train_loss 0.1 in {folders[0]}, 0.3 in" in lines[1]
     assert lines[-1] == "  and 2 more"
     assert len(lines) == 7
@@ -245,7 +247,7 @@ def test_the_verdict_is_no_conflict(site):
 
 def written(folder):
     text = (folder / "study.yaml").read_text()
-    return text.splitlines()[0], study_files.load_study(yaml.safe_load(text))
+    return text.splitlines()[0], files.load_study(yaml.safe_load(text))
 
 
 def with_grid(**changes):
@@ -257,7 +259,7 @@ def with_grid(**changes):
 def test_slices_become_the_whole_study_again(two):
     head, study = written(merged(two)[0])
     assert head == f"# Merged from {two[0]}, {two[1]}: their grids as one."
-    assert set(grid.shards(study)) == set(grid.shards(study_files.load_study(STUDY)))
+    assert set(grid.shards(study)) == set(grid.shards(files.load_study(STUDY)))
 
 
 def test_a_site_that_left_nothing_out_decides(site):
@@ -295,14 +297,14 @@ def test_studies_that_differ_in_more_than_the_grid_are_named(site, capsys):
     head, study = written(merged(folders)[0])
     a, b = folders
     assert head == f"# Of {a} alone: in {a}, {b} the studies differ in training, gate."
-    assert study == study_files.load_study(STUDY)
+    assert study == files.load_study(STUDY)
     assert "differ in training, gate" in capsys.readouterr().out
 
 
 def test_where_images_lie_is_no_difference():
     def study(path, side=32):
         images = {"source": "image_folder", "path": path, "image_size": side}
-        return study_files.load_study({**STUDY, "datasets": {"digits": images}})
+        return files.load_study({**STUDY, "datasets": {"digits": images}})
 
     assert merge.differences([study("/here"), study("/there")]) == []
     assert merge.differences([study("/here"), study("/there", 64)]) == ["datasets"]
@@ -315,7 +317,7 @@ def test_bad_input_is_one_line(two, capsys):
     def refused(folders, *options):
         assert merge.main([*map(str, folders), *map(str, options)]) == 1
         err = capsys.readouterr().err
-        assert err.startswith("detrojan.merge: ")
+        assert err.startswith("detrojan.commands.merge: ")
         return err
 
     into = two[0].parents[1] / "merged"

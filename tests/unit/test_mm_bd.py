@@ -7,11 +7,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detrojan import artifacts, data, inference, models, registry, rng, structure
-from detrojan.config import shipped
-from detrojan.cost import meter
+from detrojan import models, registry, rng
 from detrojan.defenses.clean_data import mm_bd
 from detrojan.errors import NotApplicableError
+from detrojan.images import to_float
+from detrojan.learning import inference
+from detrojan.learning.meter import meter
+from detrojan.models._parts import structure
+from detrojan.storage import artifacts
+from detrojan.study.schema import shipped
 
 ARCHITECTURES = ("preactresnet18", "vgg19_bn", "efficientnet_b3", "mobilenet_v3_large")
 SITES = ["layer1.0.relu1", "layer2.0.relu1", "layer3.0.relu1"]
@@ -80,7 +84,7 @@ def test_bounds_act_on_what_no_clean_image_does(toy_model, toy_images):
     mm_bd.insert_ceilings(toy_model, SITES, images)
     hook = toy_model.network.layer1[0].conv1.register_forward_pre_hook(lambda _, i: seen.append(i[0]))
     with torch.inference_mode():
-        toy_model(1e4 * data.to_float(images.images))
+        toy_model(1e4 * to_float(images.images))
     hook.remove()
     assert seen[0].max() == toy_model.network.layer1[0].relu1.ceiling.bound[0]
 
@@ -113,7 +117,7 @@ def bounded(model, images, bounds):
 def test_bounds_equal_those_of_a_plain_loop(toy_model, sample, weight, max_drop):
     fitted = defend(registry.load("defenses", "ft", {"epochs": 30, "lr": 0.05}), toy_model, sample)
     everything = sample.everything
-    images, labels = data.to_float(everything.images), everything.labels
+    images, labels = to_float(everything.images), everything.labels
     with torch.no_grad():
         wanted = fitted(images)
     first = (wanted.argmax(1) == labels).float().mean()

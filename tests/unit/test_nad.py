@@ -8,10 +8,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detrojan import config, data, models, registry, rng, training
+from detrojan import models, registry, rng
 from detrojan.defenses.clean_data import nad as nad_module
 from detrojan.errors import NotApplicableError
+from detrojan.images import to_float
+from detrojan.learning import training
 from detrojan.settings import Optimization
+from detrojan.study import schema
 
 TOY_LAYERS = ["layer1", "layer2", "layer3"]  # 8, 4 and 2 pixels wide on images of 8 pixels
 
@@ -91,7 +94,7 @@ def distances(student, teacher, sample):
         nad_module._recorded(student, TOY_LAYERS) as seen,
         nad_module._recorded(teacher, TOY_LAYERS) as taught,
     ):
-        images = data.to_float(sample.train.images)
+        images = to_float(sample.train.images)
         student(images), teacher(images)
     return [nad_module.attention_loss(seen[layer], taught[layer], 2).item() for layer in TOY_LAYERS]
 
@@ -115,7 +118,7 @@ def test_a_step_is_that_of_the_formula(toy_model, sample):
     training.fit(teacher, images, constant(5, **settings), rng=stream("teacher"))
 
     def stages(model):
-        value, found = model.network.conv1((data.to_float(images.images) - model.mean) / model.std), []
+        value, found = model.network.conv1((to_float(images.images) - model.mean) / model.std), []
         for layer in (model.network.layer1, model.network.layer2, model.network.layer3):
             value = layer(value)
             found.append(value)
@@ -225,7 +228,7 @@ def test_a_module_that_is_never_called_is_refused(toy_model, sample):
     ],
 )
 def test_layers_of_every_architecture_have_positions(architecture, sides):
-    settings = config.shipped("defenses", "nad").resolve({"architecture": architecture})
+    settings = schema.shipped("defenses", "nad").resolve({"architecture": architecture})
     layers = registry.load("defenses", "nad", settings).layers
     with torch.device("meta"):  # shapes alone
         network = registry.load("models", architecture).network(10).eval()

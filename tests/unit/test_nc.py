@@ -7,11 +7,13 @@ import json
 import pytest
 import torch
 
-from detrojan import data, registry, rng, training
-from detrojan.config import shipped
+from detrojan import registry, rng
+from detrojan.defenses._parts.inversion import TriggerInversion, Triggers
 from detrojan.defenses.clean_data.nc import NC, with_stamped
 from detrojan.errors import NotApplicableError
-from detrojan.repair.inversion import TriggerInversion, Triggers
+from detrojan.images import concatenate
+from detrojan.learning import training
+from detrojan.study.schema import shipped
 
 # A search small enough for a test, which still finds the planted patch (see test_inversion).
 QUICK = {"inversion_epochs": 80, "min_steps": 1, "inversion_lr": 0.2, "max_images": 20}
@@ -125,4 +127,4 @@ def test_every_image_is_used(toy_model, sample, monkeypatch):
 
     monkeypatch.setattr(TriggerInversion, "invert", invert)
     defend(NC(), toy_model, sample)
-    assert torch.equal(seen[0].images, data.concatenate(sample.train, sample.validation).images)
+    assert torch.equal(seen[0].images, concatenate(sample.train, sample.validation).images)

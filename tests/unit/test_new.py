@@ -15,9 +15,12 @@ import torch
 import yaml
 from torch import nn
 
-from detrojan import config, new, registry, rng, study_files
-from detrojan.data import DefenderSample, empty
+from detrojan import registry, rng
+from detrojan.commands import new
 from detrojan.errors import NotApplicableError
+from detrojan.images import DefenderSample, empty
+from detrojan.study import files as study_files
+from detrojan.study import schema
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "adding-a-defense.md").read_text()
@@ -38,7 +41,7 @@ def clone(tmp_path, monkeypatch):
 
 
 def clear_caches():
-    for cached in (registry._files, registry._tree, registry.declared, config.shipped):
+    for cached in (registry._files, registry._tree, registry.declared, schema.shipped):
         cached.cache_clear()
 
 
@@ -132,7 +135,15 @@ def test_it_keeps_the_contract(clone):
 
 def test_the_command_names_a_path_that_can_be_typed(clone):
     done = subprocess.run(
-        [sys.executable, "-m", "detrojan.new", "defense", "my_method", "--threat-model", "clean_data"],
+        [
+            sys.executable,
+            "-m",
+            "detrojan.commands.new",
+            "defense",
+            "my_method",
+            "--threat-model",
+            "clean_data",
+        ],
         cwd=clone,
         env=os.environ | {"PYTHONPATH": str(clone / "src")},
         capture_output=True,
@@ -230,12 +241,12 @@ def test_the_page_s_settings_are_allowed(clone, monkeypatch):
     write_the_page_s(clone)
     study, overrides = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.M | re.S)
     study_files.load_study(yaml.safe_load(study))
-    monkeypatch.setattr(config, "CONFIG", clone / "config")
+    monkeypatch.setattr(schema, "CONFIG", clone / "config")
     folder = clone / "config" / "defenses"
     folder.mkdir(exist_ok=True)
     (folder / "bold_tuning.yaml").write_text(overrides)
     assert not list(study_files.wrong_shipped("defenses", "bold_tuning"))
-    assert config.shipped("defenses", "bold_tuning").resolve({"dataset": "gtsrb"}) == {"epochs": 10}
+    assert schema.shipped("defenses", "bold_tuning").resolve({"dataset": "gtsrb"}) == {"epochs": 10}
 
 
 # --- what is refused -------------------------------------------------------------------------------
@@ -265,7 +276,7 @@ def test_bad_names(clone, name, message, capsys):
     files = sorted(clone.rglob("*"))
     assert new.main(["defense", name, "--threat-model", "known_trigger"]) == 1
     output = capsys.readouterr()
-    assert re.search(f"^detrojan.new: .*{message}", output.err)
+    assert re.search(f"^detrojan.commands.new: .*{message}", output.err)
     assert output.out == ""
     assert sorted(clone.rglob("*")) == files
 

@@ -8,13 +8,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detrojan import artifacts, data, inference, models, registry, rng, training
-from detrojan.config import shipped
-from detrojan.data import Batch
+from detrojan import models, registry, rng
 from detrojan.defenses.clean_data import npd
 from detrojan.errors import NotApplicableError
-from detrojan.insertions import Polarizer
+from detrojan.images import Batch, to_float
+from detrojan.learning import inference, training
+from detrojan.models._parts.insertions import Polarizer
 from detrojan.settings import Optimization
+from detrojan.storage import artifacts
+from detrojan.study.schema import shipped
 from tests.unit.conftest import digits_with_badnets
 
 ARCHITECTURES = ("preactresnet18", "vgg19_bn", "efficientnet_b3", "mobilenet_v3_large")
@@ -31,7 +33,7 @@ def defend(defense, model, clean):
 @pytest.fixture
 def batch(toy_images):
     images = toy_images(count=12, seed=1)
-    return Batch(data.to_float(images.images), images.labels, torch.arange(12))
+    return Batch(to_float(images.images), images.labels, torch.arange(12))
 
 
 # --- the layer -------------------------------------------------------------------------------------
@@ -122,7 +124,7 @@ def test_first_step_of_the_attack_by_hand(toy_model, batch):
 
 
 def test_the_attack_ends_when_enough_images_are_at_their_aim(mixing, planted_sample):
-    images, labels = data.to_float(planted_sample.train.images), planted_sample.train.labels
+    images, labels = to_float(planted_sample.train.images), planted_sample.train.labels
 
     def perturbed(**settings):
         return load(attack_step=0.05, **settings)._perturb(mixing, images, labels)
@@ -278,7 +280,7 @@ def test_what_the_last_shortcut_carries_goes_round_the_layer(backdoored):
     start = copy.deepcopy(backdoored.model)
     fresh = npd.insert_identity(start, "layer4.1.conv1", backdoored.sample.everything)
     images = backdoored.sample.everything
-    whole = Batch(data.to_float(images.images), images.labels, torch.arange(len(images)))
+    whole = Batch(to_float(images.images), images.labels, torch.arange(len(images)))
     before = load()._objective(start, fresh)(whole)[0]
     trained = repaired.network.layer4[1].conv1.polarizer
     assert load()._objective(repaired, trained)(whole)[0] < before - 0.3

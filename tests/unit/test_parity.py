@@ -9,9 +9,13 @@ import pytest
 import yaml
 from scipy import stats
 
-from detrojan import artifacts, compare, study_files
-from detrojan.analysis import derived, external, measures, parity
-from detrojan.analysis.collect import CELLS, MODELS, NOTHING_MEASURED
+from detrojan.analysis.others import external, parity
+from detrojan.analysis.statistics import derived
+from detrojan.analysis.statistics.collect import CELLS, MODELS, NOTHING_MEASURED
+from detrojan.analysis.statistics.relative import relative
+from detrojan.commands import compare
+from detrojan.storage import artifacts
+from detrojan.study import files
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "config" / "external" / "backdoorbench.yaml"
@@ -70,7 +74,7 @@ def our_cells(rows=OURS, ratio=0.1, *, took=True, seed=0):
         {"none": "none", "ft": "clean_data", "fp": "clean_data", "clp": "data_free"}
     )
     frame["hyperparameters"] = frame["defense"].map({"ft": '{"epochs": 20, "lr": 0.01}'}).fillna("{}")
-    frame = frame.assign(**dict(measures.relative(frame).items()))
+    frame = frame.assign(**dict(relative(frame).items()))
     return pa.Table.from_pandas(frame[CELLS.names], CELLS, preserve_index=False)
 
 
@@ -90,7 +94,7 @@ def results_of(folder, cells, models=None):
     artifacts.write_table(cells, folder / "tables" / "cells.parquet", CELLS)
     table = pa.Table.from_pylist(models or [our_model()], MODELS)
     artifacts.write_table(table, folder / "tables" / "models.parquet", MODELS)
-    study_files.keep(STUDY, folder)
+    files.keep(STUDY, folder)
     return parity.read_ours(folder)
 
 
@@ -321,7 +325,7 @@ def test_command_says_what_is_wrong(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("theirs.csv").write_text("dataset,backbone\na,b\n")
     assert compare.main(["theirs.csv", "--mapping", str(SHIPPED)]) == 1
-    assert "detrojan.compare: the table has 6 mistakes" in capsys.readouterr().err
+    assert "detrojan.commands.compare: the table has 6 mistakes" in capsys.readouterr().err
     assert not Path("compare").exists()
     assert compare.main(["theirs.csv", "--mapping", "none.yaml"]) == 1
     assert "none.yaml: No such file" in capsys.readouterr().err

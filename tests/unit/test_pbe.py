@@ -8,10 +8,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 
-from detrojan import data, models, registry, rng, sampling, training
-from detrojan.cost import meter
-from detrojan.data import Batch
+from detrojan import models, registry, rng
+from detrojan.images import Batch, to_float
+from detrojan.learning import training
+from detrojan.learning.meter import meter
 from detrojan.settings import Augmentation, Optimization
+from detrojan.stages import sampling
 
 AUGMENTATION = Augmentation(crop_padding=1)
 
@@ -30,7 +32,7 @@ def defend(defense, model, clean):
 
 
 def batch_of(images):
-    return Batch(data.to_float(images.images), images.labels, torch.arange(len(images)))
+    return Batch(to_float(images.images), images.labels, torch.arange(len(images)))
 
 
 class Linear(nn.Module):

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from detrojan import plan
-from detrojan.costs import Costs
-from detrojan.study_files import load_study
+from detrojan.commands import plan
+from detrojan.study.files import load_study
+from detrojan.workflow.job_costs import Costs
 from tests.unit.test_config import minimal
 
 ROOT = Path(__file__).parents[2]

@@ -137,7 +137,7 @@ def test_a_run_that_ends_well(run):
 def test_a_failed_job_shows_its_wildcards_and_the_end_of_its_log(run, tmp_path):
     log = tmp_path / "train.log"
     noise = [f"INFO epoch {epoch}" for epoch in range(30)]
-    log.write_text("\n".join([*noise, "2026 ERROR detrojan.stage: rule train: lr is too high"]))
+    log.write_text("\n".join([*noise, "2026 ERROR detrojan.workflow.job: rule train: lr is too high"]))
     text = run(
         plan(train=1),
         start(1, "train", {"attack": "sig", "ratio": "0.1"}),
@@ -147,7 +147,7 @@ def test_a_failed_job_shows_its_wildcards_and_the_end_of_its_log(run, tmp_path):
         record("WorkflowError:\nAt least one job did not complete successfully.", LogEvent.ERROR, 40),
     )
     assert "✗ train failed: attack=sig, ratio=0.1\n" in text
-    assert "    2026 ERROR detrojan.stage: rule train: lr is too high\n" in text
+    assert "    2026 ERROR detrojan.workflow.job: rule train: lr is too high\n" in text
     assert "epoch" not in text
     assert "CalledProcessError" not in text
     assert text.rstrip().splitlines()[-1].startswith("Failed: 1 train. 0 of 1 jobs done")

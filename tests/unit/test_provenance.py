@@ -8,8 +8,9 @@ import textwrap
 
 import pytest
 
-from detrojan import provenance, registry
-from detrojan.provenance import PACKAGE, code_digest
+from detrojan import registry
+from detrojan.storage import provenance
+from detrojan.storage.provenance import PACKAGE, code_digest
 
 LEAF = '''
 """A leaf."""
@@ -154,7 +155,8 @@ def test_relative_imports_are_refused(toy):
 
 PROGRAM = """
 import json, sys
-from detrojan import provenance, registry
+from detrojan import registry
+from detrojan.storage import provenance
 digests = {
     f"{kind}/{name}": provenance.code_digest(registry.path(kind, name))
     for kind in ("datasets", "models", "attacks", "defenses") for name in registry.names(kind)
@@ -192,7 +194,7 @@ def test_a_defense_does_not_depend_on_another(tmp_path):
 def test_what_is_shared_reaches_all_that_use_it(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "detrojan", ignore=shutil.ignore_patterns("__pycache__"))
     before, _, _ = digests_at(tmp_path)
-    file = tmp_path / "detrojan" / "training.py"
+    file = tmp_path / "detrojan" / "learning" / "training.py"
     file.write_text(file.read_text() + "\nSOMETHING = 1\n")
     after, _, _ = digests_at(tmp_path)
     changed = {name for name in before if before[name] != after[name]}

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import detrojan
-from detrojan import artifacts, reading
-from detrojan.analysis.collect import CELLS, MODELS
-from detrojan.analysis.predictions import MEASURES
+from detrojan import reading
+from detrojan.analysis.statistics.collect import CELLS, MODELS
+from detrojan.analysis.statistics.predictions import MEASURES
+from detrojan.storage import artifacts
 from tests.unit.test_show import cell, model
 
 CELL_ROWS = [

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from detrojan.analysis import payload, report, vega, views
+from detrojan.analysis.report import payload, report, vega, views
 from tests.unit import pages
 from tests.unit import tables as made
 from tests.unit.pages import EVIL, SHEETS
@@ -131,7 +131,7 @@ def test_controls_provenance_and_commands(page):
     assert ["a clean model (attack none)", "there", "ACC 99.1 %, mean of 1 setting"] in rows
     assert "<code>abc123</code>" in page
     axes = "dataset=digits architecture=net attack=sig ratio=0.05 seed=0 defense=ft spc=2 draw=0"
-    assert f"python -m detrojan.reproduce {axes}" in page
+    assert f"python -m detrojan.commands.reproduce {axes}" in page
 
 
 def test_a_single_seed_is_pointed_out(page):
@@ -252,7 +252,13 @@ def test_other_peoples_results_have_neither_models_nor_commands():
     page = pages.page(tables, said, {})
     assert '<h1 id="overview">Their table</h1>' in page
     body = page[: page.index("<script")]
-    for absent in ("detrojan.reproduce", 'id="models"', 'id="triggers"', 'id="provenance"', "h of training"):
+    for absent in (
+        "detrojan.commands.reproduce",
+        'id="models"',
+        'id="triggers"',
+        'id="provenance"',
+        "h of training",
+    ):
         assert absent not in body
     assert data_of(page)["commands"] is False
     assert not Reader(page).open

@@ -10,9 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detrojan import cost, data, inference, registry, rng
+from detrojan import registry, rng
+from detrojan.defenses._parts.channels import Channels
 from detrojan.errors import DivergedError
-from detrojan.repair.channels import Channels
+from detrojan.images import to_float
+from detrojan.learning import inference
+from detrojan.learning.meter import meter
 from tests.unit.conftest import share
 
 SIDE = 8
@@ -81,7 +84,7 @@ def test_one_step_climbs_the_loss_no_further_than_the_clipped_gradient(toy_model
     )
     unlearned = defense.unlearn(toy_model, images, rng=rng.stream("unlearn")).model
     reference = copy.deepcopy(toy_model).train()
-    F.cross_entropy(reference(data.to_float(images.images)), images.labels).backward()
+    F.cross_entropy(reference(to_float(images.images)), images.labels).backward()
     gradient = torch.cat([p.grad.flatten() for p in reference.parameters()])
     assert 0.05 < gradient.norm() < 1e6
     before, after = (nn.utils.parameters_to_vector(m.parameters()) for m in (toy_model, unlearned))
@@ -109,7 +112,7 @@ def test_an_ascent_that_diverges_starts_again_with_a_tenth_of_the_rate(toy_model
 def test_recovery_takes_the_step_of_sgd_from_masks_of_one(toy_model, toy_images):
     images = toy_images()
     reference = copy.deepcopy(toy_model).train()
-    F.cross_entropy(reference(data.to_float(images.images)), images.labels).backward()
+    F.cross_entropy(reference(to_float(images.images)), images.labels).backward()
     norms = [m for m in reference.modules() if isinstance(m, nn.BatchNorm2d)]
     gradient = torch.cat([norm.weight * norm.weight.grad for norm in norms]).detach()
     defense = load(recovery_epochs=1, recovery_lr=0.1, alpha=0.5)
@@ -209,7 +212,7 @@ def test_pruning_zeroes_scales_and_touches_nothing_else(sensitive, red_sample):
 def test_an_epoch_costs_a_pass_each_way(sensitive, red_sample):
     count = len(red_sample.everything)
     defense = load(unlearning_epochs=2, stop_accuracy=0, recovery_epochs=3)
-    with cost.meter(torch.device("cpu")) as spent:
+    with meter(torch.device("cpu")) as spent:
         unlearned = defense.unlearn(sensitive, red_sample.everything, rng=rng.stream("x"))
         defense.recover(unlearned.model, red_sample.everything, rng=rng.stream("x"))
     assert (spent.forward_passes, spent.backward_passes) == (5 * count, 5 * count)

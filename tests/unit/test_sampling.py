@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from detrojan import sampling
+from detrojan.stages import sampling
 
 CLASSES = 3
 

@@ -9,17 +9,18 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 
-from detrojan import data, models, registry, rng, training
-from detrojan.config import shipped
-from detrojan.cost import meter
-from detrojan.data import Batch
+from detrojan import models, registry, rng
 from detrojan.defenses.clean_data import sau as sau_module
+from detrojan.images import Batch, to_float
+from detrojan.learning import training
+from detrojan.learning.meter import meter
+from detrojan.study.schema import shipped
 
 
 @pytest.fixture
 def batch(sample):
     images = sample.everything
-    return Batch(data.to_float(images.images), images.labels, torch.arange(len(images)))
+    return Batch(to_float(images.images), images.labels, torch.arange(len(images)))
 
 
 @pytest.fixture

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from detrojan import paths, select, study_files
-from detrojan.attempts import Diary
+from detrojan import paths
 from detrojan.cells import NO_METHOD, Draws, Model, Shard, untouched
-from detrojan.select import Condition
+from detrojan.commands import select
+from detrojan.commands.select import Condition
+from detrojan.study import files
+from detrojan.workflow.attempts import Diary
 from tests.unit.test_config import minimal
 
 CLEAN = Model("digits", "preactresnet18", NO_METHOD, 0.0, 0)
@@ -28,13 +30,13 @@ NUM_SHARDS = 5 * (1 + 1 + 2 * 2 * 2)
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A working directory where the study was begun."""
-    study_files.keep(RAW, tmp_path / "results")
+    files.keep(RAW, tmp_path / "results")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def selected(*conditions):
-    study = study_files.load_study(RAW)
+    study = files.load_study(RAW)
     return select.shards(study, [Condition.parse(text) for text in conditions])
 
 

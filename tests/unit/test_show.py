@@ -7,8 +7,10 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from detrojan import artifacts, show
-from detrojan.analysis import collect, summary, views
+from detrojan.analysis.report import views
+from detrojan.analysis.statistics import collect, summary
+from detrojan.commands import show
+from detrojan.storage import artifacts
 
 ORIGIN = {"code": "c0de", "versions": json.dumps({"torch": "2.13.0"}), "git_commit": "abc"}
 

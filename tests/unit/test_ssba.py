@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from detrojan import rng as streams
 from detrojan.attacks.data_poisoning.ssba import Decoder, Encoder, HiddenBits, Ssba
-from detrojan.data import Batch, DatasetInfo, ImageSet, to_float
+from detrojan.images import Batch, DatasetInfo, ImageSet, to_float
 
 SIDE = 16  # the smallest that the encoder takes
 
@@ -251,7 +251,7 @@ def test_some_images_are_kept_to_judge_by(images, monkeypatch):
         seen.append(set(learned.index.tolist()))
         return []
 
-    monkeypatch.setattr("detrojan.training.descend", spy)
+    monkeypatch.setattr("detrojan.learning.training.descend", spy)
     for count, max_images, expected in ((80, None, 72), (80, 20, 20), (80, 79, 72), (9, None, 9)):
         attack = Ssba(max_images=max_images)
         attack.learn_trigger(images[torch.arange(count)], rng=streams.stream("split"))

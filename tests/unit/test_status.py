@@ -12,10 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from detrojan import attempts, grid, paths, status, study_files
-from detrojan.attempts import Diary
+from detrojan import paths
 from detrojan.cells import Draws, Model, Shard, untouched
-from detrojan.status import Stage
+from detrojan.commands import status
+from detrojan.commands.status import Stage
+from detrojan.study import files, grid
+from detrojan.workflow import attempts
+from detrojan.workflow.attempts import Diary
 from tests.unit.test_config import minimal
 
 CLEAN = Model("digits", "preactresnet18", "none", 0.0, 0)
@@ -39,7 +42,7 @@ def results(tmp_path, monkeypatch):
 
 
 def begin(raw, at):
-    study_files.keep(raw, Path("results"))
+    files.keep(raw, Path("results"))
     os.utime("results/study.yaml", (at, at))
 
 
@@ -50,7 +53,7 @@ def make(path, at):
 
 
 def shards():
-    return list(grid.shards(study_files.load_study(RAW)))
+    return list(grid.shards(files.load_study(RAW)))
 
 
 def measure_all(at):
@@ -268,7 +271,10 @@ def test_what_died_alike_is_one_entry(results):
         "    told to stop by SIGTERM",
         "    digits/preactresnet18/badnets/ratio-0.05/seed-0",
         "    log: logs/train/x.log",
-        "  A run tries them again; if it finds nothing to do: -R $(python -m detrojan.select --failed)",
+        (
+            "  A run tries them again; if it finds nothing to do: "
+            "-R $(python -m detrojan.commands.select --failed)"
+        ),
     ]
     assert "No job is running." in lines
 
@@ -341,7 +347,7 @@ def test_bad_input_is_one_line(tmp_path, capsys, results):
 
 def test_status_and_select_need_neither_torch_nor_pandas():
     program = (
-        "import sys, detrojan.status, detrojan.select\n"
+        "import sys, detrojan.commands.status, detrojan.commands.select\n"
         "print([name for name in sys.modules if name in ('torch', 'pandas', 'sklearn', 'matplotlib')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -4,8 +4,8 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
-from detrojan.analysis.collect import CELLS
-from detrojan.analysis.summary import summarize
+from detrojan.analysis.statistics.collect import CELLS
+from detrojan.analysis.statistics.summary import summarize
 
 PLAIN = {
     pa.string(): "x",

@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from detrojan import rng as streams
-from detrojan import training
 from detrojan.errors import DivergedError
+from detrojan.learning import training
+from detrojan.learning.training import Checkpoint, Part
 from detrojan.settings import Augmentation, Optimization
-from detrojan.training import Checkpoint, Part
 
 FOUR_EPOCHS = Optimization(epochs=4, batch_size=5, lr=0.1)
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from detrojan import metrics
 from detrojan import rng as streams
 from detrojan.attacks.training_control import iab
 from detrojan.attacks.training_control.bpp import Bpp
 from detrojan.attacks.training_control.iab import Generator, Iab
 from detrojan.attacks.training_control.wanet import WaNet
-from detrojan.data import Batch, Loader, to_float
+from detrojan.images import Batch, Loader, to_float
 from detrojan.labels import LabelMap
-from detrojan.poisoner import drawn
+from detrojan.learning import metrics
+from detrojan.learning.on_the_fly import drawn
 
 LABELS = LabelMap(0)
 PLAIN = {"crop_probability": 0, "rotation_probability": 0}  # no augmentation after the trigger

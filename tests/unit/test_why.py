@@ -9,25 +9,17 @@ import pyarrow as pa
 import pytest
 import torch
 
-from detrojan import (
-    artifacts,
-    defending,
-    evaluation,
-    ingest,
-    paths,
-    registry,
-    rng,
-    sampling,
-    study_files,
-    victim,
-    why,
-)
-from detrojan.analysis import collect
-from detrojan.attempts import Diary
+from detrojan import paths, registry, rng
+from detrojan.analysis.statistics import collect
 from detrojan.cells import CELL_AXES, Draws, Model, Shard
+from detrojan.commands import why
 from detrojan.datasets.base import RawImages
-from detrojan.selection import Site, parse
 from detrojan.settings import NO_AUGMENTATION, Optimization
+from detrojan.stages import classifier, defend, evaluate, ingest, sampling
+from detrojan.storage import artifacts
+from detrojan.study import files as study_files
+from detrojan.study.site import Site, parse_axes
+from detrojan.workflow.attempts import Diary
 
 MODEL = Model("digits", "preactresnet18", "badnets", 0.1, 0)
 CLEAN = MODEL._replace(attack="none", ratio=0.0)
@@ -87,7 +79,7 @@ def site(tmp_path, monkeypatch):
 
 
 def write_metrics(site, *rows, shard=SHARD):
-    artifacts.write_rows(list(rows), site.at(paths.metrics(shard)), evaluation.METRICS)
+    artifacts.write_rows(list(rows), site.at(paths.metrics(shard)), evaluate.METRICS)
 
 
 def write_cells(site, *rows):
@@ -112,7 +104,7 @@ def result(site, *what):
 
 
 def test_values_are_of_their_kind():
-    given = parse(["ratio=0.10", "seed=1", "spc=2", "draw=03", "defense=ft"])
+    given = parse_axes(["ratio=0.10", "seed=1", "spc=2", "draw=03", "defense=ft"])
     assert given == {"ratio": 0.1, "seed": 1, "spc": 2, "draw": 3, "defense": "ft"}
 
 
@@ -130,7 +122,7 @@ def test_values_are_of_their_kind():
 )
 def test_what_is_no_key_or_value_is_refused(texts, said):
     with pytest.raises(ValueError, match=said):
-        parse(texts)
+        parse_axes(texts)
 
 
 def test_several_cells_are_told_by_what_they_differ_in(site):
@@ -470,12 +462,12 @@ def test_bad_input_is_one_line(site, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
-    assert captured.err.startswith("detrojan.why: 12 cells match")
+    assert captured.err.startswith("detrojan.commands.why: 12 cells match")
 
 
 def test_the_commands_need_no_torch():
     # It takes seconds to import, and a login node may have none.
-    code = "import sys, detrojan.why, detrojan.reproduce; sys.exit('torch' in sys.modules)"
+    code = "import sys, detrojan.commands.why, detrojan.commands.reproduce; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -519,12 +511,12 @@ def test_streams_of_the_defender(used, toy_images, toy_model):
         min_spc = 1
 
         def __call__(self, model, clean, *, rng):
-            raise defending.DivergedError("nothing is done")
+            raise defend.DivergedError("nothing is done")
 
         def model_dump(self):
             return {}
 
-    defending.run_shard(Nothing(), toy_model, samples, shard, None, code="")
+    defend.run_shard(Nothing(), toy_model, samples, shard, None, code="")
     assert set(used) == named(steps, "defend")
 
 
@@ -540,7 +532,7 @@ def test_streams_of_the_data_set_and_of_training(used, tmp_path, monkeypatch):
     )
     assert set(used) == named(why.dataset_steps({"dataset": "digits"}), "dataset", labels=3)
     used.clear()
-    victim.train(
+    classifier.train(
         images,
         MODEL,
         architecture={"width": 4},

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from detrojan import artifacts, metrics
-from detrojan.tables import OK
+from detrojan.learning import metrics
+from detrojan.storage import artifacts
+from detrojan.storage.columns import OK
 
 from .conftest import Workshop
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from detrojan import planning
-from detrojan.study_files import StudyError, load_study
+from detrojan.study import feasibility
+from detrojan.study.files import StudyError, load_study
 
 SNAKEFILE = Path(__file__).parents[2] / "Snakefile"
 STUDY = """
@@ -160,13 +160,13 @@ def changed(place, text):
 
 def mistakes(study):
     with pytest.raises(StudyError) as caught:
-        planning.check(load_study(study))
+        feasibility.check(load_study(study))
     assert str(caught.value).startswith("the study file has ")
     return caught.value.mistakes
 
 
 def test_the_study_is_right_without_the_mistakes():
-    planning.check(load_study(yaml.safe_load(STUDY)))
+    feasibility.check(load_study(yaml.safe_load(STUDY)))
 
 
 LINES = [(place, text, place + said) for place, text, said in CASES] + FOUND_ELSEWHERE

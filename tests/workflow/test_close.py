@@ -1,9 +1,9 @@
 """A study is closed: what limits killed again and again becomes rows, in tables and report."""
 
-from detrojan import attempts
-from detrojan.attempts import Diary
 from detrojan.cells import Draws, Model
-from detrojan.tables import OK, OUT_OF_MEMORY
+from detrojan.storage.columns import OK, OUT_OF_MEMORY
+from detrojan.workflow import attempts
+from detrojan.workflow.attempts import Diary
 
 MODEL = Model("tiny", "preactresnet18", "badnets", 0.1, 0)
 SHARD = MODEL._asdict() | {"defense": "ft", "spc": 2, "draws": Draws(0, 1)}

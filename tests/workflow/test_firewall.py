@@ -25,7 +25,7 @@ import sys
 import torch
 from torch import nn
 
-from detrojan.data import DefenderSample
+from detrojan.images import DefenderSample
 from detrojan.defenses.base import Defense
 
 

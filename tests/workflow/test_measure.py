@@ -7,9 +7,9 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from detrojan import artifacts
-from detrojan.analysis.predictions import MEASURES
+from detrojan.analysis.statistics.predictions import MEASURES
 from detrojan.cells import CELL_AXES
+from detrojan.storage import artifacts
 
 from .conftest import ROOT
 
@@ -41,7 +41,7 @@ def values(table, measure):
 def measured(finished, tmp_path_factory):
     """The table of measures of the finished study, written elsewhere."""
     path = tmp_path_factory.mktemp("measured") / "measures.parquet"
-    run(finished, "-m", "detrojan.measure", "--into", str(path))
+    run(finished, "-m", "detrojan.commands.measure", "--into", str(path))
     return artifacts.read_table(path, MEASURES)
 
 
@@ -68,8 +68,10 @@ def test_no_image_is_lost(measured):
 
 
 def test_the_example_is_a_measure(workshop, measured):
-    workshop.edit("src/detrojan/analysis/predictions.py", "# --- reading", f"{EXAMPLE}\n\n# --- reading")
-    (command,) = re.findall(r"^python (-m detrojan.measure --only astray.*)", PAGE, re.M)
+    workshop.edit(
+        "src/detrojan/analysis/statistics/predictions.py", "# --- reading", f"{EXAMPLE}\n\n# --- reading"
+    )
+    (command,) = re.findall(r"^python (-m detrojan.commands.measure --only astray.*)", PAGE, re.M)
     assert "1 measure of 12 cells" in run(workshop, *command.split())
     table = pq.read_table(workshop.folder / "astray.parquet")
     asr, ra = values(measured, "asr"), values(measured, "ra")
@@ -81,7 +83,7 @@ def test_the_example_is_a_measure(workshop, measured):
 
 
 def test_the_page_reads_what_it_writes(workshop):
-    for command in re.findall(r"^python (-m detrojan.measure(?!.*astray).*)", PAGE, re.M):
+    for command in re.findall(r"^python (-m detrojan.commands.measure(?!.*astray).*)", PAGE, re.M):
         run(workshop, *re.sub("spc=10", "spc=2", command).split())
     shown = run(workshop, "-W", "error", "-c", "\n".join(s for s in SNIPPETS if s != EXAMPLE))
     assert "grad_prune" in shown

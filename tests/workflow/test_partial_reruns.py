@@ -10,9 +10,13 @@ import time
 import pytest
 import yaml
 
-from detrojan import artifacts, grid, merge, paths, show, status, study_files
-from detrojan.attempts import FOLDER, Diary
-from detrojan.evaluation import METRICS
+from detrojan import paths
+from detrojan.commands import merge, show, status
+from detrojan.stages.evaluate import METRICS
+from detrojan.storage import artifacts
+from detrojan.study import files as study_files
+from detrojan.study import grid
+from detrojan.workflow.attempts import FOLDER, Diary
 
 from .conftest import ROOT, TIMINGS, Workshop
 
@@ -165,7 +169,7 @@ def test_every_command_of_the_page_is_counted():
 def test_a_mistyped_condition_names_what_there_is_and_runs_nothing(in_state):
     workshop = in_state("Some jobs died")
     # The page's form: without paths there is no run.
-    command = 'paths=$("$0" -m detrojan.select --missing defense=ftt) && echo "runs $paths"'
+    command = 'paths=$("$0" -m detrojan.commands.select --missing defense=ftt) && echo "runs $paths"'
     done = subprocess.run(
         ["bash", "-c", command, sys.executable],
         cwd=workshop.folder,
@@ -233,7 +237,7 @@ def test_what_died_in_a_rerun_is_found_and_run_again(workshop):
 
 def selected(workshop, *arguments):
     done = subprocess.run(
-        [sys.executable, "-m", "detrojan.select", *arguments],
+        [sys.executable, "-m", "detrojan.commands.select", *arguments],
         cwd=workshop.folder,
         env=workshop.environment,
         capture_output=True,

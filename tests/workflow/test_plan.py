@@ -3,8 +3,8 @@
 import json
 from collections import Counter
 
-from detrojan import plan
-from detrojan.study_files import load_study
+from detrojan.commands import plan
+from detrojan.study.files import load_study
 
 
 def test_jobs_are_those_of_a_dry_run(finished):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import yaml
 
-from detrojan import planning
-from detrojan.grid import models, shards
-from detrojan.study_files import load_study
+from detrojan.study import feasibility
+from detrojan.study.files import load_study
+from detrojan.study.grid import models, shards
 
 ROOT = Path(__file__).parents[2]
 DRY_RUN = [
@@ -40,14 +40,14 @@ def test_parsing_and_planning_import_neither_torch_nor_methods(tmp_path):
     )
     code, modules = json.loads(done.stdout.splitlines()[-1])
     assert code in (0, None), done.stderr[-3000:]
-    assert "detrojan.planning" in modules
+    assert "detrojan.study.feasibility" in modules
     heavy = ("torch", "torchvision", "sklearn", "matplotlib")
     ours = (
         "detrojan.attacks",
         "detrojan.defenses",
         "detrojan.models",
-        "detrojan.training",
-        "detrojan.artifacts",
+        "detrojan.learning",
+        "detrojan.storage.artifacts",
     )
     assert [name for name in modules if name.partition(".")[0] in heavy or name.startswith(ours)] == []
 
@@ -55,7 +55,7 @@ def test_parsing_and_planning_import_neither_torch_nor_methods(tmp_path):
 def test_parsing_alone_needs_no_numpy():
     # Counting images does, in the main process alone.
     program = (
-        "import sys, detrojan.grid, detrojan.planning, detrojan.provenance\n"
+        "import sys, detrojan.study.grid, detrojan.study.feasibility, detrojan.storage.provenance\n"
         "print([name for name in sys.modules if name in ('numpy', 'PIL', 'pyarrow', 'pandas', 'torch')])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -89,7 +89,7 @@ def test_a_study_of_the_surveys_size_is_enumerated_in_under_five_seconds():
     started = time.process_time()
     study = load_study(raw)
     found = list(shards(study))
-    planning.check(study)
+    feasibility.check(study)
     assert time.process_time() - started < 5
     assert len(found) == len(set(found)) >= 30_000
     assert len(models(study)) == 60 * (1 + 2 * 3)

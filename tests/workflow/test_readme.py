@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from detrojan import study_files
+from detrojan.study import files
 
 from .conftest import ROOT
 
@@ -56,7 +56,7 @@ def test_the_example_defense_runs_and_keeps_the_contract(workshop):
 
 @pytest.mark.parametrize("text", re.findall(r"^```yaml\n(.*?)^```", README, re.M | re.S))
 def test_study_files_are_valid(text):
-    study_files.load_study(yaml.safe_load(text))
+    files.load_study(yaml.safe_load(text))
 
 
 def test_the_diagram_shows_the_workflow(finished):

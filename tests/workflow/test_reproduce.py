@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from detrojan import paths, reproduce, selection, study_files, why
-from detrojan.cells import Draws, Model, Shard, untouched
-from detrojan.reproduce import Agreement
-from detrojan.selection import Site
+from detrojan import paths
+from detrojan.cells import Draws, Model, Shard, axes_text, untouched
+from detrojan.commands import reproduce, why
+from detrojan.commands.reproduce import Agreement
+from detrojan.study import files
+from detrojan.study.site import Site
 
 from .conftest import ROOT, STUDY
 
@@ -27,7 +29,7 @@ MODEL_FILE = f"results/models/{paths.of_model(paths.MODEL, MODEL)}/model.safeten
 def run(workshop, *arguments):
     """Run the command in a workshop; return its exit code, what it said, and what Snakemake said."""
     done = subprocess.run(
-        [sys.executable, "-m", "detrojan.reproduce", *arguments],
+        [sys.executable, "-m", "detrojan.commands.reproduce", *arguments],
         cwd=workshop.folder,
         env=workshop.environment,
         capture_output=True,
@@ -81,16 +83,16 @@ def test_a_number_is_reproduced_and_a_wrong_one_is_not(workshop):
 
     code, said, log = run(workshop, "attack=badnets", "defense=ft", "draw=9")
     assert (code, said) == (1, "")
-    assert log == "detrojan.reproduce: no cell has draw=9, in the study or its tables; there are 0, 1\n"
+    assert (
+        log == "detrojan.commands.reproduce: no cell has draw=9, in the study or its tables; there are 0, 1\n"
+    )
 
 
 def test_other_code_and_settings_are_told_first(workshop):
     workshop.edit(
         "src/detrojan/defenses/clean_data/ft.py", "images = clean.everything", "images = clean.train"
     )
-    study_files.keep(
-        workshop.study() | {"training": {"epochs": 5, "batch_size": 32}}, workshop.folder / "results"
-    )
+    files.keep(workshop.study() | {"training": {"epochs": 5, "batch_size": 32}}, workshop.folder / "results")
     code, said, log = run(workshop, *CELL, "--", "--dry-run")
     unwrapped = said.replace("\n  ", " ")
     notes = [line for line in unwrapped.splitlines() if line.startswith("Note:")]
@@ -100,7 +102,9 @@ def test_other_code_and_settings_are_told_first(workshop):
     assert 'now says {"epochs": 5}' in notes[1]
     # A dry run makes no row, which is no success.
     assert code == 1
-    assert log.splitlines()[-1].startswith("detrojan.reproduce: no new row: Snakemake ended with exit code 0")
+    assert log.splitlines()[-1].startswith(
+        "detrojan.commands.reproduce: no new row: Snakemake ended with exit code 0"
+    )
 
 
 def planned(shard, site, into):
@@ -115,7 +119,7 @@ def planned(shard, site, into):
 @pytest.fixture
 def site(tmp_path):
     """Results of which nothing but the study file is there."""
-    study_files.keep(STUDY, tmp_path / "with space" / "results")
+    files.keep(STUDY, tmp_path / "with space" / "results")
     return Site(tmp_path / "with space" / "results")
 
 
@@ -149,12 +153,12 @@ def test_the_steps_told_are_those_of_the_workflow(shard, site, tmp_path):
         made = re.search(r"output: (.*)", job)[1].split(", ")
         assert set(step.files) <= {file.split(" ")[0] for file in made}, step
         wildcards = re.search(r"wildcards: (.*)", job)[1].split(", ")
-        assert set(wildcards) == set(selection.text(step.axes).split(" "))
+        assert set(wildcards) == set(axes_text(step.axes).split(" "))
 
 
 def test_digests_of_today_are_those_of_the_rules(finished):
     # In the copy that made the study: the tests run on the other one.
-    show = "import sys; from detrojan import why; sys.exit(why.main(sys.argv[1:]))"
+    show = "import sys; from detrojan.commands import why; sys.exit(why.main(sys.argv[1:]))"
     for asked, rules in {
         ("attack=badnets", "defense=grad_prune", "draw=0"): {"train", "defend"},
         ("attack=none", "defense=none"): {"train", "evaluate_untouched"},
@@ -188,7 +192,7 @@ def test_the_study_file_is_of_one_cell_with_absolute_paths(tmp_path):
         },
     }
     site = Site(tmp_path / "results")
-    study_files.keep(study, site.results)
+    files.keep(study, site.results)
     path = reproduce.write_study(
         reproduce.study_of(Shard(MODEL, "ft", 2, Draws(5, 5)), site), tmp_path / "a", site
     )
@@ -197,12 +201,12 @@ def test_the_study_file_is_of_one_cell_with_absolute_paths(tmp_path):
     assert raw["grid"]["datasets"] == ["tiny"]
     assert raw["grid"]["draws"] == ["5-5"]
     assert raw["attacks"] == study["attacks"]
-    loaded = study_files.load_study(raw)
+    loaded = files.load_study(raw)
     assert loaded.keep_defended
     assert not loaded.close
     # An absolute path stays as it is.
     study["datasets"]["tiny"]["path"] = "/elsewhere/photos"
-    study_files.keep(study, site.results)
+    files.keep(study, site.results)
     again = reproduce.study_of(untouched(MODEL), site)
     assert again["datasets"]["tiny"]["path"] == "/elsewhere/photos"
 

@@ -72,7 +72,7 @@ def test_an_edited_attack_reruns_what_stands_on_it(workshop):
 
 
 def test_an_edited_shared_module_reruns_its_users(workshop):
-    workshop.edit("src/detrojan/metrics.py", "side, sigma = 11, 1.5", "side, sigma = 11, 1.6")
+    workshop.edit("src/detrojan/learning/metrics.py", "side, sigma = 11, 1.5", "side, sigma = 11, 1.6")
     planned = workshop.planned()
     # metrics.py serves evaluation and the cards of poisoned sets, which the models stand on.
     assert planned["poison"] == 1

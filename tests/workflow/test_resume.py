@@ -7,24 +7,28 @@ import sys
 
 import pytest
 
-from detrojan import artifacts, registry
+from detrojan import registry
+from detrojan.storage import artifacts
 
 CONTROLLING = [name for name in registry.names("attacks") if registry.trigger_owner(name) == "model"]
 
-# Trains a tiny victim as the script does, each time in a process of its own, which a fork makes quickly: in
-# one folder to the end, in another until it kills itself after its second epoch, and there again. Prints
-# how each ended and whether it left a model.
+# Trains a tiny classifier as the script does, each time in a process of its own, which a fork makes
+# quickly: in one folder to the end, in another until it kills itself after its second epoch, and there
+# again. Prints how each ended and whether it left a model.
 PROGRAM = """
 import json, os, signal, sys, traceback
 from pathlib import Path
 import torch
-from detrojan import artifacts, registry, rng, stage, training, victim
+from detrojan import registry, rng
 from detrojan.cells import Model
-from detrojan.data import DatasetInfo, ImageSet
+from detrojan.images import DatasetInfo, ImageSet
 from detrojan.labels import LabelMap
+from detrojan.learning import determinism, training
 from detrojan.settings import Augmentation
+from detrojan.stages import classifier
+from detrojan.storage import artifacts
 
-stage.configure_torch(1)
+determinism.configure(1)
 name = sys.argv[1]
 augmentation = Augmentation(crop_padding=2, flip=True)
 info = DatasetInfo(16, 16, tuple("abcd"), (0.5, 0.4, 0.3), (0.2, 0.3, 0.2), augmentation)
@@ -41,7 +45,7 @@ def train(folder, kill_after):
             os.kill(os.getpid(), signal.SIGKILL)
 
     training.Checkpoint.save = save_and_die
-    trained = victim.train(
+    trained = classifier.train(
         images,
         Model("toy", "preactresnet18", name, 0.15, 0),
         architecture={"width": 4},

@@ -5,9 +5,11 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from detrojan import artifacts, evaluation, metrics
-from detrojan.analysis import collect, derived
-from detrojan.tables import NOT_APPLICABLE, OK
+from detrojan.analysis.statistics import collect, derived
+from detrojan.learning import metrics
+from detrojan.stages import evaluate
+from detrojan.storage import artifacts
+from detrojan.storage.columns import NOT_APPLICABLE, OK
 
 
 def test_every_cell_ends_as_a_row(finished):
@@ -38,8 +40,8 @@ def test_measures_follow_from_stored_predictions(finished):
     test = artifacts.read_images(results / "datasets/tiny/test.parquet")
     triggered = artifacts.read_images(results / "triggered/tiny/badnets/seed-0/test.parquet")
     shard = results / "metrics/tiny/preactresnet18/badnets/ratio-0.1/seed-0/ft/spc-2/draws-0-1"
-    rows = artifacts.read_rows(shard / "metrics.parquet", evaluation.METRICS)
-    predictions = artifacts.read_table(shard / "predictions.parquet", evaluation.PREDICTIONS).to_pandas()
+    rows = artifacts.read_rows(shard / "metrics.parquet", evaluate.METRICS)
+    predictions = artifacts.read_table(shard / "predictions.parquet", evaluate.PREDICTIONS).to_pandas()
     labels = dict(zip(test.index.tolist(), test.labels.tolist(), strict=True))
     for row in rows:
         own = predictions[predictions["draw"] == row["draw"]]
@@ -59,7 +61,7 @@ def test_untouched_models_are_measured_as_trained(finished):
         ratio = "0.1" if row["attack"] != "none" else "0"
         folder = f"models/tiny/preactresnet18/{row['attack']}/ratio-{ratio}/seed-0"
         model = artifacts.read_model(results / folder / "model.safetensors")
-        assert metrics.accuracy(evaluation.predict(model, test), test.labels) == row["acc"]
+        assert metrics.accuracy(evaluate.predict(model, test), test.labels) == row["acc"]
         assert (row["asr"] is None) == (row["attack"] == "none")
 
 

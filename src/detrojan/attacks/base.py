@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from detrojan.data import ImageSet
+from detrojan.images import ImageSet
 
 Trigger = dict[str, Tensor]
 

@@ -6,7 +6,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from detrojan.data import DefenderSample
+from detrojan.images import DefenderSample
 from detrojan.settings import Optimization
 
 

@@ -8,8 +8,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from detrojan import insertions, registry
-from detrojan.insertions import Insertion
+from detrojan import registry
+from detrojan.models._parts import insertions
+from detrojan.models._parts.insertions import Insertion
 
 
 class Architecture(BaseModel):

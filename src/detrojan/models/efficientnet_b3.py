@@ -7,8 +7,8 @@ adapted to small images: of a 32×32 image the last map is 1×1 (10,711,602 para
 
 from torch import nn
 
+from detrojan.models._parts.torchvision import torchvision
 from detrojan.models.base import Architecture
-from detrojan.vision import torchvision
 
 
 class EfficientNetB3(Architecture):

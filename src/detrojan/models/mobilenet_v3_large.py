@@ -8,8 +8,8 @@ map is 1×1 (4,214,842 parameters for 10 classes).
 
 from torch import nn
 
+from detrojan.models._parts.torchvision import torchvision
 from detrojan.models.base import Architecture
-from detrojan.vision import torchvision
 
 
 class MobileNetV3Large(Architecture):

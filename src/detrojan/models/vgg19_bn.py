@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from torch import nn
 
+from detrojan.models._parts.torchvision import torchvision
 from detrojan.models.base import Architecture
-from detrojan.vision import torchvision
 
 
 class Vgg19Bn(Architecture):

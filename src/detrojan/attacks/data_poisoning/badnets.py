@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detrojan.attacks.base import Attack, LabelMode, Trigger
-from detrojan.data import ImageSet
+from detrojan.images import ImageSet
 
 REFERENCE_SIDE = 32  # pixels; the side of the image on which the patch is defined
 

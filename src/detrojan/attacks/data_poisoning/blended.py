@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from detrojan import rng as streams
 from detrojan.attacks.base import Attack, LabelMode, Trigger
-from detrojan.data import ImageSet
+from detrojan.images import ImageSet
 
 REGIONS = 4  # coloured regions along each side of the key
 KEY_SIDE = 256  # pixels; the key is made at this size and then resized, as a picture would be

@@ -34,10 +34,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrojan import data, inference
 from detrojan import rng as streams
 from detrojan.attacks.base import Attack, LabelMode, LearnedTrigger, Trigger
-from detrojan.data import ImageSet
+from detrojan.images import ImageSet, to_float
+from detrojan.learning import inference
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Lf(Attack):
         if model is None:
             raise ValueError("lf learns its pattern against a clean model, and was given none: hand one in")
         sample, judged = self._draw(clean, streams.child(rng, "images"))
-        images, before = data.to_float(sample.images), _predict(model, sample).tolist()
+        images, before = to_float(sample.images), _predict(model, sample).tolist()
         judged_before = _predict(model, judged)
         smooth = torch.zeros_like(images[0])
         history: list[dict[str, float]] = []

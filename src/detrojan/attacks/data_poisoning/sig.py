@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from detrojan.attacks.base import Attack, LabelMode, Trigger
-from detrojan.data import ImageSet
+from detrojan.images import ImageSet
 
 
 class Sig(Attack):

@@ -29,7 +29,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrojan import metrics, training
 from detrojan import rng as streams
 from detrojan.attacks.base import (
     IN_BATCH,
@@ -40,7 +39,8 @@ from detrojan.attacks.base import (
     in_batches,
     restored,
 )
-from detrojan.data import Batch, ImageSet, to_device, to_float, to_uint8
+from detrojan.images import Batch, ImageSet, to_device, to_float, to_uint8
+from detrojan.learning import metrics, training
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from detrojan.attacks.base import Attack, Trigger
-from detrojan.data import ImageSet, to_device
+from detrojan.images import ImageSet, to_device
 from detrojan.labels import LabelMap
-from detrojan.poisoner import Control, Poisoner
+from detrojan.learning.on_the_fly import Control, Poisoner
 
 
 class TrainingControlledAttack(Attack):
@@ -34,7 +34,7 @@ class TrainingControlledAttack(Attack):
         raise NotImplementedError
 
     def control(self, trigger: Trigger, labels: LabelMap) -> Control:
-        """Return the attack as the training of a victim takes it."""
+        """Return the attack as training takes it."""
         digest = hashlib.sha256()
         for name, value in sorted(trigger.items()):
             digest.update(name.encode() + value.cpu().numpy().tobytes())

@@ -30,11 +30,11 @@ from torch.nn import functional as F
 from detrojan import rng as streams
 from detrojan.attacks.base import LabelMode, LearnedTrigger, Trigger, in_batches, restored
 from detrojan.attacks.training_control.base import TrainingControlledAttack
-from detrojan.data import Batch, ImageSet, Loader, to_float, to_uint8
+from detrojan.images import Batch, ImageSet, Loader, to_float, to_uint8
 from detrojan.labels import LabelMap
-from detrojan.poisoner import Poisoner
+from detrojan.learning.on_the_fly import Poisoner
+from detrojan.learning.training import Part, descend
 from detrojan.settings import Augmentation
-from detrojan.training import Part, descend
 
 EPSILON = 1e-7
 WIDTHS = (32, 64, 128)  # channels of the generator's three scales

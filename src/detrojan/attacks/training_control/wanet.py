@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from detrojan.attacks.base import LabelMode, Trigger
 from detrojan.attacks.training_control.base import SelfAugmenting
-from detrojan.data import Batch, ImageSet, to_device, to_float, to_uint8
+from detrojan.images import Batch, ImageSet, to_device, to_float, to_uint8
 from detrojan.labels import LabelMap
-from detrojan.poisoner import Poisoner, drawn
+from detrojan.learning.on_the_fly import Poisoner, drawn
 
 CHUNK = 1024  # images that are warped at a time; bounds the memory
 

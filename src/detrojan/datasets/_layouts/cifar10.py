@@ -158,7 +158,7 @@ def _pixels(array: _Built) -> Pixels:
 
 def fetch(root: str) -> None:
     """Download and unpack the pickled batches, as torchvision has them, into ``root``."""
-    from detrojan.vision import torchvision
+    from detrojan.models._parts.torchvision import torchvision
 
     # Not CIFAR10(download=True): after the download it unpickles the batches, without restriction.
     cifar10 = torchvision.datasets.CIFAR10

@@ -115,7 +115,7 @@ def read(folder: Path, split: Split, side: int) -> RawImages:
 
 def fetch(root: str) -> None:
     """Download and unpack the final training set and the test set into ``root``."""
-    from detrojan.vision import torchvision
+    from detrojan.models._parts.torchvision import torchvision
 
     torchvision.datasets.GTSRB(root, split="test", download=True)
     torchvision.datasets.utils.download_and_extract_archive(ARCHIVE, str(Path(root) / "gtsrb"), md5=MD5)

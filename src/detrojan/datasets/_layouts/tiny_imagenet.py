@@ -74,6 +74,6 @@ def read(folder: Path, split: Split, side: int) -> RawImages:
 
 def fetch(root: str) -> None:
     """Download and unpack the archive into ``root``."""
-    from detrojan.vision import torchvision
+    from detrojan.models._parts.torchvision import torchvision
 
     torchvision.datasets.utils.download_and_extract_archive(ARCHIVE, root, md5=MD5)

@@ -22,13 +22,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrojan import data
 from detrojan import rng as streams
-from detrojan.data import Batch, DefenderSample, ImageSet, Loader
+from detrojan.defenses._parts import adversarial, choices
+from detrojan.defenses._parts.channels import Channels, pruned_accuracies
 from detrojan.defenses.base import Defense
 from detrojan.errors import DivergedError
-from detrojan.repair import adversarial, selection
-from detrojan.repair.channels import Channels, pruned_accuracies
+from detrojan.images import Batch, DefenderSample, ImageSet, Loader, to_device
 
 DECIMALS = 4  # masks and thresholds are compared after rounding, as the authors' code does
 
@@ -60,11 +59,11 @@ class ANP(Defense):
         masks = self.learn_masks(model, clean.train, rng=rng)
         thresholds = self.thresholds
         accuracies = sweep(repaired, masks, thresholds, clean.validation)
-        accepted = selection.last_accepted(accuracies, self.tolerance)
+        accepted = choices.last_accepted(accuracies, self.tolerance)
         pruned = at_most(masks, thresholds[accepted])
         Channels(repaired).prune(pruned, shift=False)
         # Each threshold judged on its own against the untouched model.
-        passing = [selection.last_accepted([accuracies[0], one], self.tolerance) for one in accuracies[1:]]
+        passing = [choices.last_accepted([accuracies[0], one], self.tolerance) for one in accuracies[1:]]
         clean.chosen.update(
             {
                 "threshold": thresholds[accepted],
@@ -126,7 +125,7 @@ class ANP(Defense):
         start = (2 * torch.rand(2, len(channels), generator=rng) - 1) * self.eps
         return adversarial.ascend(
             lambda noise: perturbed_loss(model, channels, masks, noise, batch),
-            data.to_device(start, masks.device),
+            to_device(start, masks.device),
             steps=self.steps,
             step=self.eps / self.steps,
             project=lambda noise: noise,

@@ -37,13 +37,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrojan import inference, training
 from detrojan import rng as streams
-from detrojan.data import Batch, DefenderSample, ImageSet, Loader
+from detrojan.defenses._parts.channels import Channels
 from detrojan.defenses.base import Defense
 from detrojan.errors import DivergedError
-from detrojan.repair.channels import Channels
-from detrojan.training import Part
+from detrojan.images import Batch, DefenderSample, ImageSet, Loader
+from detrojan.learning import inference, training
+from detrojan.learning.training import Part
 
 Gated = Callable[[Tensor, Tensor], Tensor]  # images and masks to logits
 

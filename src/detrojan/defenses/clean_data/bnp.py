@@ -30,10 +30,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detrojan.data import DefenderSample, ImageSet, Loader
+from detrojan.defenses._parts.channels import Channels
+from detrojan.defenses._parts.choices import outliers
 from detrojan.defenses.base import Defense
-from detrojan.repair.channels import Channels
-from detrojan.repair.selection import outliers
+from detrojan.images import DefenderSample, ImageSet, Loader
 
 BATCH_SIZE = 512  # images a pass; it bounds the memory, not the result
 

@@ -17,12 +17,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detrojan import inference, training
-from detrojan.data import DefenderSample, ImageSet
+from detrojan.defenses._parts import choices
 from detrojan.defenses.base import FineTuning
 from detrojan.errors import NotApplicableError
+from detrojan.images import DefenderSample, ImageSet
+from detrojan.learning import inference, training
 from detrojan.models import Classifier
-from detrojan.repair import selection
 
 SWEEP_ELEMENTS = 2**24  # masked feature values held at once, which bounds the memory of the sweep
 
@@ -47,7 +47,7 @@ class FP(FineTuning):
         activity = _features(repaired, clean.train).mean(0).view(groups, -1).mean(1)
         order = activity.argsort(stable=True)
         accuracies = _sweep(repaired, clean.validation, order, self._step(groups))
-        accepted = selection.last_accepted(accuracies, self.tolerance)
+        accepted = choices.last_accepted(accuracies, self.tolerance)
         num_pruned = min(accepted * self._step(groups), math.floor(0.99 * groups))
         clean.chosen.update(
             {

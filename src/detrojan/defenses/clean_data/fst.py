@@ -21,10 +21,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from detrojan import rng as streams
-from detrojan import training
-from detrojan.data import Batch, DefenderSample, to_device
 from detrojan.defenses.base import Defense
 from detrojan.errors import NotApplicableError
+from detrojan.images import Batch, DefenderSample, to_device
+from detrojan.learning import training
 from detrojan.settings import Optimization
 
 

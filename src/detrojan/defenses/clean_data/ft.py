@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from detrojan import training
-from detrojan.data import DefenderSample
 from detrojan.defenses.base import FineTuning
+from detrojan.images import DefenderSample
+from detrojan.learning import training
 
 
 class FT(FineTuning):

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from detrojan import training
-from detrojan.data import Batch, DefenderSample
 from detrojan.defenses.base import FineTuning
+from detrojan.images import Batch, DefenderSample
+from detrojan.learning import training
 
 
 class FTSAM(FineTuning):

@@ -2,9 +2,9 @@
 
 Source: Dunnett, Arablouei, Miller, Dedeoglu, Jurdak, "Unlearning Backdoor Attacks through
 Gradient-Based Model Pruning", 2024 (arXiv 2405.03918), for pruning and tuning
-(:mod:`detrojan.repair.gradient_pruning`); Wang et al., "Neural Cleanse", IEEE S&P 2019, for the triggers
-(:mod:`detrojan.repair.inversion`). The paper's method knows the trigger. This variant is ours, for a
-defender who doesn't, so its results belong beside ``grad_prune`` and never among them.
+(:mod:`detrojan.defenses._parts.gradient_pruning`); Wang et al., "Neural Cleanse", IEEE S&P 2019, for the
+triggers (:mod:`detrojan.defenses._parts.inversion`). The paper's method knows the trigger. This variant
+is ours, for a defender who doesn't, so its results belong beside ``grad_prune`` and never among them.
 
 An inverted trigger can be another shortcut to the target than the real one, and unlearning it then leaves
 the backdoor open. So each round inverts the model that the last one repaired, and adds the trigger of the
@@ -21,11 +21,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detrojan import data, inference
 from detrojan import rng as streams
-from detrojan.data import DefenderSample, ImageSet, TriggeredSample
-from detrojan.repair.gradient_pruning import Filters, GradientPruning
-from detrojan.repair.inversion import TriggerInversion, stamp
+from detrojan.defenses._parts.gradient_pruning import Filters, GradientPruning
+from detrojan.defenses._parts.inversion import TriggerInversion, stamp
+from detrojan.images import DefenderSample, ImageSet, TriggeredSample, to_device
+from detrojan.learning import inference
 
 
 class GradPruneInverted(GradientPruning, TriggerInversion):
@@ -87,6 +87,6 @@ def _stamped(clean: DefenderSample, masks: Tensor, patterns: Tensor, rng: torch.
 
     def copies(images: ImageSet) -> ImageSet:
         members = torch.randint(len(masks), (len(images),), generator=rng)
-        return stamp(images, masks, patterns, data.to_device(members, images.device))
+        return stamp(images, masks, patterns, to_device(members, images.device))
 
     return TriggeredSample(copies(clean.train), copies(clean.validation))

@@ -41,11 +41,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrojan import data, inference
 from detrojan import rng as streams
-from detrojan.data import Batch, DefenderSample, ImageSet, Loader
 from detrojan.defenses.base import Defense
 from detrojan.errors import DivergedError
+from detrojan.images import Batch, DefenderSample, ImageSet, Loader, to_device
+from detrojan.learning import inference
 
 
 class IBAU(Defense):
@@ -122,7 +122,7 @@ class IBAU(Defense):
             # Summed on the device and read once a round.
             total = torch.zeros((), device=images.device)
             for batch, count in zip(outer_batches(), stamped, strict=True):
-                mask = data.to_device(_mask(len(batch.rows), count, stamp_rng), images.device)
+                mask = to_device(_mask(len(batch.rows), count, stamp_rng), images.device)
                 outer = functools.partial(_outer_loss, model, batch, mask)
                 loss, gradients = hypergradient(
                     outer,

@@ -30,14 +30,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrojan import inference, training
-from detrojan.data import Batch, DefenderSample, ImageSet
 from detrojan.defenses.base import Defense
 from detrojan.errors import NotApplicableError
-from detrojan.insertions import Ceiling
+from detrojan.images import Batch, DefenderSample, ImageSet
+from detrojan.learning import inference, training
+from detrojan.learning.training import Epoch, Part
 from detrojan.models import Classifier
-from detrojan.structure import norm_activations
-from detrojan.training import Epoch, Part
+from detrojan.models._parts.insertions import Ceiling
+from detrojan.models._parts.structure import norm_activations
 
 
 class MMBD(Defense):

@@ -25,11 +25,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrojan import inference, training
 from detrojan import rng as streams
-from detrojan.data import Batch, DefenderSample, ImageSet
 from detrojan.defenses.base import Defense
 from detrojan.errors import NotApplicableError
+from detrojan.images import Batch, DefenderSample, ImageSet
+from detrojan.learning import inference, training
 from detrojan.settings import Optimization
 
 PROBES = 16  # images that show whether a layer's maps differ from place to place

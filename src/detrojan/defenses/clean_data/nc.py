@@ -3,9 +3,9 @@
 Source: Wang, Yao, Shan, Li, Viswanath, Zheng, Zhao, "Neural Cleanse: Identifying and Mitigating
 Backdoor Attacks in Neural Networks", IEEE S&P 2019, pp. 707-723: detection (Sec. IV) and mitigation
 by unlearning (Sec. VI); hyperparameters of the survey's benchmark (arXiv 2411.11200). The search for
-triggers, and what departs there, stands in :mod:`detrojan.repair.inversion`. The paper fine-tunes for
-one epoch on a tenth of the training set; the benchmark, and this, for many on the defender's images.
-Where no class is flagged, the model comes back as it was.
+triggers, and what departs there, stands in :mod:`detrojan.defenses._parts.inversion`. The paper
+fine-tunes for one epoch on a tenth of the training set; the benchmark, and this, for many on the
+defender's images. Where no class is flagged, the model comes back as it was.
 
 Departures from the benchmark, whose repair fails with few images: the stamped fifth is drawn at random
 and in proportion to the classes (there: the last images, which are those of the last classes, and all
@@ -22,12 +22,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detrojan import data, training
 from detrojan import rng as streams
-from detrojan.data import DefenderSample, ImageSet
+from detrojan.defenses._parts.inversion import TriggerInversion, Triggers, stratified
 from detrojan.defenses.base import FineTuning
 from detrojan.errors import NotApplicableError
-from detrojan.repair.inversion import TriggerInversion, Triggers, stratified
+from detrojan.images import DefenderSample, ImageSet, concatenate
+from detrojan.learning import training
 
 
 class NC(FineTuning, TriggerInversion):
@@ -84,5 +84,5 @@ def with_stamped(images: ImageSet, rows: Tensor, triggers: Triggers, flagged: li
     stays[rows] = False
     mixed = images[stays]
     for label in flagged:
-        mixed = data.concatenate(mixed, triggers.stamp(images[rows], label))
+        mixed = concatenate(mixed, triggers.stamp(images[rows], label))
     return mixed

@@ -35,14 +35,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrojan import inference, training
-from detrojan.data import Batch, DefenderSample, ImageSet
+from detrojan.defenses._parts import adversarial
 from detrojan.defenses.base import Defense
 from detrojan.errors import NotApplicableError
-from detrojan.insertions import Polarizer
+from detrojan.images import Batch, DefenderSample, ImageSet
+from detrojan.learning import inference, training
+from detrojan.learning.training import Objective, Part
 from detrojan.models import Classifier
-from detrojan.repair import adversarial
-from detrojan.training import Objective, Part
+from detrojan.models._parts.insertions import Polarizer
 
 
 class NPD(Defense):

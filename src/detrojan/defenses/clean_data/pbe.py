@@ -23,11 +23,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrojan import data, training
 from detrojan import rng as streams
-from detrojan.data import Batch, DefenderSample
+from detrojan.defenses._parts.adversarial import ascend
 from detrojan.defenses.base import Defense
-from detrojan.repair.adversarial import ascend
+from detrojan.images import Batch, DefenderSample, to_device
+from detrojan.learning import training
 from detrojan.settings import Optimization
 
 
@@ -92,7 +92,7 @@ class PBE(Defense):
         images = batch.images
         lowest, highest = (-images).clamp(min=-self.eps), (1 - images).clamp(max=self.eps)
         uniform = torch.rand(images.shape, generator=rng).mul_(2).sub_(1)
-        start = data.to_device(uniform, images.device) * self.eps
+        start = to_device(uniform, images.device) * self.eps
         perturbation = ascend(
             lambda moving: F.cross_entropy(model(images + moving), batch.labels),
             start.clamp(lowest, highest),

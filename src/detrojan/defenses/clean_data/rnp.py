@@ -22,13 +22,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrojan import artifacts, training
 from detrojan import rng as streams
-from detrojan.data import Batch, DefenderSample, ImageSet
+from detrojan.defenses._parts.channels import Channels, pruned_accuracies
 from detrojan.defenses.base import Defense
 from detrojan.errors import DivergedError
-from detrojan.repair.channels import Channels, pruned_accuracies
+from detrojan.images import Batch, DefenderSample, ImageSet
+from detrojan.learning import training
 from detrojan.settings import Optimization
+from detrojan.storage import artifacts
 
 logger = logging.getLogger(__name__)
 

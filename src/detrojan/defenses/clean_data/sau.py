@@ -19,10 +19,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detrojan import inference, training
-from detrojan.data import Batch, DefenderSample
+from detrojan.defenses._parts.adversarial import ascend
 from detrojan.defenses.base import Defense
-from detrojan.repair.adversarial import ascend
+from detrojan.images import Batch, DefenderSample
+from detrojan.learning import inference, training
 
 
 class SAU(Defense):

@@ -17,10 +17,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detrojan.data import DefenderSample
+from detrojan.defenses._parts.choices import outliers
 from detrojan.defenses.base import Defense
 from detrojan.errors import NotApplicableError
-from detrojan.repair.selection import outliers
+from detrojan.images import DefenderSample
 
 
 class CLP(Defense):

@@ -3,7 +3,7 @@
 Source: Dunnett, Arablouei, Miller, Dedeoglu, Jurdak, "Unlearning Backdoor Attacks through
 Gradient-Based Model Pruning", 2024 (arXiv 2405.03918), and its authors' code. The defender knows the
 trigger: it stamps copies of its own images, with their true labels, as the paper evaluates it. The
-steps, and what departs from the code, stand in :mod:`detrojan.repair.gradient_pruning`.
+steps, and what departs from the code, stand in :mod:`detrojan.defenses._parts.gradient_pruning`.
 """
 
 import copy
@@ -12,11 +12,11 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from detrojan import inference
 from detrojan import rng as streams
-from detrojan.data import DefenderSample
+from detrojan.defenses._parts.gradient_pruning import Filters, GradientPruning
 from detrojan.errors import NotApplicableError
-from detrojan.repair.gradient_pruning import Filters, GradientPruning
+from detrojan.images import DefenderSample
+from detrojan.learning import inference
 
 
 class GradPrune(GradientPruning):

@@ -1,0 +1,629 @@
+"""Describes the tables of a report once, for the page, for CSV and for LaTeX.
+
+Rows hold values as the Parquet tables have them, fractions included; a column says how they are written.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from detrojan.analysis.report import charts, views
+from detrojan.analysis.report.views import (
+    CLEAN_DATA,
+    KNOWN_TRIGGER,
+    MEASURE_TEXTS,
+    UNDEFINED,
+    Row,
+    Tables,
+    spc_text,
+)
+from detrojan.analysis.statistics.relative import LOWER_IS_BETTER
+from detrojan.cells import MODEL_AXES, NO_METHOD, NO_SAMPLES
+from detrojan.storage.columns import OK
+from detrojan.study.schema import BASELINES
+
+UPPER_BOUND = "upper bound"
+GATE_FAILED, NO_VERDICT = "gate_failed", "no_verdict"  # outcomes that no status has
+SIGNIFICANT = 0.001  # smaller p values are not spelled out
+
+# Which cells a number stands on: values of columns of the table of cells, alternatives in a list.
+Query = dict[str, list[Any]]
+
+
+class Column(NamedTuple):
+    """A column of a listing.
+
+    Attributes:
+        key: where a row has its value, and the column's name in CSV.
+        head: its name on the page and in LaTeX.
+        write: returns the text of a value that is not None; without it, it is a text itself.
+        low: where a row has the lower end of its interval, if it has one.
+        high: likewise the upper end.
+        explained: what the value is, in a sentence.
+        page: whether it is a column on the page, too.
+        cells: where a row has the query of the cells that its value stands on.
+        verdict: where a row says whether its value is ``better`` or ``worse``, if it does.
+    """
+
+    key: str
+    head: str
+    write: Callable[[Any], str] | None = None
+    low: str | None = None
+    high: str | None = None
+    explained: str = ""
+    page: bool = True
+    cells: str = "cells"
+    verdict: str = ""
+
+    def text(self, row: Row) -> str:
+        """Return what the page says of a row's value."""
+        value = row.get(self.key)
+        if value is None:
+            return UNDEFINED if self.write else ""
+        return self.write(value) if self.write else str(value)
+
+    def interval(self, row: Row) -> str:
+        """Return the interval of a row's value, empty where there is none."""
+        if self.low is None or self.high is None or self.write is None or row.get(self.low) is None:
+            return ""
+        return f"[{self.write(row[self.low])}, {self.write(row[self.high])}]"
+
+
+class Block(NamedTuple):
+    """Rows of a listing that belong together.
+
+    Attributes:
+        spc: the budget that they are for; None for all of them.
+        rows: by the keys of the columns: values, queries and verdicts.
+        notes: sentences on them.
+    """
+
+    spc: int | None
+    rows: list[Row]
+    notes: list[str]
+
+
+class Listing(NamedTuple):
+    """A table of the report; ``name`` is that of its files."""
+
+    name: str
+    caption: str
+    columns: list[Column]
+    blocks: list[Block]
+
+    @property
+    def shown(self) -> list[Column]:
+        """The columns that are not empty all over."""
+        rows = [row for block in self.blocks for row in block.rows]
+        return [
+            column for column in self.columns if any(row.get(column.key) not in (None, "") for row in rows)
+        ]
+
+
+# --- how values are written ------------------------------------------------------------------------
+
+
+def points(value: float) -> str:
+    """Return a difference of fractions in percentage points, with its sign."""
+    return f"{100 * value:+z.1f}"
+
+
+def spread(value: float) -> str:
+    """Return a standard deviation of fractions in percentage points."""
+    return f"{100 * value:.1f}"
+
+
+def rank(value: float) -> str:
+    """Return a mean rank."""
+    return f"{value:.2f}"
+
+
+def whole(value: float) -> str:
+    """Return a share of settings in whole percent; what is not all is not called so."""
+    rounded = round(100 * value)
+    if rounded in (0, 100) and value not in (0, 1):
+        return "<1" if rounded == 0 else ">99"
+    return str(rounded)
+
+
+def count(value: int) -> str:
+    """Return how many there are."""
+    return f"{value:,}"
+
+
+def p_value(value: float) -> str:
+    """Return a p value with its sign of relation."""
+    return f"< {SIGNIFICANT:g}" if value < SIGNIFICANT else f"= {value:.3f}"
+
+
+DEFENSE = Column("defense", "defense")
+GIVEN = Column("given", "is given", page=False)  # where names have badges
+SECONDS = Column("seconds", "seconds", views.seconds, explained="Mean wall time of one defense.")
+
+
+def _measured(measure: str) -> Column:
+    title = MEASURE_TEXTS[measure]
+    return Column(
+        f"{measure}_mean",
+        f"{title}, %",
+        views.share,
+        f"{measure}_low",
+        f"{measure}_high",
+        f"Mean {title} over settings, and its 95 % interval.",
+    )
+
+
+def _worst(measure: str) -> Column:
+    title = MEASURE_TEXTS[measure]
+    worst = "highest" if measure in LOWER_IS_BETTER else "lowest"
+    return Column(
+        f"{measure}_worst_tenth",
+        f"worst tenth of {title}, %",
+        views.share,
+        explained=f"Mean {title} of the tenth of settings where it is {worst}.",
+    )
+
+
+# --- the listings ----------------------------------------------------------------------------------
+
+
+def of_tables(tables: Tables) -> list[Listing]:
+    """Return the listings of a study; that of models, which tables of others lack, if there are any."""
+    return [
+        *(ranking(tables, measure) for measure in MEASURE_TEXTS),
+        *(comparisons(tables, measure) for measure in MEASURE_TEXTS),
+        consistency(tables),
+        *(heatmap(tables, measure) for measure in MEASURE_TEXTS),
+        outcomes(tables),
+        reasons(tables),
+        *([] if tables.models is None else [models(tables.models)]),
+    ]
+
+
+def _query(tables: Tables, spc: int | None, *defenses: str, attacked: bool = True) -> Query:
+    """Return the cells of defenses at a budget, on models whose attack took, or on clean ones."""
+    query: Query = {"defense": list(defenses)}
+    if spc is not None:
+        query["spc"] = [spc, NO_SAMPLES]
+    return query | ({"attack_took": [True]} if attacked else {"attack": [NO_METHOD]})
+
+
+def _of_defense(row: Row) -> Row:
+    """Return what a row says of its defense: ``badge`` is what to know of it before comparing it."""
+    given = views.given_text(row["threat_model"])
+    badge = "" if row["threat_model"] == CLEAN_DATA else given
+    if row["threat_model"] == KNOWN_TRIGGER:
+        badge = UPPER_BOUND
+    return {"defense": views.defense_text(row["defense"]), "given": given, "badge": badge}
+
+
+def ranking(tables: Tables, measure: str) -> Listing:
+    """Return the defenses by their mean rank; below, those that have none, the untouched model last."""
+    title = MEASURE_TEXTS[measure]
+    ranks = {
+        (row["spc"], row["defense"]): row for row in tables.ranks.to_pylist() if row["measure"] == measure
+    }
+    blocks = []
+    for spc in views.budgets(tables):
+        rows = []
+        for row in tables.consistency.to_pylist():
+            if row["spc"] != spc:
+                continue
+            ranked = ranks.get((spc, row["defense"]), {})
+            parts = ("mean_rank", "rank_low", "rank_high", "num_defenses")
+            rows.append(
+                row
+                | _of_defense(row)
+                | {part: ranked.get(part) for part in parts}
+                | {"cells": _query(tables, spc, row["defense"])}
+            )
+        rows.sort(key=_by_rank)
+        for row in [row for row in rows if row["mean_rank"] is None][:1]:
+            row["first_unranked"] = True
+        of_budget = [row for (budget, _), row in ranks.items() if budget == spc]
+        blocks.append(Block(spc, rows, _on_ranks(of_budget)))
+    others = [m for m in MEASURE_TEXTS if m != measure]
+    columns = [
+        DEFENSE,
+        GIVEN,
+        Column(
+            "mean_rank",
+            "mean rank",
+            rank,
+            "rank_low",
+            "rank_high",
+            f"Mean over settings of the rank by {title}, 1 the best, and its 95 % interval.",
+        ),
+        *map(_measured, (measure, *others)),
+        _worst(measure),
+        Column(
+            "share_beats_baselines",
+            "beats ft and fp, %",
+            whole,
+            explained="Share of settings where its DER is above that of fine-tuning and of fine-pruning.",
+        ),
+        Column(
+            "share_harmful",
+            "harmful, %",
+            whole,
+            explained="Share of settings where it takes more accuracy than attack success: DER below 50 %.",
+        ),
+        Column(
+            "num_settings", "settings", count, explained="Settings with a result, which the means are over."
+        ),
+        Column("num_without_result", "without result", count, page=False),
+        SECONDS,
+    ]
+    return Listing(f"ranking_{measure}", f"Defenses ranked by {title}", columns, blocks)
+
+
+def _by_rank(row: Row) -> tuple[Any, ...]:
+    unranked = row["mean_rank"] is None
+    return (
+        unranked,
+        row["defense"] == views.defense_text(NO_METHOD),
+        row["mean_rank"] or 0.0,
+        row["defense"],
+    )
+
+
+def _on_ranks(rows: Sequence[Row]) -> list[str]:
+    """Return what to know of the ranks of one budget."""
+    if not rows:
+        return ["No ranks: they take two defenses or more that were planned in the same settings."]
+    first = rows[0]
+    ranked = views.counted(first["num_defenses"], "defense")
+    notes = [f"Ranked: {ranked} over {views.counted(first['num_settings'], 'setting')}."]
+    if first["num_incomplete"]:
+        left_out = views.counted(first["num_incomplete"], "setting")
+        notes.append(f"Left out, as not every ranked defense was planned there: {left_out}.")
+    lacking = [f"{row['defense']} {row['num_without_result']}" for row in rows if row["num_without_result"]]
+    if lacking:
+        notes.append(
+            f"Settings without a result, where a defense takes the last ranks: {', '.join(lacking)}."
+        )
+    if first["friedman_p"] is not None:
+        notes.append(
+            f"Friedman: χ² = {first['friedman_chi2']:.1f}, p {p_value(first['friedman_p'])}; small where the "
+            "defenses differ."
+        )
+    if first["critical_difference"] is not None:
+        notes.append(
+            f"Two mean ranks differ significantly if they are {first['critical_difference']:.2f} apart "
+            "(Nemenyi, 5 %)."
+        )
+    if any(row["single_seed"] for row in rows):
+        notes.append(SINGLE_SEED)
+    return notes
+
+
+SINGLE_SEED = (
+    "Single seed: each setting has one backdoored model, so nothing here tells how another training run of "
+    "it fares."
+)
+
+
+def comparisons(tables: Tables, measure: str) -> Listing:
+    """Return each defense against the two baselines, in the order of the ranking."""
+    title = MEASURE_TEXTS[measure]
+    better = "less" if measure in LOWER_IS_BETTER else "more"
+    order = {defense: place for place, defense in enumerate(views.defenses(tables))}
+    blocks = []
+    rows_of = [row for row in tables.comparisons.to_pylist() if row["measure"] == measure]
+    for spc in views.budgets(tables):
+        found: dict[str, Row] = {}
+        for row in (row for row in rows_of if row["spc"] == spc):
+            own = found.setdefault(row["defense"], _of_defense(row) | {"cells": {}})
+            baseline = row["baseline"]
+            own |= {f"{baseline}_{part}": row[part] for part in (*PARTS, "num_pairs", "num_unpaired")}
+            own[f"{baseline}_verdict"] = verdict(row, measure)
+            own["num_settings"] = max(own.get("num_settings", 0), row["num_settings"])
+            own["cells"] = _query(tables, spc, row["defense"], *BASELINES)
+        rows = sorted(found.values(), key=lambda row: order.get(row["defense"], len(order)))
+        budget = [row for row in rows_of if row["spc"] == spc]
+        blocks.append(Block(spc, rows, _on_pairs(budget)))
+    columns = [DEFENSE, GIVEN]
+    for baseline in BASELINES:
+        columns += [
+            Column(
+                f"{baseline}_difference",
+                f"{title} minus {baseline}'s, points",
+                points,
+                f"{baseline}_difference_low",
+                f"{baseline}_difference_high",
+                f"Mean difference of pairs in percentage points: {better} is better.",
+                verdict=f"{baseline}_verdict",
+            ),
+            Column(
+                f"{baseline}_improvement",
+                f"better than {baseline}, %",
+                whole,
+                f"{baseline}_improvement_low",
+                f"{baseline}_improvement_high",
+                f"Probability that it has {better} {title} than {baseline} on a pair; ties count half.",
+            ),
+        ]
+    columns.append(Column("num_settings", "settings", count))
+    return Listing(f"comparisons_{measure}", f"{title} against fine-tuning and fine-pruning", columns, blocks)
+
+
+PARTS = (
+    *("difference", "difference_low", "difference_high"),
+    *("improvement", "improvement_low", "improvement_high"),
+)
+
+
+def verdict(row: Row, measure: str) -> str:
+    """Return ``better`` or ``worse`` if the interval of the difference leaves 0 out, else nothing."""
+    low, high = row["difference_low"], row["difference_high"]
+    if low is None or high is None or low <= 0 <= high:
+        return ""
+    return "better" if (high < 0) == (measure in LOWER_IS_BETTER) else "worse"
+
+
+def _on_pairs(rows: Sequence[Row]) -> list[str]:
+    """Return what to know of the pairs of one budget."""
+    if not rows:
+        return ["No pairs: neither fine-tuning nor fine-pruning is among the defenses, or no attack took."]
+    meant = {
+        "settings": "over settings",
+        "models": "over the models of one setting, and say nothing of other settings",
+        "draws": "over the draws of one model, and say nothing of other models",
+    }
+    over = [meant[unit] for unit in meant if unit in {row["interval_over"] for row in rows}]
+    notes = [f"95 % intervals are {', or '.join(over)}." if over else "No intervals: there is one pair."]
+    notes.append("▲ better, ▼ worse than the baseline: the interval leaves 0 out.")
+    unpaired = sum(row["num_unpaired"] for row in rows)
+    if unpaired:
+        pairs = unpaired + sum(row["num_pairs"] for row in rows)
+        notes.append(f"{unpaired:,} of {pairs:,} planned pairs have no result on one side and are left out.")
+    if any(row["single_seed"] for row in rows):
+        notes.append(SINGLE_SEED)
+    return notes
+
+
+def consistency(tables: Tables) -> Listing:
+    """Return how far each defense can be relied on, in the order of the ranking."""
+    order = {defense: place for place, defense in enumerate(views.defenses(tables))}
+    blocks = []
+    for spc in views.budgets(tables):
+        rows = [
+            row
+            | _of_defense(row)
+            | {"cells": _query(tables, spc, row["defense"])}
+            | {"clean_cells": _query(tables, spc, row["defense"], attacked=False)}
+            | {"num_clean_settings": row["num_clean_settings"] or None}
+            for row in tables.consistency.to_pylist()
+            if row["spc"] == spc and row["defense"] != NO_METHOD
+        ]
+        rows.sort(key=lambda row: order.get(row["defense"], len(order)))
+        blocks.append(Block(spc, rows, []))
+    columns = [
+        DEFENSE,
+        GIVEN,
+        _measured("der"),
+        *(
+            Column(
+                f"der_spread_{axis}",
+                f"over {name}",
+                spread,
+                explained=f"Standard deviation of its mean DER over {name}, percentage points.",
+            )
+            for axis, name in SPREADS.items()
+        ),
+        *map(_worst, MEASURE_TEXTS),
+        Column(
+            "clean_acc_drop_mean",
+            "ACC lost on clean models, points",
+            points,
+            explained="Mean loss of accuracy on models without a backdoor.",
+            cells="clean_cells",
+        ),
+        Column(
+            "clean_acc_drop_worst_tenth",
+            "worst tenth of that",
+            points,
+            explained="Mean of the tenth of clean settings where it loses most.",
+            cells="clean_cells",
+        ),
+        Column("num_clean_settings", "clean settings", count, cells="clean_cells"),
+    ]
+    return Listing("consistency", "How far each defense can be relied on", columns, blocks)
+
+
+SPREADS = {
+    "dataset": "data sets",
+    "architecture": "architectures",
+    "attack": "attacks",
+    "ratio": "ratios",
+    "spc": "SPC",
+}
+
+
+def heatmap(tables: Tables, measure: str) -> Listing:
+    """Return the means of each defense against each attack, all data sets and budgets together."""
+    frame = charts.heat(tables)
+    attacks = [attack for attack in sorted(set(frame["attack"])) if attack != NO_METHOD]
+    if NO_METHOD in set(frame["attack"]) and measure == "acc":
+        attacks.append(NO_METHOD)
+    found: dict[str, Row] = {}
+    for row in frame.to_dict("records"):
+        value = row[measure]
+        found.setdefault(row["defense"], {})[row["attack"]] = None if math.isnan(value) else value
+    order = [NO_METHOD, *views.defenses(tables)]
+    rows = [{"defense": views.defense_text(name)} | found[name] for name in order if name in found]
+    columns = [
+        DEFENSE,
+        *(Column(attack, "no attack" if attack == NO_METHOD else attack, views.share) for attack in attacks),
+    ]
+    caption = f"{MEASURE_TEXTS[measure]}, percent: means over settings, each by its mean over budgets"
+    return Listing(f"heatmap_{measure}", caption, columns, [Block(None, rows, [])])
+
+
+def outcomes(tables: Tables) -> Listing:
+    """Return how many cells of each defense had each outcome."""
+    found: dict[str, Row] = {}
+    for row in tables.outcomes.to_pylist():
+        of_defense: Query = {"defense": [row["defense"]]}
+        own = found.setdefault(row["defense"], _of_defense(row) | {"total": 0, "cells": of_defense})
+        own[row["outcome"]] = own.get(row["outcome"], 0) + row["num_cells"]
+        own["total"] += row["num_cells"]
+        own[f"{row['outcome']} cells"] = of_defense | _of_outcome(row["outcome"])
+    kinds = {row["outcome"] for row in tables.outcomes.to_pylist()}
+    rows = [found[name] for name in (NO_METHOD, *views.defenses(tables)) if name in found]
+    columns = [
+        DEFENSE,
+        GIVEN,
+        Column("total", "cells", count),
+        *(
+            Column(kind, kind.replace("_", " "), count, cells=f"{kind} cells")
+            for kind in sorted(kinds, key=lambda kind: (kind != OK, kind))
+        ),
+    ]
+    return Listing("outcomes", "How all cells ended", columns, [Block(None, rows, [])])
+
+
+def _of_outcome(outcome: str) -> Query:
+    """Return the cells that ended so."""
+    if outcome in (GATE_FAILED, NO_VERDICT):
+        return {"status": [OK], "attack_took": [False if outcome == GATE_FAILED else None]}
+    # Of clean models the gate says nothing.
+    return {"status": [outcome]} | ({"attack_took": [True, None]} if outcome == OK else {})
+
+
+def reasons(tables: Tables) -> Listing:
+    """Return why cells do not count, the most frequent reason first."""
+    found: dict[tuple[str, str | None], Row] = {}
+    for row in tables.outcomes.to_pylist():
+        outcome, reason = row["outcome"], row["reason"]
+        if outcome == OK:
+            continue
+        query = _of_outcome(outcome) | ({} if outcome in (GATE_FAILED, NO_VERDICT) else {"reason": [reason]})
+        about = {"outcome": outcome.replace("_", " "), "reason": reason or "", "cells": query}
+        own = found.setdefault((outcome, reason), about | {"num_cells": 0, "of": {}})
+        own["num_cells"] += row["num_cells"]
+        name = views.defense_text(row["defense"])
+        own["of"][name] = own["of"].get(name, 0) + row["num_cells"]
+    rows = [
+        row | {"defenses": ", ".join(f"{name} {number:,}" for name, number in row["of"].items())}
+        for row in sorted(found.values(), key=lambda row: (-row["num_cells"], row["outcome"], row["reason"]))
+    ]
+    columns = [
+        Column("num_cells", "cells", count),
+        Column("outcome", "outcome"),
+        Column("reason", "reason"),
+        Column("defenses", "defenses, with their cells"),
+    ]
+    return Listing("reasons", "Why cells do not count", columns, [Block(None, rows, [])])
+
+
+def models(table: pa.Table) -> Listing:
+    """Return the models before any defense, clean ones first in each data set and architecture."""
+    took = {None: UNDEFINED, True: "took", False: "failed"}
+    rows = [
+        row
+        | {"attack_text": views.attack_text(row["attack"], row["ratio"]), "gate": took[row["attack_took"]]}
+        | {"cells": {axis: [row[axis]] for axis in MODEL_AXES} | {"defense": [NO_METHOD]}}
+        for row in table.to_pylist()
+    ]
+    rows.sort(
+        key=lambda row: (
+            row["dataset"],
+            row["architecture"],
+            row["attack"] != NO_METHOD,
+            row["attack"],
+            row["ratio"],
+            row["seed"],
+        )
+    )
+    columns = [
+        Column("dataset", "data set"),
+        Column("architecture", "architecture"),
+        Column("attack_text", "attack"),
+        Column("seed", "seed", str),
+        Column("acc", "ACC, %", views.share),
+        Column("asr", "ASR, %", views.share),
+        Column("ra", "RA, %", views.share),
+        Column(
+            "acc_loss", "ACC loss, points", views.share, explained="Against the clean model of the same seed."
+        ),
+        Column("gate", "gate"),
+        Column(
+            "effective_ratio",
+            "effective ratio",
+            "{:.4g}".format,
+            explained="Poisoned of all training images.",
+        ),
+        Column("num_poisoned", "poisoned", count),
+        Column("num_train", "training images", count),
+        Column("psnr", "PSNR, dB", "{:.1f}".format, explained="Of triggered against clean test images."),
+        Column("ssim", "SSIM", "{:.3f}".format, explained="Of triggered against clean test images."),
+        Column("linf", "L∞", str, explained="Largest change of a channel of a pixel, grey levels."),
+        Column("num_parameters", "parameters", count),
+        Column("epochs", "epochs", str),
+        Column("train_accuracy", "training ACC, %", views.share),
+        Column("seconds", "seconds", views.seconds),
+    ]
+    return Listing("models", "The models before any defense", columns, [Block(None, rows, [])])
+
+
+# --- as files --------------------------------------------------------------------------------------
+
+
+def csv_text(listing: Listing) -> str:
+    """Return a listing as CSV: values as the tables have them, with the budget where there are several."""
+    budgets = len(listing.blocks) > 1
+    keys = [
+        key for column in listing.columns for key in (column.key, column.low, column.high) if key is not None
+    ]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*(["spc"] if budgets else []), *keys])
+    for block in listing.blocks:
+        for row in block.rows:
+            values = (row.get(key) for key in keys)
+            writer.writerow(
+                [*([spc_text(block.spc)] if budgets else []), *("" if v is None else v for v in values)]
+            )
+    return text.getvalue()
+
+
+LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"∞": r"$\infty$", "–": "--", "<": "$<$", ">": "$>$", "\n": " "}
+)
+
+
+def latex(listing: Listing) -> str:
+    """Return a listing as a LaTeX table for the package booktabs, without a float around it."""
+    columns = listing.shown
+    kinds = "".join("l" if column.write is None else "r" for column in columns)
+    several = len(listing.blocks) > 1
+    lines = [
+        f"% {listing.caption}. Needs \\usepackage{{booktabs}}.",
+        f"\\begin{{tabular}}{{{kinds}}}",
+        r"\toprule",
+        _line(column.head for column in columns),
+        r"\midrule",
+    ]
+    for place, block in enumerate(listing.blocks):
+        if several:
+            lines += [r"\addlinespace"] if place else []
+            lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{SPC {spc_text(block.spc)}}} \\")
+        for row in block.rows:
+            lines.append(_line(_with_interval(column, row) for column in columns))
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _line(texts: Iterable[str]) -> str:
+    return " & ".join(text.translate(LATEX) for text in texts) + r" \\"
+
+
+def _with_interval(column: Column, row: Row) -> str:
+    interval = column.interval(row)
+    return f"{column.text(row)} {interval}" if interval else column.text(row)

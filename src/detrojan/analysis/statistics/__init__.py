@@ -1,0 +1,1 @@
+"""The tables of a study and the statistics in them."""

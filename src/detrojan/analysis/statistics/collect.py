@@ -1,0 +1,181 @@
+"""Gathers the metrics and cards of a study into its two tables of observations."""
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from detrojan import registry
+from detrojan.analysis.statistics.gate import Verdict, verdict
+from detrojan.analysis.statistics.relative import MEASURED, RELATIVE, relative
+from detrojan.cells import CELL_AXES, MODEL_AXES, NO_METHOD, Model
+from detrojan.settings import Gate
+from detrojan.stages.evaluate import METRICS
+from detrojan.storage import artifacts
+from detrojan.storage.columns import MODEL_KEYS, ORIGIN, required
+
+GATHERED = METRICS.insert(METRICS.get_field_index("defense") + 1, required("threat_model", pa.string()))
+CELLS = functools.reduce(
+    pa.Schema.append,
+    (pa.field(measure, pa.float64()) for measure in RELATIVE),
+    GATHERED.insert(len(MODEL_AXES), pa.field("attack_took", pa.bool_())),
+)
+
+MODELS = pa.schema(
+    [
+        *MODEL_KEYS,
+        pa.field("acc", pa.float64()),
+        pa.field("asr", pa.float64()),
+        pa.field("ra", pa.float64()),
+        pa.field("acc_loss", pa.float64()),
+        pa.field("attack_took", pa.bool_()),
+        pa.field("gate_reason", pa.string()),
+        pa.field("trigger_weakness", pa.string()),
+        required("num_train", pa.int32()),
+        required("num_poisoned", pa.int32()),
+        required("effective_ratio", pa.float64()),
+        pa.field("target", pa.int16()),
+        pa.field("label_map", pa.string()),
+        pa.field("psnr", pa.float64()),
+        pa.field("ssim", pa.float64()),
+        pa.field("linf", pa.int16()),
+        pa.field("attack_hyperparameters", pa.string()),
+        required("num_parameters", pa.int64()),
+        required("architecture_settings", pa.string()),
+        required("optimization", pa.string()),
+        required("epochs", pa.int32()),
+        required("train_loss", pa.float64()),
+        required("train_accuracy", pa.float64()),
+        required("seconds", pa.float64()),
+        required("images_per_second", pa.float64()),
+        required("peak_memory_bytes", pa.int64()),
+        required("device", pa.string()),
+        *ORIGIN,
+    ]
+)
+
+# Of a cell whose job never came to its end.
+NOTHING_MEASURED = {
+    **dict.fromkeys(("chosen", "hyperparameters", "versions"), "{}"),
+    **dict.fromkeys(("device", "code", "git_commit"), ""),
+    **dict.fromkeys(("seconds", "peak_memory_bytes", "forward_passes", "backward_passes"), 0),
+    **dict.fromkeys(("num_test", "num_triggered"), 0),
+}
+
+Card = Mapping[str, Any]
+NO_CARD: Card = {}
+
+
+class Cards:
+    """Cards by the axes of what they describe; an axis that a card lacks matches any value."""
+
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        self._by_axes: dict[tuple[str, ...], dict[tuple[Any, ...], Card]] = {}
+        for card in map(artifacts.read_card, paths):
+            axes = tuple(axis for axis in MODEL_AXES if axis in card)
+            self._by_axes.setdefault(axes, {})[tuple(card[axis] for axis in axes)] = card
+
+    def of(self, model: Model) -> Card:
+        """Return the card that fits ``model``, or an empty one."""
+        fitting = (
+            cards.get(tuple(getattr(model, axis) for axis in axes)) for axes, cards in self._by_axes.items()
+        )
+        return next(filter(None, fitting), NO_CARD)
+
+
+def cells(paths: Sequence[str | Path], given_up: Sequence[Mapping[str, Any]] = ()) -> pa.Table:
+    """Return the rows of all metrics tables, in the order of their keys, each with its threat model.
+
+    These are the columns of ``CELLS`` that a cell has by itself; :func:`completed` adds the others.
+
+    Args:
+        paths: of the metrics tables.
+        given_up: keys, status and reason of cells that have none, see :mod:`detrojan.workflow.closing`.
+    """
+    # A table at a time: they are thousands of small files, and one that is broken must be named.
+    tables = [artifacts.read_table(path, METRICS) for path in paths]
+    rows = [{**NOTHING_MEASURED, **cell} for cell in given_up]
+    table = pa.concat_tables([*tables, pa.Table.from_pylist(rows, schema=METRICS)])
+    folders = {
+        name: registry.threat_model("defenses", name) for name in pc.unique(table["defense"]).to_pylist()
+    }
+    threat_models = pa.array([folders[name] for name in table["defense"].to_pylist()], pa.string())
+    table = table.append_column("threat_model", threat_models)
+    keys = [(name, "ascending") for name in CELL_AXES]
+    return table.sort_by(keys).select(GATHERED.names)
+
+
+def models(
+    cells: pa.Table,
+    model_cards: Sequence[str | Path],
+    trigger_cards: Sequence[str | Path],
+    poison_cards: Sequence[str | Path],
+    triggered_cards: Sequence[str | Path],
+    gate: Gate,
+) -> pa.Table:
+    """Return a row a model: how it was trained and poisoned, what it does untouched, if its attack took.
+
+    Args:
+        cells: the table of cells; its rows without a defense are the untouched models.
+        model_cards: paths of the models' cards.
+        trigger_cards: paths of the triggers' cards.
+        poison_cards: paths of the poisoned sets' cards.
+        triggered_cards: paths of the triggered test sets' cards.
+        gate: what an attack has to reach.
+    """
+    untouched = {_model(row): row for row in cells.filter(pc.field("defense") == NO_METHOD).to_pylist()}
+    triggers, poisoned, triggered = map(Cards, (trigger_cards, poison_cards, triggered_cards))
+    rows = []
+    for card in map(artifacts.read_card, model_cards):
+        model = _model(card)
+        row = untouched[model]
+        clean = untouched.get(model._replace(attack=NO_METHOD, ratio=0.0), {})
+        judged = verdict(row["acc"], row["asr"], clean.get("acc"), gate)
+        found = (triggers.of(model), poisoned.of(model), triggered.of(model))
+        rows.append(_model_row(row, judged, card, *found))
+    return pa.Table.from_pylist(rows, schema=MODELS).sort_by([(axis, "ascending") for axis in MODEL_AXES])
+
+
+def completed(cells: pa.Table, models: pa.Table) -> pa.Table:
+    """Return ``cells`` in the columns of ``CELLS``: with the gate's verdict, and with what has changed.
+
+    Args:
+        cells: of the schema ``GATHERED``.
+        models: of the schema ``MODELS``.
+    """
+    took = {_model(row): row["attack_took"] for row in models.to_pylist()}
+    keys = zip(*(cells[axis].to_pylist() for axis in MODEL_AXES), strict=True)
+    # A model that was given up has no row.
+    flags = pa.array([took.get(Model(*key)) for key in keys], pa.bool_())
+    changes = relative(cells.select([*CELL_AXES, *MEASURED]).to_pandas())
+    for measure in RELATIVE:
+        cells = cells.append_column(measure, pa.array(changes[measure], pa.float64(), from_pandas=True))
+    return cells.append_column("attack_took", flags).select(CELLS.names)
+
+
+def _model(row: Card) -> Model:
+    return Model(*(row[axis] for axis in MODEL_AXES))
+
+
+def _model_row(
+    row: Card, judged: Verdict, card: Card, trigger: Card, poisoned: Card, triggered: Card
+) -> dict[str, Any]:
+    """Return a model's row from its untouched cell's row, the gate's verdict and its cards."""
+    # An attack that controls training counts what it poisons there: its numbers are in the model's card.
+    counts = {"num_poisoned": 0, "effective_ratio": 0.0} if row["attack"] == NO_METHOD else poisoned
+    settings = triggered.get("hyperparameters")
+    values = (
+        {name: counts.get(name) for name in ("num_poisoned", "effective_ratio")}
+        | dict(card)
+        | {measure: row[measure] for measure in ("acc", "asr", "ra")}
+        | judged._asdict()
+        | {"trigger_weakness": trigger.get("weakness")}
+        | {name: triggered.get(name) for name in ("target", "label_map", "psnr", "ssim", "linf")}
+        | {"attack_hyperparameters": None if settings is None else json.dumps(settings, sort_keys=True)}
+        | {name: json.dumps(card[name], sort_keys=True) for name in ("architecture_settings", "optimization")}
+    )
+    return {name: values.get(name) for name in MODELS.names}

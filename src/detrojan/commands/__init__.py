@@ -1,0 +1,1 @@
+"""What one runs beside the workflow: ``python -m detrojan.commands.NAME``, one file a command."""

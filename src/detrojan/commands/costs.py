@@ -1,0 +1,267 @@
+"""Shows what jobs cost, and learns it from finished studies: ``python -m detrojan.commands.costs``.
+
+    python -m detrojan.commands.costs show defense=anp dataset=gtsrb architecture=preactresnet18 spc=10
+    python -m detrojan.commands.costs learn results
+
+What a row of the table stands for is in :mod:`detrojan.workflow.job_costs`.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detrojan import registry
+from detrojan.cells import NO_METHOD, NO_SAMPLES, Draws
+from detrojan.paths import RESULTS
+from detrojan.settings import Optimization
+from detrojan.workflow.job_costs import TABLE, UNITS, Costs, Estimate, Key, Row, number_text
+
+# The axes whose values are methods.
+KINDS: dict[str, registry.Kind] = {"defense": "defenses", "attack": "attacks", "architecture": "models"}
+MEASURED = ("seconds", "peak_memory_bytes", "device")  # columns of finished runs
+QUANTILE = 0.9  # of the measured seconds: one draw in ten may take longer, and SAFETY covers it
+
+
+# --- what runs took --------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """What one draw of a defense, or one epoch of a training, has taken."""
+
+    key: Key
+    seconds: float
+    peak_memory_mb: float
+    device: str
+
+
+def runs(results: Path) -> Iterator[Run]:
+    """Yield what is known of finished draws and trainings in a folder of results.
+
+    The tables tell; before there are any, the metrics and cards that they are made from.
+
+    Raises:
+        ValueError: there are none of either, or a file is broken.
+    """
+    rows = list(_cells(results))
+    for row in rows:
+        if row["defense"] != NO_METHOD and row["status"] == "ok":
+            spc = None if row["spc"] == NO_SAMPLES else row["spc"]
+            yield _run(Key("defend", row["defense"], row["architecture"], row["dataset"], spc), row, 1)
+    models = list(_models(results))
+    for row in models:
+        key = Key("train", row["attack"], row["architecture"], row["dataset"])
+        yield _run(key, row, row["epochs"])
+    if not (rows or models):
+        raise ValueError(f"{results}: no tables, metrics or models of a study: name its folder of results")
+
+
+def _run(key: Key, row: Mapping[str, Any], units: int) -> Run:
+    return Run(key, row["seconds"] / units, row["peak_memory_bytes"] / 1e6, row["device"])
+
+
+def _cells(results: Path) -> Iterator[dict[str, Any]]:
+    columns = ["dataset", "architecture", "defense", "spc", "status", *MEASURED]
+    table = results / "tables" / "cells.parquet"
+    for file in [table] if table.exists() else sorted(results.glob("metrics/**/metrics.parquet")):
+        yield from _read(file, columns)
+
+
+def _models(results: Path) -> Iterator[dict[str, Any]]:
+    columns = ["dataset", "architecture", "attack", "epochs", *MEASURED]
+    table = results / "tables" / "models.parquet"
+    if table.exists():
+        yield from _read(table, columns)
+        return
+    for file in sorted(results.glob("models/**/card.json")):
+        try:
+            card = json.loads(file.read_text(encoding="utf-8"))
+            yield {name: card[name] for name in columns}
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{file}: not the card of a model ({error})") from None
+
+
+def _read(file: Path, columns: list[str]) -> list[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows: list[dict[str, Any]] = pq.ParquetFile(file, memory_map=False).read(columns).to_pylist()
+    except pa.ArrowException as error:
+        raise ValueError(f"{file}: not a whole table ({str(error).splitlines()[0]})") from None
+    if any(set(row) != set(columns) for row in rows):
+        raise ValueError(f"{file}: it lacks one of the columns {', '.join(columns)}")
+    return rows
+
+
+def learned(costs: Costs, found: Iterable[Run]) -> Costs:
+    """Return ``costs`` with rows for what was measured, and for data sets that were not.
+
+    Seconds are the 90th percentile. Memory is the largest on a CPU; a GPU's runs tell the GPU's memory,
+    so there the host's stays what it was. Where no data set is named, a row has the largest of what was
+    measured on any, in earlier studies too.
+
+    Raises:
+        ValueError: there are runs of CPUs and of GPUs.
+    """
+    by_key: dict[Key, list[Run]] = {}
+    for run in found:
+        by_key.setdefault(run.key, []).append(run)
+    devices = sorted({run.device for of_key in by_key.values() for run in of_key})
+    if "cpu" in devices and len(devices) > 1:
+        raise ValueError(f"runs on {', '.join(devices)}: choose a device, such as --device {devices[1]!r}")
+    rows = dict(costs.rows)
+    for key, of_key in by_key.items():
+        rows[key] = _measured(costs, key, of_key)
+    for key in {key._replace(dataset="") for key in by_key}:
+        same = [row for row in rows.values() if row.measured and row.key.dataset]
+        rows[key] = _largest(key, [row for row in same if row.key._replace(dataset="") == key])
+    return Costs(rows.values(), costs.path)
+
+
+def _measured(costs: Costs, key: Key, of_key: list[Run]) -> Row:
+    before = costs.row(key.rule, _axes(key)).estimate
+    seconds = sorted(run.seconds for run in of_key)
+    on_cpu = all(run.device == "cpu" for run in of_key)
+    estimate = Estimate(
+        seconds[math.ceil(QUANTILE * len(seconds)) - 1],
+        max(run.peak_memory_mb for run in of_key) if on_cpu else before.memory_mb,
+        before.disk_mb,
+    )
+    device = " / ".join(sorted({run.device for run in of_key}))
+    return Row(key, estimate, device, _source(len(of_key)))
+
+
+def _largest(key: Key, rows: list[Row]) -> Row:
+    estimate = Estimate(*(max(numbers) for numbers in zip(*(row.estimate for row in rows), strict=True)))
+    device = " / ".join(sorted({row.device for row in rows}))
+    return Row(key, estimate, device, _source(sum(int(row.source.split()[1]) for row in rows)))
+
+
+def _source(count: int) -> str:
+    return f"measured, {count} run{'s' if count != 1 else ''}"
+
+
+def _axes(key: Key) -> dict[str, Any]:
+    """Return axes of a job that ``key`` stands for."""
+    method = "defense" if key.rule == "defend" else "attack"
+    axes = {method: key.method, "architecture": key.architecture, "dataset": key.dataset, "spc": key.spc}
+    return {axis: value for axis, value in axes.items() if value not in ("", None)}
+
+
+# --- the command -----------------------------------------------------------------------------------
+
+
+def learn(results: Sequence[Path], table: Path, device: str) -> list[str]:
+    """Rewrite ``table`` by what the runs in ``results`` took; return lines that say what has changed.
+
+    Args:
+        results: folders of results.
+        table: a table of costs.
+        device: part of the name of the devices whose runs count; empty for all.
+
+    Raises:
+        ValueError: there are no such runs, or a file is missing or broken.
+    """
+    costs = Costs.load(table)
+    found = [run for folder in results for run in runs(folder)]
+    chosen = [run for run in found if device in run.device]
+    if not chosen:
+        there = ", ".join(sorted({run.device for run in found})) or "none that ended well"
+        raise ValueError(f"no run on a device named {device!r}: there are {there}")
+    new = learned(costs, chosen)
+    new.write()
+    lines = []
+    for key, row in new.rows.items():
+        if costs.rows.get(key) != row:
+            before = costs.row(key.rule, _axes(key)).estimate
+            lines.append(f"{key}: {_change(before.seconds, row.estimate.seconds)} s, {row.source}")
+    measured = sum(row.measured for row in new.rows.values())
+    changed = f"{len(lines)} rows changed" if lines else "nothing changed"
+    lines.append(f"{table}: {changed}; {measured} are measured, {len(new.rows) - measured} assumed.")
+    return lines
+
+
+def _change(before: float, after: float) -> str:
+    texts = number_text(before), number_text(after)
+    return " → ".join(texts) if texts[0] != texts[1] else texts[1]
+
+
+def show(conditions: Sequence[str], table: Path) -> list[str]:
+    """Return lines that say what the jobs of a cell take.
+
+    Args:
+        conditions: axes as ``KEY=VALUE``.
+        table: a table of costs.
+
+    Raises:
+        ValueError: there is no such axis or method, or a value is no number.
+    """
+    costs, axes = Costs.load(table), _parsed_axes(conditions)
+    epochs = Optimization().epochs
+    lines = [f"{'rule':<18} {'seconds':>9}  {'of a':<16} {'MB':>7} {'disk, MB':>9}  source"]
+    for rule, unit in UNITS.items():
+        row = costs.row(rule, axes)
+        seconds, memory, disk = map(number_text, row.estimate)
+        lines.append(f"{rule:<18} {seconds:>9}  {unit:<16} {memory:>7} {disk:>9}  {row.source}, {row.device}")
+    draws = axes["draws"]
+    shard = sum(len(draws) * costs.estimate(rule, axes).seconds for rule in ("defend", "evaluate"))
+    training = epochs * costs.estimate("train", axes).seconds
+    lines.append(f"Draws {draws} take {number_text(shard)} s, {epochs} epochs {number_text(training)} s.")
+    return lines
+
+
+def _parsed_axes(conditions: Sequence[str]) -> dict[str, Any]:
+    read: dict[str, Callable[[str], Any]] = {
+        **dict.fromkeys((*KINDS, "dataset"), str),
+        "spc": int,
+        "draws": Draws.parse,
+        "ratio": float,
+    }
+    axes: dict[str, Any] = {"draws": Draws(0, 9)}
+    for condition in conditions:
+        axis, equals, value = condition.partition("=")
+        if not equals or axis not in read:
+            raise ValueError(f"{condition!r} should be KEY=VALUE, with a KEY of {', '.join(read)}")
+        if axis in KINDS and value != NO_METHOD:
+            registry.path(KINDS[axis], value)  # is there such a method?
+        axes[axis] = read[axis](value)
+    return axes
+
+
+def _arguments() -> argparse.ArgumentParser:
+    about = "What jobs cost, by a table of measured and assumed seconds, memory and disk."
+    parser = argparse.ArgumentParser(prog="python -m detrojan.commands.costs", description=about)
+    commands = parser.add_subparsers(dest="command", required=True)
+    shown = commands.add_parser("show", help="what the jobs of a cell take")
+    shown.add_argument("conditions", nargs="*", metavar="KEY=VALUE", help="an axis of the cell, as spc=10")
+    learns = commands.add_parser("learn", help="replace assumptions by what finished studies took")
+    learns.add_argument(
+        "results", nargs="*", default=[Path(RESULTS)], type=Path, help="folders of results; results if none"
+    )
+    learns.add_argument("--device", default="", help="part of a device's name: only runs on it count")
+    for command in (shown, learns):
+        command.add_argument("--table", default=TABLE, type=Path, help="slurm/costs.csv if not given")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what ``arguments`` ask for; return the exit code."""
+    asked = _arguments().parse_args(arguments)
+    try:
+        if asked.command == "learn":
+            lines = learn(asked.results, asked.table, asked.device)
+        else:
+            lines = show(asked.conditions, asked.table)
+    except ValueError as error:
+        print(f"detrojan.commands.costs: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    print("\n".join(lines))  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Shows the results of a study in the terminal: ``python -m detrojan.commands.show results``."""
+
+import argparse
+import io
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+from rich.console import Console, JustifyMethod
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from detrojan.analysis.report import views
+from detrojan.analysis.report.views import Row
+from detrojan.analysis.statistics.collect import CELLS, MODELS
+from detrojan.analysis.statistics.summary import SUMMARY
+from detrojan.cells import NO_METHOD
+from detrojan.storage import artifacts
+
+WIDTH_WITHOUT_TERMINAL = 100
+GAP = 2  # between columns
+TABLES = {"cells": CELLS, "models": MODELS, "summary": SUMMARY}
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "defense": lambda row: views.defense_text(row["defense"]),
+    "is given": lambda row: "" if row["threat_model"] == NO_METHOD else row["threat_model"],
+    "SPC": lambda row: str(row["spc"]) if row["spc"] else "",
+    "ACC %": lambda row: views.percent(row, "acc"),
+    "ASR %": lambda row: views.percent(row, "asr"),
+    "RA %": lambda row: views.percent(row, "ra"),
+    "n": lambda row: f"{row['num_ok']}/{row['num_cells']}",
+    "seconds": lambda row: views.seconds(row["seconds"]),
+}
+EXPENDABLE = ("is given", "seconds", "n", "RA %")  # on a narrow terminal, in this order
+
+
+def show(cells: pa.Table, models: pa.Table, summary: pa.Table, folder: Path, console: Console) -> None:
+    """Print the tables of a study.
+
+    Args:
+        cells: of the schema ``CELLS``.
+        models: of the schema ``MODELS``.
+        summary: of the schema ``SUMMARY``.
+        folder: where they were read from, for the paths at the end.
+        console: where to print.
+    """
+    groups = views.groups(summary)
+    columns = list(COLUMNS)
+    for expendable in EXPENDABLE:
+        if sum(width + GAP for width in _widths(summary, columns)) - GAP <= console.width:
+            break
+        columns.remove(expendable)
+    failed = views.failed_attacks(models)
+    for setting, rows in groups.items():
+        console.print(Text(str(setting), style="bold"))
+        for reason in failed.get(setting, []):
+            console.print(Text(reason))
+        console.print(_table(rows, columns, _widths(summary, columns)))
+        console.print()
+    _notes(summary, columns, console, any_failed=bool(failed))
+    _weak_triggers(models, console)
+    _failures(cells, console)
+    _paths(folder, console)
+
+
+def _widths(summary: pa.Table, columns: list[str]) -> list[int]:
+    """Return how wide each column is, the same in all tables: they are read one against another."""
+    rows = summary.to_pylist()
+    return [max(len(name), *(len(COLUMNS[name](row)) for row in rows)) for name in columns]
+
+
+def _table(rows: list[Row], columns: list[str], widths: list[int]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
+    for name, width in zip(columns, widths, strict=True):
+        justify: JustifyMethod = "left" if name in ("defense", "is given") else "right"
+        table.add_column(name, justify=justify, min_width=width, no_wrap=True)
+    for row in rows:
+        style = "dim" if not row["num_ok"] else "bold" if row["defense"] == NO_METHOD else None
+        table.add_row(*(Text(COLUMNS[name](row)) for name in columns), style=style)
+    return table
+
+
+def _notes(summary: pa.Table, columns: list[str], console: Console, *, any_failed: bool) -> None:
+    console.print(views.interval_note(summary))
+    if "n" in columns:
+        console.print("n: cells that ended well / cells; means are over those that did.")
+    if any_failed:
+        console.print("Where the attack failed the gate, a low ASR is no defense's merit.")
+    missing = [name for name in COLUMNS if name not in columns]
+    if missing:
+        console.print(f"This terminal is narrow: without {', '.join(missing)}.")
+    console.print()
+
+
+def _weak_triggers(models: pa.Table, console: Console) -> None:
+    weak = views.weak_triggers(models)
+    if weak:
+        console.print("Triggers that are weak in themselves:")
+        _indented(weak, console)
+
+
+def _failures(cells: pa.Table, console: Console) -> None:
+    failures = views.failures(cells)
+    if failures:
+        console.print(f"{sum(f.num_cells for f in failures)} of {len(cells)} cells have no result:")
+        _indented([_failure_text(failure) for failure in failures], console)
+
+
+def _failure_text(failure: views.Failure) -> str:
+    what = f"{failure.num_cells} × {failure.status}: {failure.defense} on {failure.where}"
+    return f"{what}: {failure.reason}" if failure.reason else what
+
+
+def _paths(folder: Path, console: Console) -> None:
+    console.print("Every number, and how it was got:")
+    _indented([f"{folder}/tables/{name}.parquet" for name in TABLES], console)
+    report = folder / "report" / "index.html"
+    made = "" if report.is_file() else " (not made yet: run the workflow to its end)"
+    console.print(Text(f"Report, opens offline: {report}{made}"), soft_wrap=True)
+
+
+def _indented(lines: Sequence[str], console: Console) -> None:
+    for line in lines:
+        console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
+    console.print()
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m detrojan.commands.show", description=__doc__)
+    parser.add_argument("results", nargs="?", default="results", type=Path, help="the folder of results")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the results in the folder that ``arguments`` name; return the exit code."""
+    folder = _arguments().parse_args(arguments).results
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a log may know no ±
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
+    try:
+        tables = {
+            name: artifacts.read_table(folder / "tables" / f"{name}.parquet", schema)
+            for name, schema in TABLES.items()
+        }
+    except ValueError as error:
+        print(f"detrojan.commands.show: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    show(tables["cells"], tables["models"], tables["summary"], folder, console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

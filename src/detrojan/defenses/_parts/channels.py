@@ -1,0 +1,112 @@
+"""The channels that batch normalizations scale: gated while a method learns, pruned when it has chosen."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from detrojan.errors import NotApplicableError
+from detrojan.images import ImageSet
+from detrojan.learning import inference
+
+
+class Channels:
+    """The channels of all batch normalizations of a model, side by side in one vector.
+
+    They stand in the order of registration, layer by layer.
+
+    Attributes:
+        names: of the layers, as ``named_modules()`` of the network has them.
+        norms: the layers.
+        sizes: how many channels each has.
+
+    Raises:
+        NotApplicableError: the model has no batch normalization with a scale and running statistics.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        network = getattr(model, "network", model)
+        found = {
+            name: module
+            for name, module in network.named_modules()
+            if isinstance(module, nn.BatchNorm2d) and module.affine and module.running_var is not None
+        }
+        if not found:
+            raise NotApplicableError("the method works on batch normalization; this model has none")
+        self.names = list(found)
+        self.norms = list(found.values())
+        self.sizes = [norm.num_features for norm in self.norms]
+        paths = {id(module): name for name, module in model.named_modules()}
+        self._paths = [paths[id(norm)] for norm in self.norms]
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def logits(self, model: nn.Module, images: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Return what ``model`` makes of ``images`` with its channels gated; gradients reach the gates.
+
+        Args:
+            model: of the structure that this was made from, a copy of it for example, in any mode: in
+                training mode its running statistics follow the batch.
+            images: float (N, 3, H, W) in [0, 1].
+            scale: multiplies each channel's scale, (channels,).
+            shift: multiplies each channel's shift, likewise; None leaves the shifts alone.
+        """
+        gated: dict[str, Tensor] = {}
+        parts = torch.split(shift, self.sizes) if shift is not None else [None] * len(self.sizes)
+        for path, gate, tilt in zip(self._paths, torch.split(scale, self.sizes), parts, strict=True):
+            norm = cast("nn.BatchNorm2d", model.get_submodule(path))
+            gated[f"{path}.weight"] = norm.weight * gate
+            if tilt is not None:
+                gated[f"{path}.bias"] = norm.bias * tilt
+        logits: Tensor = functional_call(model, gated, (images,))
+        return logits
+
+    @torch.no_grad()
+    def multiply(self, scale: Tensor) -> None:
+        """Multiply each channel's scale in place by ``scale``, (channels,)."""
+        for norm, gate in zip(self.norms, torch.split(scale, self.sizes), strict=True):
+            norm.weight.mul_(gate)
+
+    @torch.no_grad()
+    def prune(self, pruned: Tensor, *, shift: bool) -> None:
+        """Set the scale of the channels where ``pruned``, bool (channels,), to zero; with ``shift`` that too.
+
+        With its shift left, a channel puts out a constant; without, nothing.
+        """
+        for norm, gone in zip(self.norms, torch.split(pruned, self.sizes), strict=True):
+            norm.weight[gone] = 0
+            if shift:
+                norm.bias[gone] = 0
+
+    def named(self, chosen: Tensor) -> list[str]:
+        """Return the channels where ``chosen``, bool (channels,), as ``layer:channel``."""
+        return [
+            f"{name}:{channel}"
+            for name, part in zip(self.names, torch.split(chosen, self.sizes), strict=True)
+            for channel in part.nonzero()[:, 0].tolist()
+        ]
+
+
+def pruned_accuracies(model: nn.Module, sets: Iterable[Tensor], images: ImageSet) -> Iterator[float]:
+    """Yield the accuracy on ``images`` of ``model`` with each of ``sets`` pruned, scales only.
+
+    A set no larger than the one before has its accuracy, without a pass. ``model`` stays as it was.
+
+    Args:
+        model: a classifier; accuracies are those of eval mode.
+        sets: bool (channels,), each within the next.
+        images: with labels.
+    """
+    trial = copy.deepcopy(model).eval()
+    channels = Channels(trial)
+    accuracy, num_pruned = 0.0, -1
+    for pruned in sets:
+        if int(pruned.sum()) > num_pruned:
+            num_pruned = int(pruned.sum())
+            channels.prune(pruned, shift=False)
+            accuracy = inference.evaluate(trial, images)[0]
+        yield accuracy

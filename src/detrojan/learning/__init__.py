@@ -1,0 +1,1 @@
+"""What trains, measures and meters a network, for stages, attacks and defenses alike."""

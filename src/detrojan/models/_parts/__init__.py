@@ -1,0 +1,1 @@
+"""What networks and their surgery are made of: data flow, inserted layers, torchvision."""

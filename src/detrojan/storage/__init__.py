@@ -1,0 +1,1 @@
+"""How results are written, read and traced: files, the columns that tables share, digests of code."""

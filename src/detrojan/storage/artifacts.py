@@ -1,0 +1,390 @@
+"""Every read and write of an artifact: whole files or none, no pickle, one clear line on bad input.
+
+A write goes to ``.NAME.partial`` beside its target and is then renamed. The name is fixed, so that
+what a killed job leaves is overwritten and renamed away by its rerun.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from detrojan import models
+from detrojan.errors import DivergedError
+from detrojan.images import DatasetInfo, DefenderSample, ImageSet, TriggeredSample
+from detrojan.settings import Augmentation
+
+FilePath = str | os.PathLike[str]
+SPLITS = ("train", "validation")  # of a defender's sample
+# What libraries, and our dataclasses made from metadata, raise on a file that is not what it should be.
+BROKEN = (
+    pa.ArrowException,
+    SafetensorError,
+    json.JSONDecodeError,
+    UnicodeDecodeError,
+    ValidationError,
+    KeyError,
+    TypeError,
+)
+
+
+@contextlib.contextmanager
+def whole(path: FilePath) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write a file or a folder to; rename it when the block ends well."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    _remove(partial)
+    try:
+        yield partial
+        if partial.is_file():
+            # A rename may reach the disk before the data: after a power cut, an empty file.
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+        if target.is_dir():
+            shutil.rmtree(target)
+        partial.replace(target)
+    except BaseException:
+        _remove(partial)
+        raise
+
+
+@contextlib.contextmanager
+def whole_folder(path: FilePath) -> Iterator[Path]:
+    """Yield an empty folder beside ``path`` to fill; rename it when the block ends well."""
+    with whole(path) as partial:
+        partial.mkdir()
+        yield partial
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _readable(path: FilePath, what: str) -> Iterator[None]:
+    """Turn a library's error about a broken file into a line that names it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such {what}; run the workflow again to make it") from error
+    except BROKEN as error:
+        raise ValueError(
+            f"{path}: not a whole {what} ({_one_line(error)}); delete the file and run the workflow again"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# --- tables and cards ------------------------------------------------------------------------------
+
+
+def write_table(table: pa.Table, path: FilePath, schema: pa.Schema) -> None:
+    """Write ``table`` as Parquet with exactly the columns and types of ``schema``."""
+    with whole(path) as partial:
+        pq.write_table(table.select(schema.names).cast(schema), partial, compression="zstd")
+
+
+def write_rows(rows: list[dict[str, Any]], path: FilePath, schema: pa.Schema) -> None:
+    """Write ``rows``, each with a value for every column of ``schema``, as Parquet."""
+    for row in rows:
+        assert set(row) == set(schema.names), set(row) ^ set(schema.names)
+    write_table(pa.Table.from_pylist(rows, schema=schema), path, schema)
+
+
+def read_rows(path: FilePath, schema: pa.Schema) -> list[dict[str, Any]]:
+    """Return the rows of the table at ``path``; raise as :func:`read_table` does."""
+    return cast("list[dict[str, Any]]", read_table(path, schema).to_pylist())
+
+
+def read_table(path: FilePath, schema: pa.Schema | None = None) -> pa.Table:
+    """Return the Parquet table at ``path``.
+
+    Raises:
+        ValueError: it is missing, truncated, or its columns differ from ``schema``.
+    """
+    with _readable(path, "Parquet table"):
+        # memory_map=False: a mapped file on a network file system turns its loss into a bus error.
+        table = pq.ParquetFile(path, memory_map=False).read()
+    if schema is not None and table.schema.remove_metadata() != schema.remove_metadata():
+        found, declared = (s.remove_metadata().to_string().splitlines() for s in (table.schema, schema))
+        differing = sorted(set(found) ^ set(declared)) or ["another order"]
+        raise ValueError(
+            f"{path}: its columns are not this version's ({', '.join(differing)}); "
+            "delete the file and run the workflow again"
+        )
+    return table
+
+
+def write_predictions(table: pa.Table, path: FilePath) -> None:
+    """Write predicted classes, compactly: the classes dictionary-coded, the sorted indices as differences."""
+    with whole(path) as partial:
+        pq.write_table(
+            table,
+            partial,
+            compression="zstd",
+            use_dictionary=[name for name in table.column_names if name != "index"],
+            column_encoding={"index": "DELTA_BINARY_PACKED"},
+        )
+
+
+def write_text(text: str, path: FilePath) -> None:
+    """Write ``text`` as UTF-8."""
+    with whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_picture(picture: Image.Image, path: FilePath) -> None:
+    """Write ``picture`` as PNG."""
+    with whole(path) as partial:
+        picture.save(partial, format="PNG")
+
+
+def write_card(card: Mapping[str, Any], path: FilePath) -> None:
+    """Write ``card`` as indented JSON."""
+    with whole(path) as partial:
+        partial.write_text(json.dumps(card, indent=2, allow_nan=False) + "\n")
+
+
+def read_card(path: FilePath) -> dict[str, Any]:
+    """Return the card at ``path``."""
+    with _readable(path, "card"):
+        return cast("dict[str, Any]", json.loads(Path(path).read_text()))
+
+
+# --- images ----------------------------------------------------------------------------------------
+
+
+def write_images(images: ImageSet, path: FilePath) -> None:
+    """Write a set whose labels are the true ones (``index``, ``image``, ``label``)."""
+    _write_image_table(images, {}, path)
+
+
+def write_poisoned(images: ImageSet, path: FilePath) -> None:
+    """Write a poisoned or triggered set (``index``, ``image``, ``label``, ``true_label``)."""
+    true = pa.array(images.true_labels.cpu().numpy().astype(np.int16))
+    _write_image_table(images, {"true_label": true}, path)
+
+
+def read_images(path: FilePath, poisoned: FilePath | None = None) -> ImageSet:
+    """Return the set at ``path``, with the rows at ``poisoned``, if any, in place of its own.
+
+    Without a column ``true_label`` the labels are the true ones.
+    """
+    images = _image_set(read_table(path), path)
+    return images.replaced(_image_set(read_table(poisoned), poisoned)) if poisoned else images
+
+
+def read_images_if_any(path: FilePath | None) -> ImageSet | None:
+    """Return the set at ``path``; None for an input that the rule does without."""
+    return read_images(path) if path else None
+
+
+def write_samples(samples: Mapping[int, DefenderSample], path: FilePath) -> None:
+    """Write the clean images of each draw's sample (``draw``, ``split``, the data set's columns)."""
+    _write_samples({draw: (sample.train, sample.validation) for draw, sample in samples.items()}, path)
+
+
+def write_stamped(samples: Mapping[int, TriggeredSample], path: FilePath) -> None:
+    """Write the triggered copies of each draw's sample, in the columns of :func:`write_samples`."""
+    _write_samples({draw: (sample.train, sample.validation) for draw, sample in samples.items()}, path)
+
+
+def read_samples(path: FilePath | None, stamped: FilePath | None = None) -> dict[int, DefenderSample]:
+    """Return the defender's sample of each draw; with ``stamped``, its triggered copies too.
+
+    Empty without a ``path``: the sample of a method that is given no data.
+    """
+    clean = _read_splits(path) if path else {}
+    triggered = _read_splits(stamped) if stamped else {}
+    if stamped:
+        for draw, (train, validation) in clean.items():
+            if draw not in triggered or not (
+                torch.equal(triggered[draw][0].index, train.index)
+                and torch.equal(triggered[draw][1].index, validation.index)
+            ):
+                raise ValueError(
+                    f"{stamped}: not the copies of {path} (draw {draw}); delete both and run again"
+                )
+    return {
+        draw: DefenderSample(
+            train, validation, TriggeredSample(*triggered[draw]) if draw in triggered else None
+        )
+        for draw, (train, validation) in clean.items()
+    }
+
+
+def _write_samples(splits: Mapping[int, tuple[ImageSet, ImageSet]], path: FilePath) -> None:
+    tables = []
+    for draw, both in splits.items():
+        for name, images in zip(SPLITS, both, strict=True):
+            table = _image_table(images)
+            columns = {
+                "draw": pa.array(np.full(len(images), draw, np.int32)),
+                "split": pa.array([name] * len(images), pa.string()),
+            }
+            tables.append(pa.table(columns | dict(zip(table.column_names, table.columns, strict=True))))
+    table = pa.concat_tables(tables)
+    info = next(iter(splits.values()))[0].info
+    with whole(path) as partial:
+        pq.write_table(table.replace_schema_metadata(_metadata(info)), partial, compression="zstd")
+
+
+def _read_splits(path: FilePath) -> dict[int, tuple[ImageSet, ImageSet]]:
+    table = read_table(path)
+    with _readable(path, "sample"):
+        draws, names = table["draw"].to_numpy(), np.asarray(table["split"].to_pylist())
+    images = _image_set(table, path)
+    return {
+        int(draw): cast(
+            "tuple[ImageSet, ImageSet]",
+            tuple(images[torch.from_numpy((draws == draw) & (names == name))] for name in SPLITS),
+        )
+        for draw in np.unique(draws)
+    }
+
+
+def _write_image_table(images: ImageSet, extra: Mapping[str, pa.Array], path: FilePath) -> None:
+    table = _image_table(images)
+    for name, column in extra.items():
+        table = table.append_column(name, column)
+    with whole(path) as partial:
+        pq.write_table(table.replace_schema_metadata(_metadata(images.info)), partial, compression="zstd")
+
+
+def _image_table(images: ImageSet) -> pa.Table:
+    pixels = images.images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    kind = pa.binary(pixels[0].size if len(pixels) else images.info.height * images.info.width * 3)
+    column = pa.FixedSizeBinaryArray.from_buffers(kind, len(pixels), [None, pa.py_buffer(pixels.tobytes())])
+    return pa.table(
+        {
+            "index": pa.array(images.index.cpu().numpy().astype(np.int32)),
+            "image": column,
+            "label": pa.array(images.labels.cpu().numpy().astype(np.int16)),
+        }
+    )
+
+
+def _metadata(info: DatasetInfo) -> dict[str, str]:
+    return {
+        "detrojan": json.dumps(dataclasses.asdict(info) | {"augmentation": info.augmentation.model_dump()})
+    }
+
+
+def _info(metadata: Mapping[bytes, bytes] | None) -> DatasetInfo:
+    raw = json.loads((metadata or {})[b"detrojan"])
+    raw["augmentation"] = Augmentation(**raw["augmentation"])
+    return DatasetInfo(**_with_tuples(raw))
+
+
+def _with_tuples(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``raw`` with tuples in place of its lists: JSON knows lists only."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+
+
+def _image_set(table: pa.Table, path: FilePath) -> ImageSet:
+    with _readable(path, "image table"):
+        info = _info(table.schema.metadata)
+        size = info.height * info.width * 3
+        column, kind = table["image"], table.schema.field("image").type
+        if kind != pa.binary(size):
+            raise ValueError(
+                f"{path}: column image is {kind}, but {info.height}×{info.width} RGB is {size} bytes"
+            )
+        index = torch.from_numpy(table["index"].to_numpy().astype(np.int64))
+        labels = torch.from_numpy(table["label"].to_numpy().astype(np.int64))
+        has_true = "true_label" in table.column_names
+        true = torch.from_numpy(table["true_label"].to_numpy().astype(np.int64)) if has_true else labels
+    pixels = np.empty((len(column), info.height, info.width, 3), np.uint8)
+    start = 0
+    for chunk in column.chunks:
+        raw = np.frombuffer(chunk.buffers()[1], np.uint8)[
+            chunk.offset * size : (chunk.offset + len(chunk)) * size
+        ]
+        pixels[start : start + len(chunk)] = raw.reshape(-1, info.height, info.width, 3)
+        start += len(chunk)
+    try:
+        return ImageSet(torch.from_numpy(pixels).permute(0, 3, 1, 2), labels, index, info, true)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+# --- tensors and models ----------------------------------------------------------------------------
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: FilePath, **metadata: object) -> None:
+    """Write named tensors as safetensors; ``metadata`` values are stored as JSON."""
+    texts = {key: json.dumps(value) for key, value in metadata.items()}
+    with whole(path) as partial:
+        # With neither tensors nor metadata, safetensors writes a header that it can't read: "or None".
+        save_file(
+            {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial, texts or None
+        )
+
+
+def read_tensors(path: FilePath) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the named tensors at ``path``, on the CPU, and its metadata."""
+    with _readable(path, "safetensors file"), safe_open(path, framework="pt") as file:
+        metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+        # Copies start where torch aligns its memory. In the file tensors start anywhere, and on some
+        # processors a convolution's last bits depend on that: a model that was read would differ.
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118, no dict
+
+
+def write_model(model: "models.Classifier", path: FilePath, **metadata: object) -> None:
+    """Write a classifier's weights, and all that :func:`read_model` needs to build it again.
+
+    Raises:
+        DivergedError: a weight is not finite.
+    """
+    check_finite(model, str(path))
+    write_tensors(model.network.state_dict(), path, build=dataclasses.asdict(model.build), **metadata)
+
+
+def read_model(path: FilePath) -> "models.Classifier":
+    """Return the classifier at ``path``, on the CPU and in eval mode.
+
+    Raises:
+        ValueError: the file is broken, or its tensors are not those of the architecture that it names.
+        DivergedError: a weight is not finite.
+    """
+    tensors, metadata = read_tensors(path)
+    with _readable(path, "model"):
+        build = models.Build(**_with_tuples(metadata["build"]))
+    try:
+        model = models.restore(build, tensors)
+    except ValueError as error:  # pydantic's too: a setting of the architecture that there is no more
+        raise ValueError(f"{path}: {_one_line(error)}; delete the file and run the workflow again") from error
+    check_finite(model, str(path))
+    return model
+
+
+def read_model_if_any(path: FilePath | None, device: torch.device) -> "models.Classifier | None":
+    """Return the classifier at ``path`` on ``device``; None for an input that the rule does without."""
+    return read_model(path).place(device) if path else None
+
+
+def check_finite(model: nn.Module, what: str) -> None:
+    """Raise ``DivergedError`` if a floating-point weight or buffer of ``model`` is not finite."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise DivergedError(f"{what}: tensor {name} has values that are not finite")

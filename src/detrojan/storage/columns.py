@@ -1,0 +1,65 @@
+"""The columns that tables share: keys, cost, origin, and how a run of a defense ended."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from detrojan.cells import Model, Shard
+
+# How a cell ends. Anything else is a bug and fails its job.
+OK, DIVERGED, OUT_OF_MEMORY, NOT_APPLICABLE = "ok", "diverged", "out_of_memory", "not_applicable"
+TIMED_OUT = "timed_out"  # only where a study was closed
+MISSING = "missing"  # only in tables of others: nobody published a value
+
+
+def required(name: str, kind: pa.DataType) -> pa.Field:
+    """Return a column without nulls."""
+    return pa.field(name, kind, nullable=False)
+
+
+MODEL_KEYS = [
+    required("dataset", pa.string()),
+    required("architecture", pa.string()),
+    required("attack", pa.string()),
+    required("ratio", pa.float64()),
+    required("seed", pa.int32()),
+]
+CELL_KEYS = [
+    *MODEL_KEYS,
+    required("defense", pa.string()),
+    required("spc", pa.int32()),
+    required("draw", pa.int32()),
+]
+COST = [
+    required("seconds", pa.float64()),
+    required("peak_memory_bytes", pa.int64()),
+    required("forward_passes", pa.int64()),
+    required("backward_passes", pa.int64()),
+    required("device", pa.string()),
+]
+ORIGIN = [
+    required("code", pa.string()),
+    required("versions", pa.string()),
+    required("git_commit", pa.string()),
+]
+RUNS = pa.schema(
+    [
+        *CELL_KEYS,
+        required("status", pa.string()),
+        pa.field("reason", pa.string()),
+        required("chosen", pa.string()),
+        required("hyperparameters", pa.string()),
+        *COST,
+        *ORIGIN,
+    ]
+)
+
+
+def model_key(model: Model) -> dict[str, Any]:
+    """Return the key columns of a model's row."""
+    return model._asdict()
+
+
+def cell_key(shard: Shard, draw: int) -> dict[str, Any]:
+    """Return the key columns of a cell's row."""
+    return model_key(shard.model) | {"defense": shard.defense, "spc": shard.spc, "draw": draw}

@@ -1,0 +1,141 @@
+"""What can be known to fail before the first job: missing sources, too few images, impossible ratios."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from detrojan import registry
+from detrojan.cells import NO_METHOD, NO_SAMPLES
+from detrojan.study.files import StudyError, wrong_shipped
+from detrojan.study.grid import models, shards
+from detrojan.study.schema import MethodKind, Study
+
+
+def check(study: Study) -> None:
+    """Count the images of each data set of the grid and check what the study asks of them.
+
+    Only the main process calls it: jobs need not count again what was found right.
+
+    Raises:
+        StudyError: the filters leave nothing, the settings that come with a method are wrong, a source
+            is missing or broken, or the study asks for more images than there are.
+    """
+    asked = list(dict.fromkeys(model.dataset for model in models(study)))
+    if not asked:
+        raise StudyError(["grid: include and exclude leave no model: widen include, or narrow exclude"])
+    mistakes = [*_wrong_shipped(study)]
+    for name in asked:
+        try:
+            train, pool, test = _counts(study, name)
+        except (ValueError, OSError) as error:
+            mistakes.append(f"datasets.{name}: {error}")
+            continue
+        mistakes += _wrong_target(study, name, train, test)
+        mistakes += _too_few_samples(study, name, pool)
+        mistakes += _impossible_ratios(study, name, train)
+        mistakes += _images_too_small(study, name)
+        mistakes += _images_of_wrong_side(study, name)
+    if mistakes:
+        raise StudyError(mistakes)
+
+
+def _wrong_shipped(study: Study) -> Iterator[str]:
+    named: dict[MethodKind, list[str]] = {"attacks": study.grid.attacks, "defenses": study.grid.defenses}
+    for kind, names in named.items():
+        for name in names:
+            if name != NO_METHOD:
+                yield from wrong_shipped(kind, name)
+
+
+def _counts(study: Study, name: str) -> tuple[Counter[int], Counter[int], Counter[int]]:
+    """Return how many images each label has in training, in the defender's pool and in the test set."""
+    # Jobs parse this module too, and need neither numpy nor Pillow for that.
+    from detrojan.datasets.base import Source, selected_counts, split_counts
+
+    dataset = study.datasets[name]
+    source: Source = registry.load("datasets", dataset.source, dataset.source_settings)
+    train, test = (selected_counts(source.counts(split), dataset.classes) for split in ("train", "test"))
+    train, held_out = split_counts(train, dataset.held_out, dataset.per_class)
+    return train, held_out if study.pool == "held_out" else train, test
+
+
+def _wrong_target(study: Study, name: str, train: Counter[int], test: Counter[int]) -> Iterator[str]:
+    if len(train) < 2:
+        yield f"datasets.{name}: it has one class, but an attack needs a target and another class"
+    elif study.target not in train:
+        yield f"target: {study.target} is no label of data set {name}, whose labels are 0 to {max(train)}"
+    elif test.total() == test[study.target]:
+        yield (
+            f"target: all {test.total()} test images of {name} are of class {study.target}, so no image is "
+            "left to measure the attack on: choose another target"
+        )
+
+
+def _too_few_samples(study: Study, name: str, pool: Counter[int]) -> Iterator[str]:
+    label, fewest = min(pool.items(), key=lambda item: (item[1], item[0]))
+    wanted = {shard.spc for shard in shards(study) if shard.model.dataset == name} - {NO_SAMPLES}
+    for spc in sorted(wanted):
+        if spc > fewest:
+            more = (
+                f"raise datasets.{name}.held_out above {study.datasets[name].held_out:g}, take pool: train"
+                if study.pool == "held_out"
+                else "add images"
+            )
+            yield (
+                f"grid.spc: {spc} clean samples per class, but class {label} of {name} has only {fewest} "
+                f"in the defender's pool ({study.pool}): lower it, {more}, or leave the cells out with "
+                f'grid.exclude: [{{dataset: {name}, spc: "> {fewest}"}}]'
+            )
+
+
+def _impossible_ratios(study: Study, name: str, train: Counter[int]) -> Iterable[str]:
+    total = train.total()
+    asked = {(model.attack, model.ratio) for model in models(study) if model.dataset == name}
+    for attack, ratio in sorted(asked):
+        if attack == NO_METHOD or registry.trigger_owner(attack) == "model":
+            continue  # a share of each batch, in expectation: any ratio is possible
+        label_mode = registry.declared("attacks", attack).constants["label_mode"]
+        pool = train[study.target] if label_mode.endswith("CLEAN_LABEL") else total
+        wanted = round(ratio * total)
+        if wanted < 1:
+            yield (
+                f"grid.ratios: {attack} at ratio {ratio:g} on {name} poisons none of its {total} training "
+                f"images: the ratio must be at least {_rounded(1 / total, up=True)}"
+            )
+        elif wanted > pool:
+            most = _rounded(pool / total)
+            yield (
+                f"grid.ratios: {attack} at ratio {ratio:g} on {name} needs {wanted} of {total} training "
+                f"images, all of class {study.target}, which has {pool}: it can go up to {most}; leave the "
+                f'cells out with grid.exclude: [{{attack: {attack}, dataset: {name}, ratio: "> {most}"}}]'
+            )
+
+
+def _rounded(ratio: float, *, up: bool = False) -> str:
+    """Return ``ratio`` with four digits, never on the far side of it: what it suggests must hold."""
+    scale = 10.0 ** (3 - math.floor(math.log10(ratio)))
+    return f"{(math.ceil if up else math.floor)(ratio * scale) / scale:.4g}"
+
+
+def _images_too_small(study: Study, name: str) -> Iterator[str]:
+    side = study.datasets[name].image_size
+    asked = {model.architecture for model in models(study) if model.dataset == name}
+    for architecture in sorted(asked):
+        smallest = registry.declared("models", architecture).constants["min_side"]
+        if side < smallest:
+            yield (
+                f"datasets.{name}.image_size: {side} pixels, but {architecture} takes {smallest} or more: "
+                "raise it, or leave the architecture out"
+            )
+
+
+def _images_of_wrong_side(study: Study, name: str) -> Iterator[str]:
+    side = study.datasets[name].image_size
+    asked = {model.attack for model in models(study) if model.dataset == name} - {NO_METHOD}
+    for attack in sorted(asked):
+        multiple = registry.declared("attacks", attack).constants["side_multiple"]
+        if side % multiple:
+            yield (
+                f"datasets.{name}.image_size: {side} pixels, but {attack} takes multiples of {multiple}: "
+                "change it, or leave the attack out"
+            )

@@ -1,0 +1,56 @@
+"""From axes to models to shards, with filters."""
+
+import itertools
+from collections.abc import Iterator
+
+from detrojan import registry
+from detrojan.cells import NO_METHOD, NO_SAMPLES, ONE_DRAW, Model, Shard, untouched
+from detrojan.study.schema import Axis, Grid, Study
+
+
+def models(study: Study) -> list[Model]:
+    """Return the models of the study: attacked ones that pass the filters, and the clean one beside them.
+
+    A clean model is the control of the attacked ones of its data set, architecture and seed, so it
+    stays whenever one of those does; a study without attacks has clean models only.
+    """
+    grid, found = study.grid, []
+    attacks = [attack for attack in grid.attacks if attack != NO_METHOD]
+    for dataset, architecture, seed in itertools.product(grid.datasets, grid.architectures, grid.seeds):
+        clean = Model(dataset, architecture, NO_METHOD, 0.0, seed)
+        attacked = [
+            model
+            for attack, ratio in itertools.product(attacks, grid.ratios)
+            if _planned(grid, (model := clean._replace(attack=attack, ratio=ratio))._asdict())
+        ]
+        if attacked or (not attacks and _planned(grid, clean._asdict())):
+            found += [clean, *attacked]
+    return found
+
+
+def shards(study: Study) -> Iterator[Shard]:
+    """Yield the shards of the study; the untouched model comes first among those of each model."""
+    grid = study.grid
+    defenses = [defense for defense in grid.defenses if defense != NO_METHOD]
+    with_data = [(spc, grid.draws) for spc in grid.spc]
+    without = [(NO_SAMPLES, [ONE_DRAW])]
+    for model in models(study):
+        yield untouched(model)
+        for defense in defenses:
+            data_free = registry.threat_model("defenses", defense) == "data_free"
+            for spc, ranges in without if data_free else with_data:
+                if _planned(grid, model._asdict() | {"defense": defense, "spc": spc}):
+                    yield from (Shard(model, defense, spc, draws) for draws in ranges)
+
+
+def _planned(grid: Grid, axes: dict[str, Axis]) -> bool:
+    """Return whether the filters let through what ``axes`` name.
+
+    To be included, no more is asked of ``axes`` than they have: a whole model, named without defense
+    and SPC, is included for the sake of a part; a clean model, as the control of every attack and
+    ratio; a data-free method, whatever the SPC. To be excluded, they must meet a filter in full.
+    """
+    clean = axes["attack"] == NO_METHOD
+    asked = {axis: value for axis, value in axes.items() if not (clean and axis == "attack")}
+    included = not grid.include or any(f.matches(asked, partial=True) for f in grid.include)
+    return included and not any(f.matches(axes) for f in grid.exclude)

@@ -1,0 +1,299 @@
+"""The schema of study files.
+
+Free of torch and of method modules: the Snakefile reads the study at every parse, in every cluster
+job.
+"""
+
+import functools
+import itertools
+import operator
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+import pydantic
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from detrojan import registry
+from detrojan.cells import MODEL_AXES, Draws
+from detrojan.settings import Augmentation, Gate, Optimization
+
+ATTEMPTS = 3  # of a job, before `close: true` gives it up: the first, and two retries of the SLURM profile
+BASELINES = ("ft", "fp")  # the two seminal defenses that every comparison needs
+NAMED_AXES = ("dataset", "architecture", "attack", "defense")  # the others are numbers
+FILTER_AXES = (*MODEL_AXES, "defense", "spc")
+TRIGGER_AXES = ("dataset", "attack", "seed")  # of a trigger that all architectures and ratios share
+OWN_TRIGGER_AXES = ("dataset", "architecture", "attack", "seed")  # of one that is learned against a model
+CONFIG = registry.PACKAGE.parents[1] / "config"
+MethodKind = Literal["models", "attacks", "defenses"]
+SECTIONS: dict[MethodKind, str] = {"models": "architectures", "attacks": "attacks", "defenses": "defenses"}
+_COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+
+
+class Strict(BaseModel):
+    """Refuses what YAML and pydantic let pass: unknown keys, infinities, truth values for numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_values(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        annotation = cls.model_fields[info.field_name].annotation if info.field_name else bool
+        if bool not in (annotation, *get_args(annotation)):
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, bool):
+                    raise ValueError(f"{item} is a truth value (YAML reads yes, no, on and off so)")
+        return value
+
+
+def shown(value: Any) -> str:
+    """Return ``value`` as an error message shows it, cut short."""
+    text = "nothing" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _name_condition(value: Any) -> Any:
+    if isinstance(value, str) or (value and isinstance(value, list) and all(type(v) is str for v in value)):
+        return value
+    raise ValueError(f"should be a name or a list of names, found {shown(value)}")
+
+
+def _number_condition(value: Any) -> Any:
+    sign, bound = _split_comparison(value)
+    try:
+        # YAML reads 1e-3, without a point, as text.
+        numbers = [float(item) for item in (bound if isinstance(bound, list) else [bound])]
+        if not numbers or any(number != number for number in numbers):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{shown(value)} is no condition: write a number, a list of numbers, or a comparison, one of "
+            '"> 1" ">= 1" "< 1" "<= 1"'
+        ) from None
+    return f"{sign} {numbers[0]!r}" if sign else numbers
+
+
+def _split_comparison(value: Any) -> tuple[str, Any]:
+    """Return the sign of a comparison and its bound; "" and ``value`` itself if it is none."""
+    match = re.fullmatch(r"\s*(>=|<=|>|<)\s*(\S+)\s*", value) if isinstance(value, str) else None
+    return (match[1], match[2]) if match else ("", value)
+
+
+Axis = str | int | float
+DrawRange = Annotated[Draws, BeforeValidator(lambda value: Draws.parse(str(value)))]
+NameCondition = Annotated[str | list[str] | None, BeforeValidator(_name_condition)]
+NumberCondition = Annotated[str | list[float] | None, BeforeValidator(_number_condition)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Spread = Annotated[float, Field(gt=0, le=1)]
+
+
+class Filter(Strict):
+    """Selects part of the grid: every axis that is given must match.
+
+    A condition is a value, a list of values, or for a number a comparison such as ``"> 0.005"``.
+    """
+
+    dataset: NameCondition = None
+    architecture: NameCondition = None
+    attack: NameCondition = None
+    ratio: NumberCondition = None
+    seed: NumberCondition = None
+    defense: NameCondition = None
+    spc: NumberCondition = None
+    why: str = Field("", description="a note for readers")
+
+    @pydantic.model_validator(mode="after")
+    def _has_conditions(self) -> "Filter":
+        if not self.conditions:
+            raise ValueError(f"without a condition it matches all: name one of {', '.join(FILTER_AXES)}")
+        return self
+
+    @functools.cached_property
+    def conditions(self) -> dict[str, str | list[str] | list[float]]:
+        """The axes that are given, each with its condition."""
+        return {axis: getattr(self, axis) for axis in FILTER_AXES if getattr(self, axis) is not None}
+
+    def matches(self, axes: Mapping[str, Axis], *, partial: bool = False) -> bool:
+        """Return whether ``axes`` meet every condition.
+
+        A condition on an axis that ``axes`` lack is not met, or doesn't count if ``partial``. A clean
+        model lacks a ratio and a data-free method an SPC: written as 0, they're no small values.
+        """
+        for axis, condition in self.conditions.items():
+            value = axes.get(axis)
+            if value is None or (axis in ("ratio", "spc") and value == 0):
+                if not partial:
+                    return False
+            elif not _meets(value, condition):
+                return False
+        return True
+
+
+def _meets(value: Axis, condition: str | list[str] | list[float]) -> bool:
+    if isinstance(condition, list):
+        return value in condition
+    if isinstance(value, str):
+        return value == condition
+    sign, bound = _split_comparison(condition)
+    return bool(_COMPARISONS[sign](value, float(bound)))
+
+
+class Grid(Strict):
+    """The axes of the study. Its cells are all combinations, as far as the filters let them."""
+
+    datasets: list[str] = Field(min_length=1, description="names from the section datasets")
+    architectures: list[str] = Field(min_length=1, description="names of files in models/")
+    attacks: list[str] = Field(min_length=1, description="names of files in attacks/, or none")
+    ratios: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        min_length=1, description="poisoned share of all training images"
+    )
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        [0], min_length=1, description="drive poisoning, trigger and training: a model each"
+    )
+    defenses: list[str] = Field(min_length=1, description="names of files in defenses/, or none")
+    spc: list[Annotated[int, Field(ge=1)]] = Field(
+        min_length=1, description="clean samples per class that the defender holds"
+    )
+    draws: list[DrawRange] = Field(
+        min_length=1, description="ranges of defender samples, such as 0-4; a job takes a range"
+    )
+    include: list[Filter] = Field([], description="only what one of these matches is run")
+    exclude: list[Filter] = Field([], description="nothing that one of these matches is run")
+    controls: bool = Field(True, description="insist on the two baselines among the defenses")
+
+    @pydantic.field_validator("*")
+    @classmethod
+    def _no_repeats(cls, values: Any) -> Any:
+        if isinstance(values, list):
+            repeated = [value for place, value in enumerate(values) if value in values[:place]]
+            if repeated:
+                shown = ", ".join(dict.fromkeys(map(str, repeated)))
+                raise ValueError(f"{shown} stands there more than once: remove the repeats")
+        return values
+
+    @pydantic.field_validator("draws")
+    @classmethod
+    def _no_overlap(cls, ranges: list[Draws]) -> list[Draws]:
+        ordered = sorted(ranges)
+        for before, after in itertools.pairwise(ordered):
+            if after.first <= before.last:
+                raise ValueError(f"draws {before} and {after} overlap: give each draw to one range")
+        return ordered
+
+
+class Dataset(Strict):
+    """A data set: the fields that all have; those of its kind of source stand beside them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    source: str = Field(description="name of a file in src/detrojan/datasets/")
+    image_size: int = Field(ge=16, le=512, description="side of the square images, pixels")
+    held_out: float = Field(
+        0.0, ge=0, lt=1, description="share of each class kept from training, for the defender"
+    )
+    classes: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, min_length=2, description="use only these labels, numbered anew in this order"
+    )
+    per_class: int | None = Field(None, ge=2, description="use only the first so many images of each class")
+    augmentation: Augmentation = Field(Augmentation(), description="how training images are varied")
+    mean: tuple[Share, Share, Share] | None = Field(
+        None, description="of red, green, blue in [0, 1]; measured if not given"
+    )
+    std: tuple[Spread, Spread, Spread] | None = Field(None, description="likewise")
+
+    @pydantic.field_validator("classes")
+    @classmethod
+    def _each_once(cls, values: list[int] | None) -> list[int] | None:
+        if values is not None and len(set(values)) < len(values):
+            raise ValueError("a label stands there more than once: remove the repeats")
+        return values
+
+    @property
+    def source_settings(self) -> dict[str, Any]:
+        """The fields of the kind of source."""
+        return dict(self.model_extra or {})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What else decides the images, in the words of :func:`detrojan.stages.ingest.build`."""
+        own = self.model_dump(include={"held_out", "classes", "per_class", "mean", "std"})
+        return {"side": self.image_size, **own}
+
+
+class Overrides(Strict):
+    """Settings for part of the grid."""
+
+    when: Filter = Field(description="the part of the grid, a filter")
+    set: dict[str, Any] = Field(min_length=1, description="the settings that hold there")
+
+
+class Settings(Strict):
+    """Settings of a method or of training: values, and overrides that later ones win."""
+
+    model_config = ConfigDict(extra="allow")
+
+    overrides: list[Overrides] = Field([], description="settings for parts of the grid; the last match wins")
+
+    def resolve(self, axes: Mapping[str, Axis]) -> dict[str, Any]:
+        """Return the values that hold at ``axes``."""
+        values = dict(self.model_extra or {})
+        for override in self.overrides:
+            if override.when.matches(axes):
+                values |= override.set
+        return values
+
+
+@functools.cache
+def shipped(kind: MethodKind, name: str) -> Settings:
+    """Return the settings of a method that depend on data set or architecture, from ``config/``.
+
+    None for most: then the class has all there is. A study file overrides them.
+    """
+    file = CONFIG / SECTIONS[kind] / f"{name}.yaml"
+    assert CONFIG.is_dir(), f"{CONFIG} is missing: install the package in place, pip install -e ."
+    return Settings(**yaml.safe_load(file.read_text())) if file.exists() else Settings()
+
+
+class Study(Strict):
+    """A study file."""
+
+    target: int = Field(0, ge=0, description="the label that the attacker wants")
+    label_map: Literal["all_to_one", "all_to_all"] = Field(
+        "all_to_one", description="whether all triggered images should get the target, or each the next class"
+    )
+    pool: Literal["held_out", "train"] = Field(description="where the defender's images come from")
+    datasets: dict[str, Dataset] = Field(min_length=1, description="data sets by name")
+    grid: Grid = Field(description="the axes of the study")
+    architectures: dict[str, Settings] = Field({}, description="settings that differ from the defaults")
+    training: Settings = Field(Settings(), description="likewise, of training the models")
+    attacks: dict[str, Settings] = Field({}, description="likewise")
+    defenses: dict[str, Settings] = Field({}, description="likewise")
+    gate: Gate = Field(Gate(), description="when an attack counts as having worked")
+    keep_defended: bool = Field(False, description="keep repaired weights after they are evaluated")
+    close: bool | Annotated[int, Field(ge=1)] = Field(
+        False,
+        description="give up jobs that time or memory limits killed so many times, true for 3: their cells "
+        "become rows",
+    )
+
+    @property
+    def kills(self) -> int:
+        """After how many kills by a limit a job is given up; 0 for never."""
+        return {True: ATTEMPTS, False: 0}[self.close] if isinstance(self.close, bool) else self.close
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """Which labels the attacker wants, in the words of :class:`detrojan.labels.LabelMap`."""
+        return {"target": self.target, "kind": self.label_map}
+
+    def method(self, kind: MethodKind, name: str, axes: Mapping[str, Axis]) -> dict[str, Any]:
+        """Return all settings of a method at ``axes``: the class's, the shipped ones, the study's."""
+        own: dict[str, Settings] = getattr(self, SECTIONS[kind])
+        values = shipped(kind, name).resolve(axes)
+        values |= own[name].resolve(axes) if name in own else {}
+        return registry.declared(kind, name).settings(**values).model_dump(mode="json")
+
+    def optimization(self, axes: Mapping[str, Axis]) -> dict[str, Any]:
+        """Return all settings of training at ``axes``, defaults included."""
+        return Optimization(**self.training.resolve(axes)).model_dump(mode="json")

@@ -1,0 +1,226 @@
+"""Which cell or model ``KEY=VALUE`` texts name, among those of a study's plan and of its tables.
+
+For commands that look at results; free of torch.
+"""
+
+import difflib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from detrojan import paths
+from detrojan.cells import CELL_AXES, MODEL_AXES, Draws, Model, Shard, axes_text, value_text
+from detrojan.storage.columns import cell_key
+from detrojan.study import files, grid
+from detrojan.study.schema import Axis, Study
+
+Axes = Mapping[str, Axis]
+
+KEYS: dict[str, Callable[[str], Axis]] = {
+    **dict.fromkeys(CELL_AXES, str),
+    "ratio": float,
+    "seed": int,
+    "spc": int,
+    "draw": int,
+}
+MOST_LISTED = 12  # values of an axis in a message
+
+
+def parse_axes(texts: Iterable[str]) -> dict[str, Axis]:
+    """Return the axes that ``KEY=VALUE`` texts give, numbers as numbers.
+
+    Raises:
+        ValueError: a text is not of this form, or its key is no axis of a cell, or given twice.
+    """
+    given: dict[str, Axis] = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not (sign and value):
+            raise ValueError(f"{text!r} should be KEY=VALUE, such as spc=10")
+        if key not in KEYS:
+            close = difflib.get_close_matches(key, KEYS, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(KEYS)}"
+            raise ValueError(f"{text!r}: unknown key {key!r}; {hint}")
+        if key in given:
+            raise ValueError(f"{text!r}: {key} is given twice")
+        try:
+            given[key] = KEYS[key](value)
+        except ValueError:
+            kind = "a number" if KEYS[key] is float else "a whole number"
+            raise ValueError(f"{text!r}: {key} should be {kind}") from None
+    return given
+
+
+def one_draw(shard: Shard, draw: int) -> Shard:
+    """Return a cell, which is a shard of one draw."""
+    return shard._replace(draws=Draws(draw, draw))
+
+
+def axes_of(cell: Shard) -> dict[str, Axis]:
+    """Return the axes of a cell."""
+    return cell_key(cell, cell.draws.first)
+
+
+class Site:
+    """A folder of results with what lies in it and beside it: study, tables, logs."""
+
+    def __init__(self, results: Path) -> None:
+        # "." has no parent that its text could show.
+        self.results = results if results.name not in ("", "..") else results.resolve()
+
+    def at(self, path: str) -> Path:
+        """Return where a path of the workflow, ``results/...`` or ``logs/...``, lies."""
+        first, _, rest = path.partition("/")
+        return self.results / rest if first == paths.RESULTS else self.results.parent / path
+
+    @functools.cached_property
+    def study(self) -> Study | None:
+        """The study that was run last; None if it was not kept, as where only tables were copied.
+
+        Raises:
+            ValueError: it has mistakes, by today's code.
+        """
+        if not self.at(f"{paths.RESULTS}/{files.KEPT}").exists():
+            return None
+        try:
+            return files.load_study(files.kept(self.results))
+        except files.StudyError as error:
+            where = self.results / files.KEPT
+            raise ValueError(f"{where}, by today's code: {'; '.join(error.mistakes)}") from None
+
+    def table(self, name: str) -> Path:
+        """Return the path of one of the study's tables."""
+        return self.at(f"{paths.RESULTS}/tables/{name}.parquet")
+
+    def rows(self, name: str, given: Axes, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Return the rows of a table that have the values ``given``; none if it is not there."""
+        path = self.table(name)
+        return read_rows(path, given, columns) if path.exists() else []
+
+    def planned_shards(self, given: Axes) -> Iterator[Shard]:
+        """Yield the shards of the study that hold cells with the values ``given``."""
+        draw = given.get("draw")
+        for shard in grid.shards(self.study) if self.study else ():
+            named = shard.model._asdict() | {"defense": shard.defense, "spc": shard.spc}
+            if _has(named, given) and (draw is None or draw in shard.draws.numbers()):
+                yield shard
+
+    def planned(self, given: Axes) -> Iterator[Shard]:
+        """Yield the cells of the study that have the values ``given``, each as a shard of one draw."""
+        for shard in self.planned_shards(given):
+            wanted = [int(given["draw"])] if "draw" in given else shard.draws.numbers()
+            yield from (one_draw(shard, draw) for draw in wanted)
+
+    def planned_models(self, given: Axes) -> list[Model]:
+        """Return the models of the study that have the values ``given``."""
+        return (
+            [model for model in grid.models(self.study) if _has(model._asdict(), given)] if self.study else []
+        )
+
+    def shard_of(self, cell: Shard) -> Shard:
+        """Return the shard that ``cell`` was made in, or is planned in; ``cell`` itself if there is none."""
+        planned: Iterable[Shard] = grid.shards(self.study) if self.study else ()
+        same = [s for s in planned if s._replace(draws=cell.draws) == cell]
+        found = [s for s in [*same, *self._on_disk(cell)] if cell.draws.first in s.draws.numbers()]
+        made = [shard for shard in found if self.at(paths.metrics(shard)).exists()]
+        return next(iter([*made, *found]), cell)
+
+    def _on_disk(self, cell: Shard) -> list[Shard]:
+        """Return the shards of the cell's model, defense and SPC that have a folder of metrics."""
+        siblings = self.at(paths.metrics(cell)).parents[1]
+        names = sorted(folder.name for folder in siblings.glob("draws-*"))
+        return [cell._replace(draws=Draws.parse(name.removeprefix("draws-"))) for name in names]
+
+
+def read_rows(path: Path, given: Axes, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Return the rows of a Parquet table that have the values ``given``, with all columns or some.
+
+    Raises:
+        ValueError: it is missing or broken.
+    """
+    conditions = [pc.field(axis) == value for axis, value in given.items()]
+    where = functools.reduce(lambda a, b: a & b, conditions) if conditions else None
+    try:
+        table = pq.read_table(path, columns=None if columns is None else list(columns), filters=where)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such table; run the workflow to make it") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a whole Parquet table ({str(error).splitlines()[0]})") from None
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def find_cell(site: Site, given: Axes) -> Shard:
+    """Return the one cell that has the values ``given``, as a shard of one draw.
+
+    Raises:
+        ValueError: there is none or there are several; the message says on which axes they differ.
+    """
+    found = {_cell(row) for row in site.rows("cells", given, CELL_AXES)} | set(site.planned(given))
+    if not found and set(given) == set(CELL_AXES):
+        # Of an earlier study in the same folder: neither planned nor in the tables any more.
+        asked = _cell(given)
+        found = {asked} if site.at(paths.metrics(site.shard_of(asked))).exists() else set()
+
+    def everything() -> list[Axes]:
+        return [*site.rows("cells", {}, CELL_AXES), *map(axes_of, site.planned({}))]
+
+    return _cell(_the_one("cell", [axes_of(c) for c in found], given, everything))
+
+
+def find_model(site: Site, given: Axes) -> Model:
+    """Return the one model that has the values ``given``; it raises as :func:`find_cell` does."""
+    rows = site.rows("models", given, MODEL_AXES)
+    found = {Model(**row) for row in rows} | set(site.planned_models(given))
+
+    def everything() -> list[Axes]:
+        planned = [model._asdict() for model in site.planned_models({})]
+        return [*site.rows("models", {}, MODEL_AXES), *planned]
+
+    return Model(**_the_one("model", [m._asdict() for m in found], given, everything))
+
+
+def _cell(axes: Mapping[str, Any]) -> Shard:
+    named = Model(*(axes[axis] for axis in MODEL_AXES))
+    return Shard(named, axes["defense"], axes["spc"], Draws(axes["draw"], axes["draw"]))
+
+
+def _has(axes: Axes, given: Axes) -> bool:
+    """Return whether ``axes`` have the values ``given``, as far as they have the axes."""
+    return all(axes[axis] == value for axis, value in given.items() if axis in axes)
+
+
+def _the_one(
+    what: str, found: Sequence[Axes], given: Axes, everything: Callable[[], Sequence[Axes]]
+) -> dict[str, Any]:
+    if not found:
+        raise ValueError(no_match(what, given, everything()))
+    if len(found) > 1:
+        differ = {axis: {axes[axis] for axes in found} for axis in found[0]}
+        listed = "; ".join(f"{axis}: {_listed(values)}" for axis, values in differ.items() if len(values) > 1)
+        raise ValueError(f"{len(found)} {what}s match; name one more of what they differ in: {listed}")
+    return dict(found[0])
+
+
+def no_match(what: str, given: Axes, all_axes: Sequence[Axes]) -> str:
+    """Return why there is no cell or model (``what``) that has the values ``given``, among ``all_axes``."""
+    if not all_axes:
+        return "the results have neither a study file nor tables: run the workflow first"
+    for axis, value in given.items():
+        values = {axes[axis] for axes in all_axes}
+        if value not in values:
+            there = f"there are {_listed(values)}"
+            return f"no {what} has {axes_text({axis: value})}, in the study or its tables; {there}"
+    hint = "a clean model has ratio=0; the untouched model and data-free defenses have spc=0 draw=0"
+    return f"no {what} has all of {axes_text(given)}, in the study or its tables ({hint})"
+
+
+def _listed(values: Iterable[Axis]) -> str:
+    ordered = [value_text(value) for value in sorted(values, key=lambda value: (str(type(value)), value))]
+    more = len(ordered) - MOST_LISTED
+    return ", ".join(ordered[:MOST_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,108 @@
+"""What every script does first and last: cell, log, random state, one clear line on bad input.
+
+The only module that knows Snakemake's script object and its wildcards.
+"""
+
+import contextlib
+import functools
+import logging
+import signal
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from detrojan.cells import Cell
+from detrojan.errors import StoppedError
+from detrojan.learning import determinism
+from detrojan.registry import PACKAGE
+from detrojan.workflow import gpus
+from detrojan.workflow.attempts import Diary
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+# How schedulers tell a job to stop, before they kill it.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+
+
+@contextlib.contextmanager
+def run(snakemake: Any) -> Iterator[Cell]:
+    """Yield the job's cell; log to the rule's log file and, from warnings up, to the terminal.
+
+    Bad input that our code refuses (``ValueError``, ``OSError``) and divergence end the job with one
+    line that names the rule and the cell, in the log and on the terminal. Any other error is a bug
+    and shows its traceback too. A signal that asks the job to stop ends it cleanly: what was half
+    written is removed, and training goes on after its last epoch when the job is started again.
+    """
+    # What a job may know stands in its inputs, wildcards and params, or it could not rerun when that
+    # changes. The config also holds paths of test data, which a defense must not see.
+    snakemake.config.clear()
+    cell = Cell.from_wildcards(dict(snakemake.wildcards.items()))
+    # A rule without a log of its own adds to an earlier one's: a large study then has one a shard.
+    log = Path(snakemake.log[0] if snakemake.log else snakemake.params.log)
+    _log_to(log, mode="w" if snakemake.log else "a")
+    determinism.configure(snakemake.threads)
+    where = f"rule {snakemake.rule}, {cell}" if str(cell) else f"rule {snakemake.rule}"
+    diary = Diary(snakemake.rule, cell.axes, str(log))
+    limits = snakemake.resources
+    diary.start(mem_mb=limits.get("mem_mb"), runtime_min=limits.get("runtime"))
+    _stop_on_signals()
+    logger.info("%s", where)
+    started = time.monotonic()
+    try:
+        yield cell
+    except (StoppedError, KeyboardInterrupt) as stop:
+        reason = f"told to stop by {stop or 'SIGINT'}"
+        diary.end("stopped", reason)
+        logger.warning("%s: %s after %.0f s", where, reason, time.monotonic() - started)
+        raise SystemExit(128 + signal.SIGTERM) from None
+    except Exception as error:
+        diary.end("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+        if isinstance(error, (ValueError, OSError, ArithmeticError)) and _is_ours(error):
+            logger.error("%s: %s", where, error)
+            raise SystemExit(1) from None
+        error.add_note(f"({where})")
+        logger.exception("%s: a bug", where)
+        raise
+    logger.info("done in %.1f s", time.monotonic() - started)
+    diary.done()
+
+
+def _stop_on_signals() -> None:
+    def stop(number: int, _frame: object) -> NoReturn:
+        for other in STOP_SIGNALS:  # once is enough: schedulers repeat themselves
+            signal.signal(other, signal.SIG_IGN)
+        raise StoppedError(signal.Signals(number).name)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, stop)
+
+
+@functools.cache
+def device() -> "torch.device":
+    """Return the GPU if the job has or finds one, else the CPU; see :func:`detrojan.workflow.gpus.claim`."""
+    import torch
+
+    gpus.claim()
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _is_ours(error: Exception) -> bool:
+    """Return whether our own code raised ``error``; what a library raises is a bug of ours."""
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    return Path(raised_in).is_relative_to(PACKAGE)
+
+
+def _log_to(path: Path, *, mode: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(path, mode=mode)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    terminal = logging.StreamHandler()
+    terminal.setLevel(logging.WARNING)
+    terminal.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[file, terminal], force=True)

@@ -1,0 +1,269 @@
+"""What jobs cost, by the table ``slurm/costs.csv``: seconds, memory and disk of each kind of job.
+
+Time limits, memory and ``python -m detrojan.commands.plan`` come from this table. It comes with
+assumptions, which ``python -m detrojan.commands.costs learn`` replaces by what finished studies took. A
+row holds for all jobs that its filled-in keys match:
+
+    rule          ``train`` is for ``train_controlled`` too, and ``trigger``, ``poison``, ``triggered`` and
+                  ``stamp`` for both of their rules; ``job`` is what a cluster's job takes besides its
+                  script's work
+    method        the defense for ``defend``, else the attack
+    architecture  the network
+    dataset       name of the data set in the study file
+    spc           clean samples per class, up to so many
+    seconds       wall time of one unit (``UNITS``), such as a draw or an epoch
+    memory_mb     of the host, for the whole job, in MB of 10^6 bytes, without Snakemake's own processes
+    disk_mb       that one unit leaves, or for ``defend`` holds until it is evaluated, likewise
+    device        what the seconds are of; ``cpu`` for what needs no GPU
+    source        ``assumed``, or ``measured, N runs``
+
+The row that fills in the most keys wins; among rows with equally many, the one with the earlier key;
+then the one with the smaller ``spc``. The Snakefile reads the table at every parse, so nothing here
+imports more than a moment's worth.
+"""
+
+import csv
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detrojan.registry import PACKAGE
+
+TABLE = PACKAGE.parents[1] / "slurm" / "costs.csv"
+KEYS = ("rule", "method", "architecture", "dataset", "spc")
+NUMBERS = ("seconds", "memory_mb", "disk_mb")
+COLUMNS = (*KEYS, *NUMBERS, "device", "source")
+ASSUMED = "assumed"
+UNITS = {
+    "dataset": "job",
+    "sample": "draw",
+    "trigger": "job",
+    "poison": "training set",  # a poisoning ratio of it
+    "triggered": "job",
+    "stamp": "draw",
+    "train": "epoch",  # its disk is the job's
+    "defend": "draw",
+    "evaluate": "draw",
+    "evaluate_untouched": "job",
+    "aggregate": "thousand shards",
+    "report": "thousand shards",
+    "job": "job",
+}
+
+STARTUP_S = 180  # a node that is slow to start, Python, torch and its first kernel
+SAFETY = 2  # on the seconds: a machine that others use, a model that is harder to repair
+MIN_RUNTIME_MIN = 10
+MEMORY_SAFETY = 1.25
+SNAKEMAKE_MB = 500  # Snakemake's processes beside the script take 350
+MIN_MEMORY_MB = 2000
+# What a site allows at most, if these are set: minutes and MB. A scheduler refuses a job that asks for more.
+MAX_RUNTIME, MAX_MEMORY = "DETROJAN_MAX_RUNTIME", "DETROJAN_MAX_MEM_MB"
+
+
+class Estimate(NamedTuple):
+    """What a unit of a job takes; memory is the whole job's."""
+
+    seconds: float
+    memory_mb: float
+    disk_mb: float
+
+
+class Key(NamedTuple):
+    """The jobs that a row holds for; an empty key matches all."""
+
+    rule: str
+    method: str = ""
+    architecture: str = ""
+    dataset: str = ""
+    spc: int | None = None
+
+    def matches(self, job: "Key") -> bool:
+        """Return whether a row with this key holds for ``job``."""
+        return (
+            self.rule == job.rule
+            and self.method in ("", job.method)
+            and self.architecture in ("", job.architecture)
+            and self.dataset in ("", job.dataset)
+            and (self.spc is None or (job.spc is not None and job.spc <= self.spc))
+        )
+
+    @property
+    def rank(self) -> tuple[Any, ...]:
+        """What compares rows that hold for one job: the largest wins."""
+        given = [bool(self.method), bool(self.architecture), bool(self.dataset), self.spc is not None]
+        return (sum(given), given, -(self.spc or 0))
+
+    def __str__(self) -> str:
+        spc = "" if self.spc is None else f"spc {self.spc}"
+        words = [self.rule, self.method, self.architecture, self.dataset or "any data set", spc]
+        return " ".join(filter(None, words))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of the table."""
+
+    key: Key
+    estimate: Estimate
+    device: str
+    source: str
+
+    @classmethod
+    def parse(cls, texts: Mapping[str, str]) -> "Row":
+        """Return the row that the texts of a line stand for.
+
+        Raises:
+            ValueError: a number is none or below 0, or there is no such rule.
+        """
+        estimate = Estimate(*(float(texts[name]) for name in NUMBERS))
+        if not all(0 <= number < math.inf for number in estimate):
+            raise ValueError(f"{', '.join(NUMBERS)} should be numbers of 0 or more")
+        if texts["rule"] not in UNITS:
+            raise ValueError(f"no rule {texts['rule']!r}: there are {', '.join(UNITS)}")
+        spc = int(texts["spc"]) if texts["spc"] else None
+        key = Key(texts["rule"], texts["method"], texts["architecture"], texts["dataset"], spc)
+        return cls(key, estimate, texts["device"], texts["source"])
+
+    def texts(self) -> list[str]:
+        """Return the line of the row."""
+        numbers = map(number_text, self.estimate)
+        return [*("" if key is None else str(key) for key in self.key), *numbers, self.device, self.source]
+
+    @property
+    def measured(self) -> bool:
+        """Whether a run stands behind the row."""
+        return self.source != ASSUMED
+
+
+def number_text(value: float) -> str:
+    """Return ``value`` with three digits, more if it has more before the point, and no exponent."""
+    digits = 0 if value >= 100 or not value else 2 - math.floor(math.log10(value))
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+class Costs:
+    """A table of costs."""
+
+    def __init__(self, rows: Iterable[Row], path: Path = TABLE) -> None:
+        self.rows = {row.key: row for row in rows}
+        self.path = path
+        self._ranked = sorted(self.rows.values(), key=lambda row: row.key.rank, reverse=True)
+        self._candidates: dict[tuple[str, str], list[Row]] = {}  # by rule and method
+        self._found: dict[Key, Row] = {}
+
+    @classmethod
+    def load(cls, path: Path = TABLE) -> "Costs":
+        """Read a table.
+
+        Raises:
+            ValueError: it is missing, or a line of it is wrong.
+        """
+        try:
+            with path.open(encoding="utf-8", newline="") as file:
+                reader = csv.DictReader(file)
+                if tuple(reader.fieldnames or ()) != COLUMNS:
+                    raise ValueError(f"{path}, line 1: the columns should be {','.join(COLUMNS)}")
+                return cls([_parsed(path, reader.line_num, line) for line in reader], path)
+        except FileNotFoundError:
+            raise ValueError(f"{path} is missing: take the one that comes with the checkout") from None
+
+    def row(self, rule: str, axes: Mapping[str, Any]) -> Row:
+        """Return the row that holds for a job: of those that match, the one that says most of it.
+
+        Args:
+            rule: a key of ``UNITS``.
+            axes: those that the job has, as ``cells.Cell.axes`` returns them.
+
+        Raises:
+            ValueError: no row holds.
+        """
+        method = axes.get("defense" if rule == "defend" else "attack", "")
+        job = Key(rule, method, axes.get("architecture", ""), axes.get("dataset", ""), axes.get("spc"))
+        if job not in self._found:
+            if (rule, method) not in self._candidates:
+                self._candidates[rule, method] = [
+                    row for row in self._ranked if row.key.rule == rule and row.key.method in ("", method)
+                ]
+            found = next((row for row in self._candidates[rule, method] if row.key.matches(job)), None)
+            if found is None:
+                raise ValueError(f"{self.path}: no row for {job}: add one with no key but the rule")
+            self._found[job] = found
+        return self._found[job]
+
+    def estimate(self, rule: str, axes: Mapping[str, Any]) -> Estimate:
+        """Return what a unit of a job takes; the arguments are those of :meth:`row`."""
+        return self.row(rule, axes).estimate
+
+    def write(self) -> None:
+        """Write the table where it was read from, whole or not at all."""
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        order = list(UNITS)
+        rows = sorted(
+            self.rows.values(),
+            key=lambda row: (order.index(row.key.rule), *row.key[1:4], row.key.spc or math.inf),
+        )
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            writer.writerows(row.texts() for row in rows)
+        partial.replace(self.path)
+
+
+def _parsed(path: Path, number: int, texts: Mapping[str, str]) -> Row:
+    try:
+        return Row.parse(texts)
+    except (ValueError, TypeError) as error:  # TypeError: a line with too few columns
+        raise ValueError(f"{path}, line {number}: {error}") from None
+
+
+# --- what to ask of a scheduler --------------------------------------------------------------------
+
+
+@functools.cache
+def default() -> Costs:
+    """Return the table that comes with the checkout."""
+    return Costs.load()
+
+
+def num_units(rule: str, axes: Mapping[str, Any]) -> float:
+    """Return how many units a job has, as far as its axes tell: draws, a share of a training set, or 1."""
+    if UNITS[rule] == "draw":
+        return len(axes["draws"])
+    return float(axes["ratio"]) if rule == "poison" else 1
+
+
+def runtime_min(rule: str, axes: Mapping[str, Any], attempt: int, units: float | None = None) -> int:
+    """Return the time limit to ask for, minutes.
+
+    Args:
+        rule: a key of ``UNITS``.
+        axes: of the job, as ``cells.Cell.axes`` returns them.
+        attempt: 1 for the first; each further one gets twice the time.
+        units: how many the job has, where its axes don't tell: epochs of ``train``, thousands of shards of
+            ``aggregate`` and ``report``.
+
+    Raises:
+        ValueError: no row holds, or ``DETROJAN_MAX_RUNTIME`` is no number.
+    """
+    count = num_units(rule, axes) if units is None else units
+    seconds = STARTUP_S + SAFETY * count * default().estimate(rule, axes).seconds
+    return _allowed(max(math.ceil(seconds / 60), MIN_RUNTIME_MIN) * 2 ** (attempt - 1), MAX_RUNTIME)
+
+
+def mem_mb(rule: str, axes: Mapping[str, Any], attempt: int) -> int:
+    """Return the memory to ask for, MB; each attempt gets twice that of the one before."""
+    memory = MEMORY_SAFETY * default().estimate(rule, axes).memory_mb + SNAKEMAKE_MB
+    return _allowed(max(math.ceil(memory), MIN_MEMORY_MB) * 2 ** (attempt - 1), MAX_MEMORY)
+
+
+def _allowed(wanted: int, variable: str) -> int:
+    """Return ``wanted``, or the most that a variable of the environment allows if that is less."""
+    text = os.environ.get(variable, "")
+    if text and not (text.isdecimal() and int(text)):
+        raise ValueError(f"{variable}: should be a whole number from 1 up, found {text!r}")
+    return min(wanted, int(text)) if text else wanted

@@ -1,0 +1,47 @@
+"""What Snakemake 9.27 has no setting for. Tests fail if an upgrade makes one of these needless or void."""
+
+import gc
+import inspect
+import shlex
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import snakemake.common
+import snakemake.jobs
+import snakemake.resources
+import snakemake.script
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_sources: dict[Any, Any] = {}
+
+
+def apply() -> None:
+    """Change this process's Snakemake, for good. The Snakefile calls it at each parse."""
+    # Each rule's `code` param covers its script. Snakemake also reruns what is older than the script's
+    # file, and every checkout makes files anew; there is no setting for that but one on the command line.
+    snakemake.jobs.get_script_mtime = lambda path: 0.0
+    # It puts the interpreter's path into shell commands as it is; a clone may lie in "my projects".
+    if not sys.executable.startswith("'"):
+        sys.executable = shlex.quote(sys.executable)
+    # Planning a survey would take half as long again without these three. The graph of jobs is millions of
+    # objects that stay; the collector would look through them over and over.
+    gc.set_threshold(200_000, 50, 100)
+    # It reads a rule's script anew for each of the rule's jobs, and asks for a function's parameters too.
+    if snakemake.script.get_source is not _source:
+        _sources[None] = snakemake.script.get_source
+        snakemake.script.get_source = _source
+    known_parameters(snakemake.resources.Resource.evaluate)
+
+
+def known_parameters(function: Function) -> Function:
+    """Return ``function`` with its parameters noted where Snakemake looks first."""
+    setattr(function, snakemake.common.FUNC_OVERWRITE_PARAMS_ATTR, inspect.signature(function).parameters)
+    return function
+
+
+def _source(path: Any, *arguments: Any, **named: Any) -> Any:
+    if path not in _sources:
+        _sources[path] = _sources[None](path, *arguments, **named)
+    return _sources[path]

@@ -1,0 +1,422 @@
+"""The table of costs: which row holds, what is asked of schedulers, and what finished runs teach it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import plan as benchmark
+from detrojan import models, registry
+from detrojan.analysis.statistics import collect
+from detrojan.cells import Draws
+from detrojan.commands import costs
+from detrojan.storage import artifacts, provenance
+from detrojan.storage.columns import NOT_APPLICABLE, OK
+from detrojan.workflow import job_costs
+from detrojan.workflow.job_costs import Costs, Estimate, Key, Row
+
+HEAD = ",".join(job_costs.COLUMNS)
+GPU = "NVIDIA A100-SXM4-40GB"
+SHARD = {"defense": "ft", "architecture": "net", "dataset": "digits", "spc": 10, "draws": Draws(0, 4)}
+
+
+@pytest.fixture(autouse=True)
+def no_limits(monkeypatch):
+    for variable in (job_costs.MAX_RUNTIME, job_costs.MAX_MEMORY):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def table(tmp_path, *lines):
+    path = tmp_path / "costs.csv"
+    path.write_text("\n".join([HEAD, *lines]) + "\n")
+    return path
+
+
+def seconds(tmp_path, *lines, rule="defend", **axes):
+    """Return the seconds that a table says a job takes; ``lines`` are keys but for the rule, and seconds."""
+    rows = [f"{rule},{line},0,0,cpu,assumed" for line in lines]
+    return Costs.load(table(tmp_path, *rows)).estimate(rule, axes).seconds
+
+
+# --- which row holds --------------------------------------------------------------------------------
+
+
+def test_the_row_that_names_most_wins(tmp_path):
+    rows = [",,,,1", "ft,,,,2", "ft,net,,,3", "ft,net,digits,,4", "fp,net,digits,,5"]
+    axes = {"defense": "ft", "architecture": "net", "dataset": "digits", "spc": 10}
+    assert seconds(tmp_path, *rows, **axes) == 4
+    assert seconds(tmp_path, *rows[::-1], **axes) == 4
+    assert seconds(tmp_path, *rows, **axes | {"dataset": "signs"}) == 3
+    assert seconds(tmp_path, *rows, **axes | {"architecture": "other"}) == 2
+    assert seconds(tmp_path, *rows, **axes | {"defense": "new"}) == 1
+
+
+def test_of_rows_that_name_as_much_the_earlier_key_wins(tmp_path):
+    assert seconds(tmp_path, ",net,,,1", ",,digits,,2", **SHARD) == 1
+    assert seconds(tmp_path, ",net,digits,,1", "ft,,,10,2", **SHARD) == 2
+    assert seconds(tmp_path, ",net,digits,,1", "ft,,,2,2", **SHARD) == 1  # at SPC 10 the other holds not
+
+
+def test_a_row_holds_for_fewer_samples_too(tmp_path):
+    rows = ["ft,,,2,1", "ft,,,10,2", "ft,,,,3"]
+    asked = {spc: seconds(tmp_path, *rows, defense="ft", spc=spc) for spc in (1, 2, 3, 10, 11)}
+    assert asked == {1: 1, 2: 1, 3: 2, 10: 2, 11: 3}
+    assert seconds(tmp_path, *rows, defense="ft") == 3  # a job without samples
+
+
+def test_the_method_is_the_attack_but_for_defend(tmp_path):
+    axes = {"defense": "ft", "attack": "iab"}
+    assert seconds(tmp_path, ",,,,1", "ft,,,,2", "iab,,,,3", **axes) == 2
+    assert seconds(tmp_path, ",,,,1", "ft,,,,2", "iab,,,,3", rule="train", **axes) == 3
+    assert seconds(tmp_path, ",,,,1", "ft,,,,2", rule="evaluate", **axes) == 1
+
+
+def test_no_row_is_an_error_that_names_the_job(tmp_path):
+    with pytest.raises(ValueError, match="no row for defend ft net digits spc 10"):
+        seconds(tmp_path, "fp,,,,1", **SHARD)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("defend,,,,,one,0,0,cpu,assumed", "line 3: could not convert"),
+        ("defend,,,,,-1,0,0,cpu,assumed", "line 3: seconds, memory_mb, disk_mb should be numbers of 0 or"),
+        ("defend,,,,,1,nan,0,cpu,assumed", "line 3: seconds, memory_mb, disk_mb should be numbers of 0 or"),
+        ("defence,,,,,1,0,0,cpu,assumed", "line 3: no rule 'defence'"),
+        ("defend,,,,,1", "line 3"),
+        ("defend,,,,ten,1,0,0,cpu,assumed", "line 3: invalid literal"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path, line, message):
+    with pytest.raises(ValueError, match=message):
+        Costs.load(table(tmp_path, "train,,,,,1,0,0,cpu,assumed", line))
+
+
+def test_wrong_columns_and_a_missing_file_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"costs\.csv is missing"):
+        Costs.load(tmp_path / "costs.csv")
+    (tmp_path / "costs.csv").write_text("rule,seconds\n")
+    with pytest.raises(ValueError, match="line 1: the columns should be rule,method"):
+        Costs.load(tmp_path / "costs.csv")
+
+
+# --- what is asked of schedulers --------------------------------------------------------------------
+
+
+@pytest.fixture
+def given(tmp_path, monkeypatch):
+    """Return a function that has the given rows stand for the table of the checkout."""
+
+    def give(*lines):
+        path = table(tmp_path, *lines)
+        monkeypatch.setattr(job_costs, "default", lambda: Costs.load(path))
+
+    return give
+
+
+def test_time_limits(given):
+    given("defend,,,,,90,0,0,cpu,assumed", "train,,,,,30,0,0,cpu,assumed", "poison,,,,,9000,0,0,cpu,assumed")
+    # 180 s to start and twice five draws of 90 s are 1,080 s.
+    assert [job_costs.runtime_min("defend", SHARD, attempt) for attempt in (1, 2, 3)] == [18, 36, 72]
+    assert job_costs.runtime_min("defend", SHARD | {"draws": Draws(0, 0)}, 1) == 10  # never less
+    assert job_costs.runtime_min("defend", SHARD | {"draws": Draws(0, 0)}, 2) == 20
+    assert job_costs.runtime_min("train", {}, 1, 100) == 103
+    assert job_costs.runtime_min("train", {}, 1, 100.5) == 104  # rounded up
+    assert job_costs.runtime_min("poison", {"ratio": 0.1}, 1) == 33  # a tenth of the training set
+
+
+def test_memory(given):
+    given("defend,,,,,1,4000,0,cpu,assumed", "evaluate,,,,,1,500,0,cpu,assumed")
+    # A quarter more, and 500 MB for Snakemake.
+    assert [job_costs.mem_mb("defend", SHARD, attempt) for attempt in (1, 2, 3)] == [5500, 11_000, 22_000]
+    assert [job_costs.mem_mb("evaluate", SHARD, attempt) for attempt in (1, 2)] == [2000, 4000]
+
+
+def test_a_site_may_allow_less(given, monkeypatch):
+    given("defend,,,,,90,4000,0,cpu,assumed")
+    monkeypatch.setenv("DETROJAN_MAX_RUNTIME", "30")
+    monkeypatch.setenv("DETROJAN_MAX_MEM_MB", "8000")
+    assert [job_costs.runtime_min("defend", SHARD, attempt) for attempt in (1, 2, 3)] == [18, 30, 30]
+    assert [job_costs.mem_mb("defend", SHARD, attempt) for attempt in (1, 2, 3)] == [5500, 8000, 8000]
+    monkeypatch.setenv("DETROJAN_MAX_RUNTIME", "1 day")
+    with pytest.raises(ValueError, match="DETROJAN_MAX_RUNTIME: should be a whole number"):
+        job_costs.runtime_min("defend", SHARD, 1)
+
+
+# --- the table that ships ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return Costs.load()
+
+
+def test_every_stage_has_a_row_that_names_nothing_else(shipped):
+    assert {key.rule for key in shipped.rows if key == Key(key.rule)} == set(job_costs.UNITS)
+
+
+def test_methods_of_the_table_exist(shipped):
+    attacks, defenses = set(registry.names("attacks")), set(registry.names("defenses"))
+    for key in shipped.rows:
+        assert key.method in {"", *(defenses if key.rule == "defend" else attacks)}, key
+        assert key.architecture in {"", *registry.names("models")}, key
+    assert {key.method for key in shipped.rows if key.rule == "defend"} == {"", *defenses}
+
+
+def test_a_slow_method_with_many_images_gets_more_time_than_a_quick_one_with_few():
+    axes = {"architecture": "preactresnet18", "draws": Draws(0, 9)}
+    slow = axes | {"defense": "anp", "dataset": "tiny_imagenet", "spc": 100}
+    quick = axes | {"defense": "ft", "dataset": "cifar10", "spc": 2}
+    assert job_costs.runtime_min("defend", slow, 1) > 20 * job_costs.runtime_min("defend", quick, 1)
+    assert job_costs.mem_mb("defend", slow, 1) > job_costs.mem_mb("defend", quick, 1)
+
+
+@pytest.fixture(scope="module")
+def assumptions():
+    return benchmark.Assumptions()
+
+
+def test_what_is_assumed_is_what_the_benchmark_works_out(shipped, assumptions):
+    # To repair: python benchmarks/plan.py assume
+    assert shipped.rows.keys() >= assumptions.rows.keys()
+    for key, row in shipped.rows.items():
+        assert row.measured or row == assumptions.rows[key], key
+
+
+def test_arithmetic_of_an_assumption(assumptions):
+    network = assumptions.networks["preactresnet18", "cifar10"]
+    assert network.weights == 11_171_146
+    # 555 million multiply-adds an image: 100 images in 10 ms forward, 20 ms backward and the step.
+    assert network.seconds(1000, 1000, 100) == pytest.approx(0.3, abs=0.004)
+    assert network.seconds(1000, 1000, 1) == pytest.approx(1000 * 3 * 54 * 40e-6, rel=0.05)
+    # FT at SPC 100 on CIFAR-10: 100 epochs of 1,000 images forward and backward, and what a draw takes.
+    ft = assumptions.rows[Key("defend", "ft", "preactresnet18", "cifar10")]
+    assert ft.estimate.seconds == pytest.approx(31, abs=0.5)
+
+
+@pytest.mark.parametrize("dataset", [("cifar10", 10), ("gtsrb", 43), ("tiny_imagenet", 200)])
+@pytest.mark.parametrize("architecture", registry.names("models"))
+def test_models_are_as_large_as_the_table_says(shipped, architecture, dataset):
+    name, num_classes = dataset
+    with torch.device("meta"):
+        model = models.build(models.Build(architecture, {}, num_classes, (0.5,) * 3, (0.25,) * 3))
+    size = sum(value.numel() * value.element_size() for value in model.state_dict().values()) / 1e6
+    axes = {"architecture": architecture, "dataset": name, "attack": "badnets", "defense": "ft", "spc": 10}
+    for rule in ("train", "defend"):
+        assert shipped.estimate(rule, axes).disk_mb == pytest.approx(size, rel=0.005)
+
+
+def test_written_and_read_again_it_is_the_same(shipped, tmp_path):
+    path = tmp_path / "costs.csv"
+    Costs(shipped.rows.values(), path).write()
+    assert path.read_bytes() == job_costs.TABLE.read_bytes()
+    assert [file.name for file in tmp_path.iterdir()] == ["costs.csv"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.0204, "0.0204"),
+        (1.5, "1.5"),
+        (20, "20"),
+        (99.95, "100"),
+        (79_000, "79000"),
+        (1234.5, "1234"),
+    ],
+)
+def test_numbers_are_short_and_have_no_exponent(value, text):
+    assert job_costs.number_text(value) == text
+
+
+def test_reading_the_table_imports_nothing_heavy():
+    program = (
+        "import sys; from detrojan.workflow import job_costs; job_costs.default()\n"
+        "print([name for name in sys.modules if name in ('numpy', 'pandas', 'pyarrow', 'torch', 'rich')])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# --- what finished runs teach -----------------------------------------------------------------------
+
+
+def cell(defense, taken, *, status=OK, device="cpu", peak=700e6, **keys):
+    key = {"dataset": "digits", "architecture": "net", "attack": "badnets", "ratio": 0.1, "seed": 0}
+    return (
+        dict.fromkeys(collect.CELLS.names)
+        | collect.NOTHING_MEASURED
+        | key
+        | {"defense": defense, "threat_model": "clean_data", "spc": 10, "draw": 0, "status": status}
+        | {"seconds": float(taken), "peak_memory_bytes": int(peak), "device": device}
+        | keys
+    )
+
+
+def model(attack, taken, epochs, *, device="cpu", peak=900e6, **keys):
+    return (
+        dict.fromkeys(collect.MODELS.names)
+        | {"dataset": "digits", "architecture": "net", "attack": attack, "ratio": 0.1, "seed": 0}
+        | {"seconds": float(taken), "epochs": epochs, "peak_memory_bytes": int(peak), "device": device}
+        | dict.fromkeys(("num_train", "num_poisoned", "num_parameters"), 1)
+        | dict.fromkeys(("effective_ratio", "train_loss", "train_accuracy", "images_per_second"), 0.5)
+        | dict.fromkeys(("architecture_settings", "optimization"), "{}")
+        | provenance.origin("")
+        | keys
+    )
+
+
+def study(folder, cells, models=()):
+    """Write the tables of a study into ``folder``."""
+    for name, rows, schema in (("cells", cells, collect.CELLS), ("models", models, collect.MODELS)):
+        artifacts.write_rows(list(rows), folder / "tables" / f"{name}.parquet", schema)
+    return folder
+
+
+@pytest.fixture
+def assumed(tmp_path):
+    return table(
+        tmp_path,
+        "train,,,,,30,4000,44,A100,assumed",
+        "defend,,,,,100,3000,44,A100,assumed",
+        "defend,ft,net,digits,10,50,3500,45,A100,assumed",
+        "defend,ft,net,signs,10,60,3600,46,A100,assumed",
+    )
+
+
+def learn(path, *results, device=""):
+    lines = costs.learn(results, path, device)
+    return Costs.load(path).rows, lines
+
+
+def test_learns_the_ninth_decile_of_seconds_and_the_largest_memory(tmp_path, assumed):
+    cells = [cell("ft", taken, draw=taken, peak=taken * 1e8) for taken in range(1, 11)]
+    cells += [
+        cell("ft", 999, draw=11, status=NOT_APPLICABLE),
+        cell("none", 999, spc=0),
+        cell("clp", 7, spc=0),
+    ]
+    rows, _ = learn(assumed, study(tmp_path / "results", cells, [model("iab", 200, 8)]))
+    ft = rows[Key("defend", "ft", "net", "digits", 10)]
+    assert ft == Row(ft.key, Estimate(9, 1000, 45), "cpu", "measured, 10 runs")
+    assert rows[Key("defend", "ft", "net", "", 10)].estimate == Estimate(9, 1000, 45)
+    clp = rows[Key("defend", "clp", "net", "digits")]  # without data, it is the same at each SPC
+    assert clp == Row(clp.key, Estimate(7, 700, 44), "cpu", "measured, 1 run")
+    iab = rows[Key("train", "iab", "net", "digits")]
+    assert iab == Row(iab.key, Estimate(25, 900, 44), "cpu", "measured, 1 run")  # an epoch
+    assert not any(key.method == "none" for key in rows)
+    # What was not measured stays.
+    assert rows[Key("defend", "ft", "net", "signs", 10)].estimate == Estimate(60, 3600, 46)
+    assert rows[Key("defend")].source == job_costs.ASSUMED
+
+
+def test_on_a_gpu_the_hosts_memory_stays(tmp_path, assumed):
+    rows, _ = learn(assumed, study(tmp_path / "results", [cell("ft", 5, device=GPU, peak=20e9)]))
+    ft = rows[Key("defend", "ft", "net", "digits", 10)]
+    assert ft == Row(ft.key, Estimate(5, 3500, 45), GPU, "measured, 1 run")
+
+
+def test_for_any_data_set_it_keeps_the_largest_of_all_that_were_measured(tmp_path, assumed):
+    learn(
+        assumed, study(tmp_path / "one", [cell("ft", 8, peak=1e9), cell("ft", 3, dataset="signs", peak=2e9)])
+    )
+    rows, _ = learn(assumed, study(tmp_path / "two", [cell("ft", 4, dataset="letters", peak=5e8)]))
+    anything = rows[Key("defend", "ft", "net", "", 10)]
+    assert anything.estimate == Estimate(8, 2000, 46)
+    assert anything.source == "measured, 3 runs"
+    assert rows[Key("defend", "ft", "net", "letters", 10)].estimate.seconds == 4
+
+
+def test_several_studies_are_learnt_together(tmp_path, assumed):
+    one, two = (study(tmp_path / str(n), [cell("ft", n), cell("ft", n, draw=1)]) for n in (1, 2))
+    rows, _ = learn(assumed, one, two)
+    assert rows[Key("defend", "ft", "net", "digits", 10)].source == "measured, 4 runs"
+    assert rows[Key("defend", "ft", "net", "digits", 10)].estimate.seconds == 2
+
+
+def test_cpus_and_gpus_are_not_mixed(tmp_path, assumed):
+    before = assumed.read_bytes()
+    results = study(tmp_path / "results", [cell("ft", 40), cell("ft", 2, device=GPU, draw=1)])
+    with pytest.raises(ValueError, match="choose a device, such as --device 'cpu'"):
+        learn(assumed, results)
+    assert assumed.read_bytes() == before
+    rows, _ = learn(assumed, results, device="A100")
+    assert rows[Key("defend", "ft", "net", "digits", 10)].estimate.seconds == 2
+    with pytest.raises(ValueError, match=f"no run on a device named 'H100': there are {GPU}, cpu"):
+        learn(assumed, results, device="H100")
+
+
+def test_before_there_are_tables_the_metrics_and_cards_tell(tmp_path, assumed):
+    results = tmp_path / "results"
+    names = collect.METRICS.names
+    for number in (1, 2):
+        row = {name: value for name, value in cell("ft", number).items() if name in names}
+        artifacts.write_rows([row], results / f"metrics/{number}/metrics.parquet", collect.METRICS)
+    artifacts.write_card(model("badnets", 60, 3), results / "models/digits/net/card.json")
+    rows, _ = learn(assumed, results)
+    assert rows[Key("defend", "ft", "net", "digits", 10)].source == "measured, 2 runs"
+    assert rows[Key("train", "badnets", "net", "digits")].estimate.seconds == 20
+
+
+def test_it_says_what_has_changed(tmp_path, assumed, capsys):
+    results = study(tmp_path / "results", [cell("ft", 5)])
+    assert costs.main(["learn", str(results), "--table", str(assumed)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "defend ft net digits spc 10: 50 → 5 s, measured, 1 run"
+    assert out[1] == "defend ft net any data set spc 10: 100 → 5 s, measured, 1 run"
+    assert out[2] == f"{assumed}: 2 rows changed; 2 are measured, 3 assumed."
+    assert costs.main(["learn", str(results), "--table", str(assumed)]) == 0
+    assert capsys.readouterr().out == f"{assumed}: nothing changed; 2 are measured, 3 assumed.\n"
+
+
+def test_what_is_no_folder_of_results_is_one_line(tmp_path, assumed, capsys):
+    assert costs.main(["learn", str(tmp_path / "nothing"), "--table", str(assumed)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    broken = tmp_path / "results/tables/cells.parquet"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"PAR1")
+    assert costs.main(["learn", str(tmp_path / "results"), "--table", str(assumed)]) == 1
+    error = capsys.readouterr().err
+    assert str(broken) in error
+    assert error.count("\n") == 1
+    broken.unlink()
+    card = tmp_path / "results/models/card.json"
+    card.parent.mkdir()
+    card.write_text(json.dumps({"dataset": "digits"}))
+    assert costs.main(["learn", str(tmp_path / "results"), "--table", str(assumed)]) == 1
+    assert str(card) in capsys.readouterr().err
+
+
+# --- show -------------------------------------------------------------------------------------------
+
+
+def test_show_prints_the_estimate_of_a_cell(assumed, capsys):
+    complete = assumed.read_text() + "".join(
+        f"{rule},,,,,1,2,3,cpu,assumed\n" for rule in job_costs.UNITS if rule not in ("train", "defend")
+    )
+    assumed.write_text(complete)
+    asked = ["show", "defense=ft", "dataset=digits", "spc=10", "draws=0-3", "--table", str(assumed)]
+    assert costs.main(asked) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    (row,) = (line for line in lines if line.startswith("defend"))
+    assert row.split() == ["defend", "100", "draw", "3000", "44", "assumed,", "A100"]
+    assert lines[-1] == "Draws 0-3 take 404 s, 100 epochs 3000 s."
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("defense=fz", "no 'fz' among the defenses"),
+        ("colour=red", "should be KEY=VALUE"),
+        ("spc", "should be KEY=VALUE"),
+        ("spc=ten", "ten"),
+    ],
+)
+def test_a_cell_that_is_none_is_one_line(asked, message, capsys):
+    assert costs.main(["show", asked]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
