@@ -34,19 +34,20 @@ $(READY): envs/lock.txt pyproject.toml
 
 quickstart: $(READY) ## run the default study: minutes on two cores
 	$(BIN)/snakemake --profile local --cores $(CORES)
-	$(BIN)/python -m detrojan.show results
+	$(BIN)/python -m detrojan.commands.show results
 
 plan: $(READY) ## say what a study takes before it starts: make plan STUDY=config/survey.yaml
-	$(BIN)/python -m detrojan.plan --configfile "$(STUDY)"
+	$(BIN)/python -m detrojan.commands.plan --configfile "$(STUDY)"
 
 test: $(READY) ## run all tests that need neither GPU nor cluster
 	$(BIN)/python -m pytest $(PYTEST)
 
-lint: $(VENV)/ready-lint ## run the linters and the type checker
+lint: $(VENV)/ready-lint ## run the linters, the type checker and the check of who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 $(VENV)/ready-lint: envs/lock-lint.txt $(READY)
 	$(BIN)/python -m pip install --quiet --requirement envs/lock-lint.txt
