@@ -3,7 +3,7 @@
     python -m detrojan.commands.costs show defense=anp dataset=gtsrb architecture=preactresnet18 spc=10
     python -m detrojan.commands.costs learn results
 
-What a row of the table stands for is in :mod:`detrojan.workflow.job_costs`.
+:mod:`detrojan.workflow.job_costs` says what a row of the table stands for.
 """
 
 import argparse
