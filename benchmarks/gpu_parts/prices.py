@@ -52,8 +52,7 @@ def write(work: Work) -> int:
     if not found:
         return 0
     known = learned(job_costs.default(), found)
-    # Rows for data sets that nobody measured are left to the table that these are taken into.
-    rows = [row for row in known.rows.values() if row.measured and row.key.dataset]
+    rows = [known.rows[key] for key in dict.fromkeys(run.key for run in found)]
     Costs(rows, work.bench.record.folder / TABLE).write()
     return len(rows)
 

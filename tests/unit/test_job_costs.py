@@ -371,6 +371,22 @@ def test_it_says_what_has_changed(tmp_path, assumed, capsys):
     assert capsys.readouterr().out == f"{assumed}: nothing changed; 2 are measured, 3 assumed.\n"
 
 
+def test_rows_that_were_measured_elsewhere_replace_ours(tmp_path, assumed):
+    lines = (
+        f'defend,ft,net,digits,10,4,900,1,{GPU},"measured, 3 runs"',
+        f"defend,ft,net,other,10,8,900,1,{GPU},assumed",
+    )
+    elsewhere = tmp_path / "gpu.csv"
+    elsewhere.write_text("\n".join([HEAD, *lines]) + "\n")
+    rows, _ = learn(assumed, elsewhere)
+    measured = rows[Key("defend", "ft", "net", "digits", 10)]
+    assert (measured.estimate.seconds, measured.device, measured.source) == (4, GPU, "measured, 3 runs")
+    assert rows[Key("defend", "ft", "net", "", 10)].estimate.seconds == 4
+    assert Key("defend", "ft", "net", "other", 10) not in rows
+    with pytest.raises(ValueError, match=f"no run on a device named 'cpu': there are {GPU}"):
+        costs.learn([elsewhere], assumed, "cpu")
+
+
 def test_what_is_no_folder_of_results_is_one_line(tmp_path, assumed, capsys):
     assert costs.main(["learn", str(tmp_path / "nothing"), "--table", str(assumed)]) == 1
     assert capsys.readouterr().err.count("\n") == 1

@@ -113,10 +113,13 @@ def learned(costs: Costs, found: Iterable[Run]) -> Costs:
     devices = sorted({run.device for of_key in by_key.values() for run in of_key})
     if "cpu" in devices and len(devices) > 1:
         raise ValueError(f"runs on {', '.join(devices)}: choose a device, such as --device {devices[1]!r}")
-    rows = dict(costs.rows)
-    for key, of_key in by_key.items():
-        rows[key] = _measured(costs, key, of_key)
-    for key in {key._replace(dataset="") for key in by_key}:
+    return _with(costs, [_measured(costs, key, of_key) for key, of_key in by_key.items()])
+
+
+def _with(costs: Costs, measured: Sequence[Row]) -> Costs:
+    """Return ``costs`` with rows that were measured, and what follows for data sets that were not."""
+    rows = costs.rows | {row.key: row for row in measured}
+    for key in {row.key._replace(dataset="") for row in measured}:
         same = [row for row in rows.values() if row.measured and row.key.dataset]
         rows[key] = _largest(key, [row for row in same if row.key._replace(dataset="") == key])
     return Costs(rows.values(), costs.path)
@@ -156,10 +159,10 @@ def _axes(key: Key) -> dict[str, Any]:
 
 
 def learn(results: Sequence[Path], table: Path, device: str) -> list[str]:
-    """Rewrite ``table`` by what the runs in ``results`` took; return lines that say what has changed.
+    """Rewrite ``table`` by what runs took; return lines that say what has changed.
 
     Args:
-        results: folders of results.
+        results: folders of results, and tables of rows that were measured elsewhere (``.csv``).
         table: a table of costs.
         device: part of the name of the devices whose runs count; empty for all.
 
@@ -167,12 +170,15 @@ def learn(results: Sequence[Path], table: Path, device: str) -> list[str]:
         ValueError: there are no such runs, or a file is missing or broken.
     """
     costs = Costs.load(table)
-    found = [run for folder in results for run in runs(folder)]
+    tables = [path for path in results if path.suffix == ".csv"]
+    rows = [row for path in tables for row in Costs.load(path).rows.values() if row.measured]
+    found = [run for path in results if path not in tables for run in runs(path)]
+    measured = [row for row in rows if device in row.device and row.key.dataset]
     chosen = [run for run in found if device in run.device]
-    if not chosen:
-        there = ", ".join(sorted({run.device for run in found})) or "none that ended well"
+    if not (measured or chosen):
+        there = ", ".join(sorted({taken.device for taken in (*rows, *found)})) or "none that ended well"
         raise ValueError(f"no run on a device named {device!r}: there are {there}")
-    new = learned(costs, chosen)
+    new = learned(_with(costs, measured), chosen)
     new.write()
     lines = []
     for key, row in new.rows.items():
@@ -240,7 +246,11 @@ def _arguments() -> argparse.ArgumentParser:
     shown.add_argument("conditions", nargs="*", metavar="KEY=VALUE", help="an axis of the cell, as spc=10")
     learns = commands.add_parser("learn", help="replace assumptions by what finished studies took")
     learns.add_argument(
-        "results", nargs="*", default=[Path(RESULTS)], type=Path, help="folders of results; results if none"
+        "results",
+        nargs="*",
+        default=[Path(RESULTS)],
+        type=Path,
+        help="folders of results, or tables of measured rows (.csv); results if none",
     )
     learns.add_argument("--device", default="", help="part of a device's name: only runs on it count")
     for command in (shown, learns):
