@@ -173,12 +173,13 @@ def learn(results: Sequence[Path], table: Path, device: str) -> list[str]:
     tables = [path for path in results if path.suffix == ".csv"]
     rows = [row for path in tables for row in Costs.load(path).rows.values() if row.measured]
     found = [run for path in results if path not in tables for run in runs(path)]
-    measured = [row for row in rows if device in row.device and row.key.dataset]
+    taken = [row for row in rows if device in row.device and row.key.dataset]
     chosen = [run for run in found if device in run.device]
-    if not (measured or chosen):
-        there = ", ".join(sorted({taken.device for taken in (*rows, *found)})) or "none that ended well"
+    if not (taken or chosen):
+        devices = {row.device for row in rows} | {run.device for run in found}
+        there = ", ".join(sorted(devices)) or "none that ended well"
         raise ValueError(f"no run on a device named {device!r}: there are {there}")
-    new = learned(_with(costs, measured), chosen)
+    new = learned(_with(costs, taken), chosen)
     new.write()
     lines = []
     for key, row in new.rows.items():

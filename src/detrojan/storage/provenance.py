@@ -13,7 +13,6 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from detrojan import __version__
 from detrojan.registry import PACKAGE
 
 
@@ -102,8 +101,8 @@ def git_commit() -> str:
 @functools.cache
 def versions() -> str:
     """Return the versions that a result may depend on, as JSON; null for a package that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version(), PACKAGE.name: __version__}
-    for name in ("torch", "torchvision", "numpy", "pillow"):
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("detrojan", "torch", "torchvision", "numpy", "pillow"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
