@@ -11,7 +11,7 @@ from detrojan.workflow import gpus
 JOB = """
 import sys, time
 from pathlib import Path
-from detrojan import gpus
+from detrojan.workflow import gpus
 name = gpus.claim(Path(sys.argv[1]))
 begun = time.monotonic()
 time.sleep(0.6)
