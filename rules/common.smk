@@ -1,15 +1,18 @@
 # Path patterns, and the functions that give a rule its inputs and params. One wildcard an axis.
 import functools
+import pathlib
 
 import snakemake.resources
 
 from detrojan import cells, paths, registry
 from detrojan.paths import CLEAN_MODEL, MODEL, OWN_TRIGGER, POISONED, SHARD, TRIGGER, UNTOUCHED
 from detrojan.storage import provenance
-from detrojan.workflow import closing, gpus, job_costs, snakemake_patches
+from detrojan.workflow import closing, fork_server, gpus, job_costs, snakemake_patches
 from detrojan.workflow.snakemake_patches import known_parameters
 
 snakemake_patches.apply()
+if workflow.is_main_process and fork_server.usable():
+    snakemake_patches.fork_scripts(pathlib.Path(workflow.basedir) / "scripts")
 
 # On one machine a job takes one of its GPUs if it has any; on a cluster the profile asks for one. A run
 # with --jobs is a cluster's: its driver's own GPUs, if any, must not hold it up.

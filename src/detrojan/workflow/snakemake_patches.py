@@ -1,16 +1,22 @@
 """What Snakemake 9.27 has no setting for. Tests fail if an upgrade makes one of these needless or void."""
 
+import functools
 import gc
 import inspect
+import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import snakemake.common
 import snakemake.jobs
 import snakemake.resources
 import snakemake.script
+
+from detrojan.workflow import fork_server
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -33,6 +39,29 @@ def apply() -> None:
         _sources[None] = snakemake.script.get_source
         snakemake.script.get_source = _source
     known_parameters(snakemake.resources.Resource.evaluate)
+
+
+def fork_scripts(folder: Path) -> None:
+    """Have this process run the Python scripts of ``folder`` in forks of one process; the others as ever."""
+    usual = snakemake.script.PythonScript.execute_script
+    if getattr(usual, "__wrapped__", None) is not None:  # a Snakefile is parsed more than once
+        return
+
+    @functools.wraps(usual)
+    def execute(self: Any, fname: str, edit: bool = False) -> None:
+        where = Path(self.path.get_path_or_uri(secret_free=True)).resolve().parent
+        elsewhere = self.container_img or self.conda_env or self.env_modules or self.bench_record
+        ours = self.threads == 1 and where == folder.resolve() and not (edit or elsewhere)
+        if not ours or not fork_server.server().alive:
+            usual(self, fname, edit)
+            return
+        environment = os.environ | dict.fromkeys(fork_server.THREADS, str(self.threads))
+        if folder_of_job := self.resources.get("tmpdir"):
+            environment |= dict.fromkeys(("TMPDIR", "TMP", "TEMPDIR", "TEMP"), str(folder_of_job))
+        if code := fork_server.server().run(fname, environment):
+            raise subprocess.CalledProcessError(code, shlex.join([shlex.split(sys.executable)[0], fname]))
+
+    snakemake.script.PythonScript.execute_script = execute
 
 
 def known_parameters(function: Function) -> Function:
