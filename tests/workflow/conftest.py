@@ -6,13 +6,14 @@ import fcntl
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
+
+from . import forked
 
 ROOT = Path(__file__).parents[2]
 TIMINGS = ("seconds", "images_per_second", "peak_memory_bytes")
@@ -69,10 +70,13 @@ class Workshop:
         """Return a copy of the study file's content that may be changed."""
         return copy.deepcopy(STUDY)
 
+    def _arguments(self, *arguments):
+        fixed = ["--configfile", "study.yaml", "--rerun-incomplete", "--cores", "2", "--show-failed-logs"]
+        return [*fixed, *map(str, arguments)]
+
     def command(self, *arguments):
         """Return the command that runs Snakemake on the study."""
-        fixed = ["--configfile", "study.yaml", "--rerun-incomplete", "--cores", "2", "--show-failed-logs"]
-        return [sys.executable, "-m", "snakemake", *fixed, *map(str, arguments)]
+        return [sys.executable, "-m", "snakemake", *self._arguments(*arguments)]
 
     @property
     def environment(self):
@@ -81,15 +85,7 @@ class Workshop:
 
     def snakemake(self, *arguments, check=True):
         """Run Snakemake; return its output."""
-        done = subprocess.run(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        done = forked.snakemake(self._arguments(*arguments), self.folder, self.environment)
         assert not check or done.returncode == 0, done.stdout[-6000:]
         self.returncode = done.returncode
         return done.stdout

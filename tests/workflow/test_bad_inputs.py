@@ -1,7 +1,6 @@
 """Bad study files stop before the first job, with one line a mistake: where, what, what to do."""
 
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,8 @@ from PIL import Image
 
 from detrojan.study import feasibility
 from detrojan.study.files import StudyError, load_study
+
+from . import forked
 
 SNAKEFILE = Path(__file__).parents[2] / "Snakefile"
 STUDY = """
@@ -263,15 +264,8 @@ def test_broken_data_is_named(dataset, prepare, line, tmp_path, monkeypatch):
 def run(folder, study):
     """Run the workflow, not dry, on a study file in an empty folder; return its exit code and output."""
     (folder / "study.yaml").write_text(study)
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE), "--cores", "1"]
-    done = subprocess.run(
-        [*command, "--configfile", "study.yaml"],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    arguments = ["--snakefile", SNAKEFILE, "--cores", "1", "--configfile", "study.yaml"]
+    done = forked.snakemake(arguments, folder, dict(os.environ))
     return done.returncode, done.stdout
 
 
