@@ -271,10 +271,8 @@ def test_what_died_alike_is_one_entry(results):
         "    told to stop by SIGTERM",
         "    digits/preactresnet18/badnets/ratio-0.05/seed-0",
         "    log: logs/train/x.log",
-        (
-            "  A run tries them again; if it finds nothing to do: "
-            "-R $(python -m detrojan.commands.select --failed)"
-        ),
+        "  A run tries them again; if it finds nothing to do:",
+        "    -R $(python -m detrojan.commands.select --failed)",
     ]
     assert "No job is running." in lines
 

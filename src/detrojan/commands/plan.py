@@ -402,7 +402,8 @@ def report(study: Study, plan: Plan, gpus: Sequence[int]) -> list[str]:
     if plan.total.gpu:
         lines += ["", *_columns(plan, gpus)]
     share = f"{plan.assumed:.0%} of the hours are assumed"
-    return [*lines, "", f"{share}; python -m detrojan.commands.costs learn replaces that by what runs took."]
+    text = f"{share}; python -m detrojan.commands.costs learn replaces that by what runs took."
+    return [*lines, "", *textwrap.wrap(text, WIDTH)]
 
 
 def _stages(plan: Plan) -> list[str]:

@@ -344,8 +344,8 @@ def _died(jobs: Sequence[Job], width: int) -> Iterator[str]:
         rest = sum(len(group) for _, group in groups[MOST_SHOWN:])
         yield f"  and {counted(rest, 'job')} of {counted(len(groups) - MOST_SHOWN, 'other kind')}"
     if jobs:
-        again = "-R $(python -m detrojan.commands.select --failed)"
-        yield f"  A run tries them again; if it finds nothing to do: {again}"
+        yield "  A run tries them again; if it finds nothing to do:"
+        yield "    -R $(python -m detrojan.commands.select --failed)"
 
 
 def _date(seconds: float) -> str:
