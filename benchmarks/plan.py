@@ -2,6 +2,7 @@
 
     python benchmarks/plan.py planning       # dry runs of studies of 1,000 to 60,000 jobs, and of the survey
     python benchmarks/plan.py overhead       # what Snakemake and SLURM take for each job that does nothing
+    python benchmarks/plan.py starts         # studies with forked jobs, and with jobs that start anew
     python benchmarks/plan.py predictions    # size of the predictions of a shard
     python benchmarks/plan.py aggregation    # what the tables of so many shards take
     python benchmarks/plan.py assume         # the assumed rows of slurm/costs.csv, from multiply-adds
@@ -30,7 +31,9 @@ from detrojan.settings import Optimization
 from detrojan.study.files import load_study
 from detrojan.study.schema import shipped
 from detrojan.workflow import job_costs
+from detrojan.workflow.fork_server import SWITCH
 from detrojan.workflow.job_costs import Costs, Estimate, Key, Row
+from equal_tables import differences
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,6 +123,26 @@ def _dry_run(title: str, raw: dict[str, Any], *options: str | Path) -> None:
         command = snakemake("--snakefile", ROOT / "Snakefile", "--configfile", "study.yaml", *options)
         taken = run([*command, "--dry-run", "--quiet", "rules"], Path(folder))
     print(f"{title:<24} {_num_jobs(raw):>7,} {taken}", flush=True)
+
+
+# --- what starting Python for each job costs --------------------------------------------------------
+
+
+def starts(arguments: argparse.Namespace) -> None:
+    """Print what whole studies take with forked jobs and with jobs that start anew; compare their tables."""
+    print(f"{'study':<24} {'jobs':>9} {HEADS}")
+    for study in arguments.studies:
+        with tempfile.TemporaryDirectory() as folder:
+            results = []
+            for jobs, switch in (("forked", "1"), ("anew", "0")):
+                place = Path(folder, jobs)
+                place.mkdir()
+                options = ("--profile", ROOT / "local", "--cores", "2", "--configfile", study.resolve())
+                command = snakemake("--snakefile", ROOT / "Snakefile", *options)
+                taken = run(["env", f"{SWITCH}={switch}", *command], place)
+                results.append(place / "results")
+                print(f"{study.name:<24} {jobs:>9} {taken}", flush=True)
+            print("\n".join(differences(*results)) or "  equal tables")
 
 
 # --- what a job costs that does nothing ------------------------------------------------------------
@@ -598,6 +621,12 @@ def _arguments() -> argparse.Namespace:
 
     numbers = command("planning", planning)
     numbers.add_argument("--jobs", nargs="*", type=int, default=[1000, 10_000, 30_000, 60_000], metavar="N")
+    command("starts", starts).add_argument(
+        "studies",
+        nargs="*",
+        type=Path,
+        default=[ROOT / "config" / name for name in ("config.yaml", "smoke.yaml")],
+    )
     toys = command("overhead", overhead)
     toys.add_argument("--jobs", type=int, default=200)
     toys.add_argument("--slurm-jobs", type=int, default=200)
