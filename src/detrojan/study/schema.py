@@ -28,7 +28,7 @@ OWN_TRIGGER_AXES = ("dataset", "architecture", "attack", "seed")  # of one that 
 CONFIG = registry.PACKAGE.parents[1] / "config"
 MethodKind = Literal["models", "attacks", "defenses"]
 SECTIONS: dict[MethodKind, str] = {"models": "architectures", "attacks": "attacks", "defenses": "defenses"}
-_COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
 
 class Strict(BaseModel):
@@ -60,7 +60,7 @@ def _name_condition(value: Any) -> Any:
 
 
 def _number_condition(value: Any) -> Any:
-    sign, bound = _split_comparison(value)
+    sign, bound = split_comparison(value)
     try:
         # YAML reads 1e-3, without a point, as text.
         numbers = [float(item) for item in (bound if isinstance(bound, list) else [bound])]
@@ -74,7 +74,7 @@ def _number_condition(value: Any) -> Any:
     return f"{sign} {numbers[0]!r}" if sign else numbers
 
 
-def _split_comparison(value: Any) -> tuple[str, Any]:
+def split_comparison(value: Any) -> tuple[str, Any]:
     """Return the sign of a comparison and its bound; "" and ``value`` itself if it is none."""
     match = re.fullmatch(r"\s*(>=|<=|>|<)\s*(\S+)\s*", value) if isinstance(value, str) else None
     return (match[1], match[2]) if match else ("", value)
@@ -135,8 +135,8 @@ def _meets(value: Axis, condition: str | list[str] | list[float]) -> bool:
         return value in condition
     if isinstance(value, str):
         return value == condition
-    sign, bound = _split_comparison(condition)
-    return bool(_COMPARISONS[sign](value, float(bound)))
+    sign, bound = split_comparison(condition)
+    return bool(COMPARISONS[sign](value, float(bound)))
 
 
 class Grid(Strict):
