@@ -457,3 +457,15 @@ def defense(name: str, threat_model: str) -> None:
     from detrojan.commands import new
 
     new.main(name, threat_model)
+
+
+@detrojan.command(epilog=examples("detrojan schema > config/schema.json"))
+def schema() -> None:
+    """Print the JSON schema of study files.
+
+    It has the fields of all methods. Editors that read it complete and check a study file whose first line
+    names it, as those in config/ do.
+    """
+    from detrojan.study import json_schema
+
+    click.echo(json_schema.text(), nl=False)

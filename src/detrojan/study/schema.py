@@ -81,9 +81,19 @@ def split_comparison(value: Any) -> tuple[str, Any]:
 
 
 Axis = str | int | float
-DrawRange = Annotated[Draws, BeforeValidator(lambda value: Draws.parse(str(value)))]
-NameCondition = Annotated[str | list[str] | None, BeforeValidator(_name_condition)]
-NumberCondition = Annotated[str | list[float] | None, BeforeValidator(_number_condition)]
+# What a file may hold before it is validated, for the JSON schema.
+_Range = Annotated[str, Field(pattern=r"^\s*[0-9]+(-[0-9]+)?\s*$")] | Annotated[int, Field(ge=0)]
+_Comparison = Annotated[str, Field(pattern=r"^\s*(>=|<=|>|<)\s*\S+\s*$")]
+DrawRange = Annotated[
+    Draws, BeforeValidator(lambda value: Draws.parse(str(value)), json_schema_input_type=_Range)
+]
+NameCondition = Annotated[
+    str | list[str] | None, BeforeValidator(_name_condition, json_schema_input_type=str | list[str])
+]
+NumberCondition = Annotated[
+    str | list[float] | None,
+    BeforeValidator(_number_condition, json_schema_input_type=float | list[float] | _Comparison),
+]
 Share = Annotated[float, Field(ge=0, le=1)]
 Spread = Annotated[float, Field(gt=0, le=1)]
 
