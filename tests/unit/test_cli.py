@@ -188,8 +188,3 @@ def test_a_bug_has_a_traceback(monkeypatch):
     monkeypatch.setattr(new, "main", lambda *_: {}["bug"])
     with pytest.raises(KeyError):
         cli.main(["new", "defense", "x", "--threat-model", "clean_data"])
-
-
-def test_a_terminal_without_unicode_is_no_error(tmp_path):
-    lines = python(["-m", "detrojan"], "costs", "show", PYTHONIOENCODING="ascii")
-    assert "Draws 0-9 take" in lines

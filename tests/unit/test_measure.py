@@ -285,6 +285,25 @@ def test_selected_cells_and_measures(results, tmp_path):
     assert not (results / "tables").exists()
 
 
+def test_lists_ranges_and_comparisons_select_cells_too(results, tmp_path):
+    into = tmp_path / "few.parquet"
+    asked = ["attack=badnets,wanet", "defense=ft", "spc=>=1", "draw=1-2,7", "--only", "acc"]
+    assert exit_code("measure", "--results", results, "--into", into, *asked) == 0
+    table = artifacts.read_table(into, MEASURES).to_pylist()
+    assert [(row["attack"], row["draw"]) for row in table] == [
+        ("badnets", 1),
+        ("badnets", 2),
+        ("wanet", 1),
+        ("wanet", 2),
+    ]
+
+
+def test_the_measures_are_listed(capsys):
+    assert exit_code("measure", "--list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(predictions.REGISTRY)
+
+
 def test_it_is_the_same_in_several_row_groups(results, monkeypatch):
     whole = measured(results)
     monkeypatch.setattr(measure, "ROWS_AT_ONCE", 50)

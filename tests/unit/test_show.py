@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import pyarrow as pa
 import pytest
@@ -147,3 +148,11 @@ def test_missing_tables_are_one_line(tmp_path, capsys):
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert "cells.parquet" in captured.err
+
+
+def test_a_log_that_knows_no_plus_minus_gets_another_sign(folder, monkeypatch):
+    log = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", log)
+    assert exit_code("show", "--results", folder) == 0
+    log.flush()
+    assert b"85.0 ? 63.5" in log.buffer.getvalue()
