@@ -124,6 +124,7 @@ def test_what_is_wrong_is_said_in_one_line(condition, said, folder, capsys):
 
 def test_conditions_that_exclude_each_other(folder, capsys):
     assert "nothing meets all" in refused(capsys, "defense=clp", "spc=2")
+    assert "nothing meets all" in refused(capsys, "draw=<=2", "draw=>=3")
 
 
 # --- what is printed -------------------------------------------------------------------------------

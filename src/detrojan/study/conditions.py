@@ -131,13 +131,21 @@ def shards(study: Study, conditions: Sequence[Condition]) -> list[Shard]:
         ValueError: there are none; the message says what there is.
     """
     planned = list(grid.shards(study))
-    selected = [shard for shard in planned if all(condition.holds(shard) for condition in conditions)]
+    selected = [shard for shard in planned if _meets(shard, conditions)]
     if not selected:
         for condition in conditions:
             if not any(map(condition.holds, planned)):
                 raise ValueError(_matches_nothing(condition, planned))
         raise ValueError("each condition matches some of the study, but nothing meets all of them")
     return selected
+
+
+def _meets(shard: Shard, conditions: Sequence[Condition]) -> bool:
+    """Return whether one cell of ``shard`` meets all conditions, those on draws together."""
+    of_draws = [condition for condition in conditions if condition.axis == "draw"]
+    return all(condition.holds(shard) for condition in conditions) and any(
+        all(condition.admits(draw) for condition in of_draws) for draw in shard.draws.numbers()
+    )
 
 
 def _values(shard: Shard, axis: str) -> Sequence[Any]:
