@@ -34,10 +34,10 @@ $(READY): envs/lock.txt pyproject.toml
 
 quickstart: $(READY) ## run the default study: minutes on two cores
 	$(BIN)/snakemake --profile local --cores $(CORES)
-	$(BIN)/python -m detrojan.commands.show results
+	$(BIN)/detrojan show
 
 plan: $(READY) ## say what a study takes before it starts: make plan STUDY=config/survey.yaml
-	$(BIN)/python -m detrojan.commands.plan --configfile "$(STUDY)"
+	$(BIN)/detrojan plan --configfile "$(STUDY)"
 
 test: $(READY) ## run all tests that need neither GPU nor cluster
 	$(BIN)/python -m pytest $(PYTEST)

@@ -1,4 +1,4 @@
-"""Measures what `python -m detrojan.commands.measure` takes for a study of so many shards.
+"""Measures what `detrojan measure` takes for a study of so many shards.
 
     python benchmarks/measures.py cifar10 tiny_imagenet --shards 1000
 
@@ -58,7 +58,7 @@ def main() -> None:
     for name in asked.datasets:
         with tempfile.TemporaryDirectory() as folder:
             count = _write(Path(folder, "results"), asked.shards, DATASETS[name])
-            taken = run([sys.executable, "-m", "detrojan.commands.measure"], Path(folder))
+            taken = run([sys.executable, "-m", "detrojan", "measure"], Path(folder))
             table = Path(folder, "results/tables/measures.parquet")
             rows, size = pq.read_metadata(table).num_rows, table.stat().st_size / 1e6
         each = 1000 * taken.cpu / count

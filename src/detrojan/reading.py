@@ -130,7 +130,7 @@ def _find(name: str, path: Path) -> Path:
     folder = path.parent if path.suffix == ".parquet" else path
     there = sorted(map(str, [*folder.glob("*.parquet"), *folder.glob("tables/*.parquet")]))
     found = f"tables there: {', '.join(there)}" if there else "no tables there"
-    made = "python -m detrojan.commands.measure" if name == "measures" else "snakemake --profile local"
+    made = "detrojan measure" if name == "measures" else "snakemake --profile local"
     raise ValueError(
         f"{path}: no {name}.parquet ({found}); make it with `{made}`, or name its folder of results"
     )

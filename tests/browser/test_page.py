@@ -349,8 +349,8 @@ def test_a_number_leads_to_its_cells_and_a_cell_to_its_commands(tab, tables):
     text = tab.run("document.querySelector('dialog').innerText")
     cell = expected[place]
     axes = f"dataset=letters architecture=net attack=badnets ratio=0.1 seed=0 defense=ft spc={cell['spc']}"
-    assert f"python -m detrojan.commands.why {axes} draw={cell['draw']}\n" in text
-    assert f"python -m detrojan.commands.reproduce {axes} draw={cell['draw']}\n" in text
+    assert f"detrojan why {axes} draw={cell['draw']}\n" in text
+    assert f"detrojan reproduce {axes} draw={cell['draw']}\n" in text
     assert f"ACC\n{views.share(cell['acc'])} %, untouched 95.0 %" in text
     assert f"logs/shards/letters/net/badnets/ratio-0.1/seed-0/ft/spc-{cell['spc']}/draws-0-1.log" in text
     for known in ("c0de", "abc123", "torch = 2.13.0", "lr = 0.01", "epoch = 3"):

@@ -16,6 +16,7 @@ from detrojan.storage import artifacts, provenance
 from detrojan.storage.columns import NOT_APPLICABLE, OK
 from detrojan.workflow import job_costs
 from detrojan.workflow.job_costs import Costs, Estimate, Key, Row
+from tests.command import exit_code
 
 HEAD = ",".join(job_costs.COLUMNS)
 GPU = "NVIDIA A100-SXM4-40GB"
@@ -362,12 +363,12 @@ def test_before_there_are_tables_the_metrics_and_cards_tell(tmp_path, assumed):
 
 def test_it_says_what_has_changed(tmp_path, assumed, capsys):
     results = study(tmp_path / "results", [cell("ft", 5)])
-    assert costs.main(["learn", str(results), "--table", str(assumed)]) == 0
+    assert exit_code("costs", "learn", results, "--table", assumed) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "defend ft net digits spc 10: 50 → 5 s, measured, 1 run"
     assert out[1] == "defend ft net any data set spc 10: 100 → 5 s, measured, 1 run"
     assert out[2] == f"{assumed}: 2 rows changed; 2 are measured, 3 assumed."
-    assert costs.main(["learn", str(results), "--table", str(assumed)]) == 0
+    assert exit_code("costs", "learn", results, "--table", assumed) == 0
     assert capsys.readouterr().out == f"{assumed}: nothing changed; 2 are measured, 3 assumed.\n"
 
 
@@ -388,12 +389,12 @@ def test_rows_that_were_measured_elsewhere_replace_ours(tmp_path, assumed):
 
 
 def test_what_is_no_folder_of_results_is_one_line(tmp_path, assumed, capsys):
-    assert costs.main(["learn", str(tmp_path / "nothing"), "--table", str(assumed)]) == 1
+    assert exit_code("costs", "learn", tmp_path / "nothing", "--table", assumed) == 1
     assert capsys.readouterr().err.count("\n") == 1
     broken = tmp_path / "results/tables/cells.parquet"
     broken.parent.mkdir(parents=True)
     broken.write_bytes(b"PAR1")
-    assert costs.main(["learn", str(tmp_path / "results"), "--table", str(assumed)]) == 1
+    assert exit_code("costs", "learn", tmp_path / "results", "--table", assumed) == 1
     error = capsys.readouterr().err
     assert str(broken) in error
     assert error.count("\n") == 1
@@ -401,7 +402,7 @@ def test_what_is_no_folder_of_results_is_one_line(tmp_path, assumed, capsys):
     card = tmp_path / "results/models/card.json"
     card.parent.mkdir()
     card.write_text(json.dumps({"dataset": "digits"}))
-    assert costs.main(["learn", str(tmp_path / "results"), "--table", str(assumed)]) == 1
+    assert exit_code("costs", "learn", tmp_path / "results", "--table", assumed) == 1
     assert str(card) in capsys.readouterr().err
 
 
@@ -413,8 +414,8 @@ def test_show_prints_the_estimate_of_a_cell(assumed, capsys):
         f"{rule},,,,,1,2,3,cpu,assumed\n" for rule in job_costs.UNITS if rule not in ("train", "defend")
     )
     assumed.write_text(complete)
-    asked = ["show", "defense=ft", "dataset=digits", "spc=10", "draws=0-3", "--table", str(assumed)]
-    assert costs.main(asked) == 0
+    asked = ["show", "defense=ft", "dataset=digits", "spc=10", "draw=0-3", "--table", str(assumed)]
+    assert exit_code("costs", *asked) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
     (row,) = (line for line in lines if line.startswith("defend"))
@@ -426,13 +427,15 @@ def test_show_prints_the_estimate_of_a_cell(assumed, capsys):
     ("asked", "message"),
     [
         ("defense=fz", "no 'fz' among the defenses"),
-        ("colour=red", "should be KEY=VALUE"),
+        ("colour=red", "unknown key 'colour'"),
+        ("defense=ft,fp", "can mean several cells"),
+        ("draw=>3", "doesn't say how many draws"),
         ("spc", "should be KEY=VALUE"),
         ("spc=ten", "ten"),
     ],
 )
 def test_a_cell_that_is_none_is_one_line(asked, message, capsys):
-    assert costs.main(["show", asked]) == 1
+    assert exit_code("costs", "show", asked) == 1
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

@@ -19,6 +19,7 @@ from detrojan.stages.evaluate import PREDICTIONS
 from detrojan.storage import artifacts
 from detrojan.study import files, grid
 from detrojan.study.site import Site
+from tests.command import exit_code
 from tests.unit.test_schema import minimal
 
 TARGET = 0
@@ -212,7 +213,7 @@ def results(tmp_path):
 
 
 def measured(results, *arguments):
-    assert measure.main(["--results", str(results), *arguments]) == 0
+    assert exit_code("measure", "--results", results, *arguments) == 0
     return artifacts.read_table(results / "tables/measures.parquet", MEASURES)
 
 
@@ -275,13 +276,32 @@ def test_selected_cells_and_measures(results, tmp_path):
         "ra,acc",
         "draw=2",
     ]
-    assert measure.main(arguments) == 0
+    assert exit_code("measure", *arguments) == 0
     table = artifacts.read_table(into, MEASURES).to_pylist()
     assert [(row["defense"], row["draw"], row["measure"], row["value"]) for row in table] == [
         *(("ft", 2, "ra", 3 / 4), ("ft", 2, "acc", 2 / 6)),
         *(("fp", 2, "ra", None), ("fp", 2, "acc", None)),
     ]
     assert not (results / "tables").exists()
+
+
+def test_lists_ranges_and_comparisons_select_cells_too(results, tmp_path):
+    into = tmp_path / "few.parquet"
+    asked = ["attack=badnets,wanet", "defense=ft", "spc=>=1", "draw=1-2,7", "--only", "acc"]
+    assert exit_code("measure", "--results", results, "--into", into, *asked) == 0
+    table = artifacts.read_table(into, MEASURES).to_pylist()
+    assert [(row["attack"], row["draw"]) for row in table] == [
+        ("badnets", 1),
+        ("badnets", 2),
+        ("wanet", 1),
+        ("wanet", 2),
+    ]
+
+
+def test_the_measures_are_listed(capsys):
+    assert exit_code("measure", "--list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(predictions.REGISTRY)
 
 
 def test_it_is_the_same_in_several_row_groups(results, monkeypatch):
@@ -305,25 +325,25 @@ def test_it_reads_as_a_frame(results):
         (["--only", "acc,agreemant"], "unknown measure 'agreemant'; there are acc, asr, ra"),
         (
             ["attack=badnet"],
-            "no cell has attack=badnet, in the study or its tables; there are badnets, none, wanet",
+            "no cell of the study has attack=badnet; there are badnets, none, wanet",
         ),
         (["attack=wanet", "defense=fp"], "no predictions of 1 planned shard, such as"),
         (["atack=badnets"], "unknown key 'atack'; did you mean 'attack'?"),
     ],
 )
 def test_what_can_not_be_measured(results, capsys, arguments, said):
-    assert measure.main(["--results", str(results), *arguments]) == 1
+    assert exit_code("measure", "--results", results, *arguments) == 1
     assert said in capsys.readouterr().err
     assert not (results / "tables").exists()
 
 
 def test_a_folder_without_a_study(tmp_path, capsys):
-    assert measure.main(["--results", str(tmp_path)]) == 1
+    assert exit_code("measure", "--results", tmp_path) == 1
     assert "no study.yaml, so what was planned here is not known" in capsys.readouterr().err
 
 
 def broken(results, capsys, path):
-    assert measure.main(["--results", str(results), "attack=badnets"]) == 1
+    assert exit_code("measure", "--results", results, "attack=badnets") == 1
     error = capsys.readouterr().err
     assert str(path) in error
     assert not (results / "tables/measures.parquet").exists()

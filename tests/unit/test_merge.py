@@ -8,9 +8,10 @@ import yaml
 
 from detrojan.analysis.statistics import collect, derived, summary
 from detrojan.cells import Draws
-from detrojan.commands import merge, show
+from detrojan.commands import merge
 from detrojan.storage import artifacts
 from detrojan.study import files, grid
+from tests.command import exit_code
 from tests.unit.test_schema import minimal
 from tests.unit.test_show import cell, model
 
@@ -72,7 +73,7 @@ def two(site):
 
 def merged(folders, *options):
     into = folders[0].parents[1] / "merged"
-    code = merge.main([*map(str, folders), "--into", str(into), *map(str, options)])
+    code = exit_code("merge", *folders, "--into", into, *options)
     return into, code
 
 
@@ -124,7 +125,7 @@ def test_the_other_tables_are_those_of_the_merged_cells(two, monkeypatch):
 
 def test_show_shows_it(two, capsys):
     into, _ = merged(two)
-    assert show.main([str(into)]) == 0
+    assert exit_code("show", "--results", into) == 0
     out = capsys.readouterr().out
     assert "badnets, ratio 0.05" in out
     assert "sig, ratio 0.05" in out
@@ -164,7 +165,7 @@ def test_another_result_is_a_conflict(site, capsys, column, value, said):
     assert code == 1
     assert not into.exists()
     err = capsys.readouterr().err
-    assert "detrojan.commands.merge: 1 row differs between sites" in err
+    assert "detrojan: 1 row differs between sites" in err
     assert "digits/net/badnets/ratio-0.05/seed-0/ft/spc-2/draw-0: " in err
     assert said.format(a=folders[0], b=folders[1]) in err
 
@@ -182,7 +183,7 @@ def test_models_conflict_too_and_only_a_few_conflicts_are_listed(site, capsys):
     into, code = merged(folders)
     assert code == 1
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("detrojan.commands.merge: 7 rows differ between sites; --prefer SITE says")
+    assert lines[0].startswith("detrojan: 7 rows differ between sites; --prefer SITE says")
     assert f"digits/net/none/ratio-0/seed-0: train_loss 0.1 in {folders[0]}, 0.3 in" in lines[1]
     assert lines[-1] == "  and 2 more"
     assert len(lines) == 7
@@ -315,9 +316,9 @@ def test_where_images_lie_is_no_difference():
 
 def test_bad_input_is_one_line(two, capsys):
     def refused(folders, *options):
-        assert merge.main([*map(str, folders), *map(str, options)]) == 1
+        assert exit_code("merge", *map(str, folders), *map(str, options)) == 1
         err = capsys.readouterr().err
-        assert err.startswith("detrojan.commands.merge: ")
+        assert err.startswith("detrojan: ")
         return err
 
     into = two[0].parents[1] / "merged"

@@ -21,6 +21,7 @@ from detrojan.errors import NotApplicableError
 from detrojan.images import DefenderSample, empty
 from detrojan.study import files as study_files
 from detrojan.study import schema
+from tests.command import exit_code
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "adding-a-defense.md").read_text()
@@ -46,7 +47,7 @@ def clear_caches():
 
 
 def write(threat_model, name="my_method"):
-    assert new.main(["defense", name, "--threat-model", threat_model]) == 0
+    assert exit_code("new", "defense", name, "--threat-model", threat_model) == 0
     clear_caches()
     return registry.path("defenses", name)
 
@@ -138,7 +139,8 @@ def test_the_command_names_a_path_that_can_be_typed(clone):
         [
             sys.executable,
             "-m",
-            "detrojan.commands.new",
+            "detrojan",
+            "new",
             "defense",
             "my_method",
             "--threat-model",
@@ -274,9 +276,9 @@ def test_the_page_s_settings_are_allowed(clone, monkeypatch):
 )
 def test_bad_names(clone, name, message, capsys):
     files = sorted(clone.rglob("*"))
-    assert new.main(["defense", name, "--threat-model", "known_trigger"]) == 1
+    assert exit_code("new", "defense", name, "--threat-model", "known_trigger") == 1
     output = capsys.readouterr()
-    assert re.search(f"^detrojan.commands.new: .*{message}", output.err)
+    assert re.search(f"^detrojan: .*{message}", output.err)
     assert output.out == ""
     assert sorted(clone.rglob("*")) == files
 
@@ -284,7 +286,7 @@ def test_bad_names(clone, name, message, capsys):
 def test_a_second_start_leaves_the_first_alone(clone, capsys):
     file = write("clean_data")
     file.write_text("edited")
-    assert new.main(["defense", "my_method", "--threat-model", "clean_data"]) == 1
+    assert exit_code("new", "defense", "my_method", "--threat-model", "clean_data") == 1
     assert "taken by" in capsys.readouterr().err
     assert file.read_text() == "edited"
 
@@ -293,6 +295,4 @@ def test_a_second_start_leaves_the_first_alone(clone, capsys):
     "arguments", [["attack", "a"], ["defense", "a"], ["defense", "a", "--threat-model", "x"]], ids=" ".join
 )
 def test_bad_arguments(clone, arguments):
-    with pytest.raises(SystemExit) as refused:
-        new.main(arguments)
-    assert refused.value.code == 2
+    assert exit_code("new", *arguments) == 2

@@ -13,9 +13,9 @@ from detrojan.analysis.others import external, parity
 from detrojan.analysis.statistics import derived
 from detrojan.analysis.statistics.collect import CELLS, MODELS, NOTHING_MEASURED
 from detrojan.analysis.statistics.relative import relative
-from detrojan.commands import compare
 from detrojan.storage import artifacts
 from detrojan.study import files
+from tests.command import exit_code
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "config" / "external" / "backdoorbench.yaml"
@@ -292,7 +292,7 @@ def test_command(tmp_path, capsys):
     results_of(tmp_path / "results", our_cells())
     into = tmp_path / "out"
     asked = [str(tmp_path / "theirs.csv"), "--mapping", str(SHIPPED), "--into", str(into)]
-    assert compare.main([*asked, "--results", str(tmp_path / "results")]) == 0
+    assert exit_code("compare", *asked, "--results", tmp_path / "results") == 0
     assert "6 of theirs stand beside ours, 4 of them" in capsys.readouterr().out
     for name, schema in {"cells": CELLS, **{name: of.schema for name, of in derived.TABLES.items()}}.items():
         artifacts.read_table(into / "tables" / f"{name}.parquet", schema)
@@ -324,10 +324,10 @@ def test_command(tmp_path, capsys):
 def test_command_says_what_is_wrong(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("theirs.csv").write_text("dataset,backbone\na,b\n")
-    assert compare.main(["theirs.csv", "--mapping", str(SHIPPED)]) == 1
-    assert "detrojan.commands.compare: the table has 6 mistakes" in capsys.readouterr().err
+    assert exit_code("compare", "theirs.csv", "--mapping", SHIPPED) == 1
+    assert "detrojan: the table has 6 mistakes" in capsys.readouterr().err
     assert not Path("compare").exists()
-    assert compare.main(["theirs.csv", "--mapping", "none.yaml"]) == 1
+    assert exit_code("compare", "theirs.csv", "--mapping", "none.yaml") == 1
     assert "none.yaml: No such file" in capsys.readouterr().err
 
 

@@ -8,6 +8,7 @@ import yaml
 from detrojan.commands import plan
 from detrojan.study.files import load_study
 from detrojan.workflow.job_costs import Costs
+from tests.command import exit_code
 from tests.unit.test_schema import minimal
 
 ROOT = Path(__file__).parents[2]
@@ -233,7 +234,7 @@ def test_the_survey_is_as_large_as_the_papers_and_within_bounds():
 
 
 def test_the_command_prints_narrow_lines(tmp_path, costs, capsys):
-    assert plan.main(["--configfile", str(SURVEY), "--table", str(costs.path), "--gpus", "2", "1000"]) == 0
+    assert exit_code("plan", "--configfile", SURVEY, "--table", costs.path, "--gpus", "2,1000") == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
     assert lines[0].startswith("264 attacked models and 12 clean ones; ")
@@ -248,7 +249,7 @@ def test_a_study_without_gpus_has_no_days(tmp_path, capsys):
     (tmp_path / "costs.csv").write_text(TABLE.replace("A100", "cpu"))
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(minimal()))
     files = ["--configfile", str(tmp_path / "study.yaml"), "--table", str(tmp_path / "costs.csv")]
-    assert plan.main(files) == 0
+    assert exit_code("plan", *files) == 0
     out = capsys.readouterr().out
     assert "days" not in out
     assert "GPU-hours" in out
@@ -273,7 +274,7 @@ def test_later_study_files_win_key_by_key(tmp_path):
 def test_a_wrong_study_file_is_an_error(tmp_path, capsys, text, message):
     if text is not None:
         (tmp_path / "study.yaml").write_text(text)
-    assert plan.main(["--configfile", str(tmp_path / "study.yaml")]) == 1
+    assert exit_code("plan", "--configfile", tmp_path / "study.yaml") == 1
     captured = capsys.readouterr()
     assert message in captured.err
     assert "Traceback" not in captured.err
@@ -281,8 +282,7 @@ def test_a_wrong_study_file_is_an_error(tmp_path, capsys, text, message):
 
 
 def test_no_gpus_are_refused(capsys):
-    with pytest.raises(SystemExit):
-        plan.main(["--gpus", "0"])
+    assert exit_code("plan", "--gpus", "0") == 2
     assert "at least 1" in capsys.readouterr().err
 
 

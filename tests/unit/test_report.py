@@ -131,7 +131,7 @@ def test_controls_provenance_and_commands(page):
     assert ["a clean model (attack none)", "there", "ACC 99.1 %, mean of 1 setting"] in rows
     assert "<code>abc123</code>" in page
     axes = "dataset=digits architecture=net attack=sig ratio=0.05 seed=0 defense=ft spc=2 draw=0"
-    assert f"python -m detrojan.commands.reproduce {axes}" in page
+    assert f"detrojan reproduce {axes}" in page
 
 
 def test_a_single_seed_is_pointed_out(page):
@@ -253,7 +253,7 @@ def test_other_peoples_results_have_neither_models_nor_commands():
     assert '<h1 id="overview">Their table</h1>' in page
     body = page[: page.index("<script")]
     for absent in (
-        "detrojan.commands.reproduce",
+        "detrojan reproduce",
         'id="models"',
         'id="triggers"',
         'id="provenance"',

@@ -7,10 +7,9 @@ import yaml
 
 from detrojan import paths
 from detrojan.cells import NO_METHOD, Draws, Model, Shard, untouched
-from detrojan.commands import select
-from detrojan.commands.select import Condition
-from detrojan.study import files
+from detrojan.study import conditions, files
 from detrojan.workflow.attempts import Diary
+from tests.command import exit_code
 from tests.unit.test_schema import minimal
 
 CLEAN = Model("digits", "preactresnet18", NO_METHOD, 0.0, 0)
@@ -35,18 +34,17 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def selected(*conditions):
-    study = files.load_study(RAW)
-    return select.shards(study, [Condition.parse(text) for text in conditions])
+def selected(*texts):
+    return conditions.shards(files.load_study(RAW), conditions.parse(texts))
 
 
 def printed(capsys, *arguments):
-    assert select.main(arguments) == 0
+    assert exit_code("select", *arguments) == 0
     return capsys.readouterr().out.splitlines()
 
 
 def refused(capsys, *arguments):
-    assert select.main(arguments) == 1
+    assert exit_code("select", *arguments) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     return captured.err
@@ -65,7 +63,7 @@ def test_without_conditions_it_is_the_whole_study():
 
 
 @pytest.mark.parametrize(
-    ("conditions", "number"),
+    ("texts", "number"),
     [
         (["defense=ft"], 5 * 4),
         (["defense=ft,clp"], 5 * 5),
@@ -79,10 +77,13 @@ def test_without_conditions_it_is_the_whole_study():
         (["draw=0"], 5 * (2 * 2 + 2)),
         (["draw=>=4"], 5 * 2 * 2),
         (["draw=1,2"], 5 * 2 * 2 * 2),
+        (["draw=2-9"], 5 * 2 * 2),
+        (["draw=1-2"], 5 * 2 * 2 * 2),
+        (["spc=0-5"], 5 * (2 + 2 * 2)),  # a range lists its numbers, 0 too
     ],
 )
-def test_number_of_shards(conditions, number):
-    assert len(selected(*conditions)) == number
+def test_number_of_shards(texts, number):
+    assert len(selected(*texts)) == number
 
 
 def test_a_draw_names_the_shard_that_holds_it():
@@ -101,15 +102,18 @@ def test_a_row_of_the_table_can_be_named_as_it_stands_there():
 @pytest.mark.parametrize(
     ("condition", "said"),
     [
-        ("defence=ft", "'defence=ft' is no condition: write KEY=VALUE, with a key of dataset, architecture,"),
-        ("ft", "'ft' is no condition"),
-        ("defense=", "'defense=' has no value"),
-        ("ratio=high", "ratio=high: 'high' is no condition: write a number"),
-        ("draw=0-4", "draw=0-4: '0-4' is no condition"),
-        ("defense=ftt", "nothing has defense ftt; there is clp, fp, ft, none"),
-        ("ratio=0.2,0.3", "nothing has ratio 0.2, 0.3; there is 0, 0.05, 0.1"),
-        ("draw=9", "nothing has draw 9; there is 0-0, 0-1, 2-4"),
-        ("spc=> 10", "nothing has spc > 10.0; there is 0, 2, 10"),
+        ("defence=ft", "'defence=ft': unknown key 'defence'; did you mean 'defense'?"),
+        ("ft", "'ft' should be KEY=VALUE"),
+        ("defense=", "'defense=' should be KEY=VALUE"),
+        (
+            "ratio=high",
+            "'ratio=high': ratio should be a number, several with commas between, or a comparison",
+        ),
+        ("draw=4-0", "'draw=4-0': draw should be a whole number or a range, as 0-4, several with commas"),
+        ("defense=ftt", "no cell of the study has defense=ftt; there are clp, fp, ft, none"),
+        ("ratio=0.2,0.3", "no cell of the study has ratio=0.2,0.3; there are 0, 0.05, 0.1"),
+        ("draw=9", "no cell of the study has draw=9; there are 0-0, 0-1, 2-4"),
+        ("spc=> 10", "no cell of the study has spc=> 10; there are 0, 2, 10"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(condition, said, folder, capsys):
@@ -120,6 +124,7 @@ def test_what_is_wrong_is_said_in_one_line(condition, said, folder, capsys):
 
 def test_conditions_that_exclude_each_other(folder, capsys):
     assert "nothing meets all" in refused(capsys, "defense=clp", "spc=2")
+    assert "nothing meets all" in refused(capsys, "draw=<=2", "draw=>=3")
 
 
 # --- what is printed -------------------------------------------------------------------------------
@@ -198,7 +203,7 @@ def test_study_files_are_merged_as_snakemake_does(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(RAW))
     (tmp_path / "two.yaml").write_text("grid: {defenses: [ft, fp, nad], spc: [3]}\n")
-    both = ["--configfile", "one.yaml", "two.yaml"]
+    both = ["--configfile", "one.yaml", "--configfile", "two.yaml"]
     assert len(printed(capsys, *both)) == 5 * (1 + 3 * 2)
     assert len(printed(capsys, "defense=nad", "draw=0", *both)) == 5
     assert len(printed(capsys, "defense=clp", "--configfile", "one.yaml")) == 5
@@ -210,7 +215,6 @@ def test_a_study_that_is_not_there_or_wrong(tmp_path, monkeypatch, capsys):
     (tmp_path / "one.yaml").write_text("pool: [")
     assert "one.yaml" in refused(capsys, "--configfile", "one.yaml")
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(RAW))
-    assert "defense=ft: no such study file; conditions stand before" in refused(
-        capsys, "--configfile", "one.yaml", "defense=ft"
-    )
+    # Snakemake takes several files after one --configfile, and here the second one is no condition.
+    assert "'two.yaml' should be KEY=VALUE" in refused(capsys, "--configfile", "one.yaml", "two.yaml")
     assert "two.yaml: no such study file\n" in refused(capsys, "--configfile", "two.yaml")

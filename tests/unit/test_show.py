@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 
 import pyarrow as pa
 import pytest
@@ -11,6 +12,7 @@ from detrojan.analysis.report import views
 from detrojan.analysis.statistics import collect, summary
 from detrojan.commands import show
 from detrojan.storage import artifacts
+from tests.command import exit_code
 
 ORIGIN = {"code": "c0de", "versions": json.dumps({"torch": "2.13.0"}), "git_commit": "abc"}
 
@@ -134,15 +136,23 @@ def test_a_narrow_terminal_drops_columns_and_says_so(tables, tmp_path):
 
 
 def test_the_command_without_a_terminal(folder, capsys):
-    assert show.main([str(folder)]) == 0
+    assert exit_code("show", "--results", folder) == 0
     out = capsys.readouterr().out
     assert "untouched" in out
     assert "\x1b" not in out
 
 
 def test_missing_tables_are_one_line(tmp_path, capsys):
-    assert show.main([str(tmp_path)]) == 1
+    assert exit_code("show", "--results", tmp_path) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert "cells.parquet" in captured.err
+
+
+def test_a_log_that_knows_no_plus_minus_gets_another_sign(folder, monkeypatch):
+    log = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", log)
+    assert exit_code("show", "--results", folder) == 0
+    log.flush()
+    assert b"85.0 ? 63.5" in log.buffer.getvalue()

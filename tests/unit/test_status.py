@@ -19,6 +19,7 @@ from detrojan.commands.status import Stage
 from detrojan.study import files, grid
 from detrojan.workflow import attempts
 from detrojan.workflow.attempts import Diary
+from tests.command import exit_code
 from tests.unit.test_schema import minimal
 
 CLEAN = Model("digits", "preactresnet18", "none", 0.0, 0)
@@ -271,8 +272,7 @@ def test_what_died_alike_is_one_entry(results):
         "    told to stop by SIGTERM",
         "    digits/preactresnet18/badnets/ratio-0.05/seed-0",
         "    log: logs/train/x.log",
-        "  A run tries them again; if it finds nothing to do:",
-        "    -R $(python -m detrojan.commands.select --failed)",
+        "  A run tries them again; if it finds nothing to do: -R $(detrojan select --failed)",
     ]
     assert "No job is running." in lines
 
@@ -299,7 +299,7 @@ def test_lines_fit_without_a_terminal(results):
 
 def test_the_command(results, capsys):
     start()
-    assert status.main([]) == 0
+    assert exit_code("status") == 0
     out = capsys.readouterr().out
     assert FT_PLACE in out
     assert "\x1b" not in out
@@ -317,7 +317,7 @@ def test_it_watches_until_the_study_is_done(results, capsys, monkeypatch):
             make("results/report/index.html", NOW)
 
     monkeypatch.setattr(status.time, "sleep", sleep)
-    assert status.main(["--watch", "5"]) == 0
+    assert exit_code("status", "--watch", "5") == 0
     assert slept == [5, 5]
     assert capsys.readouterr().out.count("The study in results") == 3
 
@@ -327,17 +327,16 @@ def test_an_interrupt_ends_the_watch(results, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(status.time, "sleep", sleep)
-    assert status.main(["--watch", "5"]) == 0
-    with pytest.raises(SystemExit):
-        status.main(["--watch", "0.1"])
+    assert exit_code("status", "--watch", "5") == 0
+    assert exit_code("status", "--watch", "0.1") == 2
     assert "at least 2 seconds" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_line(tmp_path, capsys, results):
-    assert status.main([str(tmp_path / "nothing")]) == 1
+    assert exit_code("status", "--results", tmp_path / "nothing") == 1
     assert "study.yaml is missing" in capsys.readouterr().err
     make(status.CELLS, NOW)
-    assert status.main([]) == 1
+    assert exit_code("status") == 1
     captured = capsys.readouterr()
     assert "results/tables/cells.parquet: not a whole Parquet table" in captured.err
     assert captured.err.count("\n") == 1

@@ -20,6 +20,7 @@ from detrojan.storage import artifacts
 from detrojan.study import files as study_files
 from detrojan.study.site import Site, parse_axes
 from detrojan.workflow.attempts import Diary
+from tests.command import exit_code
 
 MODEL = Model("digits", "preactresnet18", "badnets", 0.1, 0)
 CLEAN = MODEL._replace(attack="none", ratio=0.0)
@@ -118,6 +119,12 @@ def test_values_are_of_their_kind():
         (["spc=ten"], "spc should be a whole number"),
         (["ratio=much"], "ratio should be a number"),
         (["spc=2", "spc=10"], "spc is given twice"),
+        (
+            ["draw=0-4"],
+            "'draw=0-4' can mean several cells, and this needs exactly one: write one value, as draw=0",
+        ),
+        (["defense=ft,fp"], "'defense=ft,fp' can mean several cells.* as defense=ft"),
+        (["spc=>=10"], "'spc=>=10' can mean several cells.* as spc=10"),
     ],
 )
 def test_what_is_no_key_or_value_is_refused(texts, said):
@@ -447,22 +454,22 @@ def test_lf_stands_on_the_clean_model(site):
 
 def test_lines_fit_and_json_has_the_same(done, capsys):
     asked = [*ONE, "defense=ft", "spc=10", "draw=2"]
-    assert why.main(asked) == 0
+    assert exit_code("why", *asked) == 0
     out = capsys.readouterr().out
     assert all(len(line) <= why.WIDTH for line in out.splitlines() if "/" not in line)
     assert "\x1b" not in out
-    assert why.main(["--json", *asked]) == 0
+    assert exit_code("why", "--json", *asked) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts == explain(done, *asked)
     assert facts["axes"] == dict(zip(CELL_AXES, [*MODEL, "ft", 10, 2], strict=True))
 
 
 def test_bad_input_is_one_line(site, capsys):
-    assert why.main(["defense=ft"]) == 1
+    assert exit_code("why", "defense=ft") == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
-    assert captured.err.startswith("detrojan.commands.why: 12 cells match")
+    assert captured.err.startswith("detrojan: 12 cells match")
 
 
 def test_the_commands_need_no_torch():

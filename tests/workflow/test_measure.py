@@ -41,7 +41,7 @@ def values(table, measure):
 def measured(finished, tmp_path_factory):
     """The table of measures of the finished study, written elsewhere."""
     path = tmp_path_factory.mktemp("measured") / "measures.parquet"
-    run(finished, "-m", "detrojan.commands.measure", "--into", str(path))
+    run(finished, "-m", "detrojan", "measure", "--into", str(path))
     return artifacts.read_table(path, MEASURES)
 
 
@@ -71,8 +71,8 @@ def test_the_example_is_a_measure(workshop, measured):
     workshop.edit(
         "src/detrojan/analysis/statistics/predictions.py", "# --- reading", f"{EXAMPLE}\n\n# --- reading"
     )
-    (command,) = re.findall(r"^python (-m detrojan.commands.measure --only astray.*)", PAGE, re.M)
-    assert "1 measure of 12 cells" in run(workshop, *command.split())
+    (command,) = re.findall(r"^detrojan (measure --only astray.*)", PAGE, re.M)
+    assert "1 measure of 12 cells" in run(workshop, "-m", "detrojan", *command.split())
     table = pq.read_table(workshop.folder / "astray.parquet")
     asr, ra = values(measured, "asr"), values(measured, "ra")
     for cell, value in values(table, "astray").items():
@@ -83,8 +83,8 @@ def test_the_example_is_a_measure(workshop, measured):
 
 
 def test_the_page_reads_what_it_writes(workshop):
-    for command in re.findall(r"^python (-m detrojan.commands.measure(?!.*astray).*)", PAGE, re.M):
-        run(workshop, *re.sub("spc=10", "spc=2", command).split())
+    for command in re.findall(r"^detrojan (measure(?!.*astray).*)", PAGE, re.M):
+        run(workshop, "-m", "detrojan", *re.sub("spc=10", "spc=2", command).split())
     shown = run(workshop, "-W", "error", "-c", "\n".join(s for s in SNIPPETS if s != EXAMPLE))
     assert "grad_prune" in shown
     assert "agreement" in shown

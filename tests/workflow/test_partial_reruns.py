@@ -11,12 +11,13 @@ import pytest
 import yaml
 
 from detrojan import paths
-from detrojan.commands import merge, show, status
+from detrojan.commands import status
 from detrojan.stages.evaluate import METRICS
 from detrojan.storage import artifacts
 from detrojan.study import files as study_files
 from detrojan.study import grid
 from detrojan.workflow.attempts import FOLDER, Diary
+from tests.command import exit_code
 
 from .conftest import ROOT, TIMINGS, Workshop
 
@@ -28,7 +29,7 @@ MODEL = "digits/preactresnet18/{attack}/ratio-0.1/seed-0"
 COMMANDS = {
     "snakemake": '[ "$1 $2" = "--profile slurm" ] || exit 64\n'
     'shift 2\nexec "$PYTHON" -m snakemake --dry-run --quiet rules --cores 2 "$@"',
-    "python": 'exec "$PYTHON" "$@"',
+    "detrojan": 'exec "$PYTHON" -m detrojan "$@"',
 }
 
 
@@ -169,7 +170,7 @@ def test_every_command_of_the_page_is_counted():
 def test_a_mistyped_condition_names_what_there_is_and_runs_nothing(in_state):
     workshop = in_state("Some jobs died")
     # The page's form: without paths there is no run.
-    command = 'paths=$("$0" -m detrojan.commands.select --missing defense=ftt) && echo "runs $paths"'
+    command = 'paths=$("$0" -m detrojan select --missing defense=ftt) && echo "runs $paths"'
     done = subprocess.run(
         ["bash", "-c", command, sys.executable],
         cwd=workshop.folder,
@@ -237,7 +238,7 @@ def test_what_died_in_a_rerun_is_found_and_run_again(workshop):
 
 def selected(workshop, *arguments):
     done = subprocess.run(
-        [sys.executable, "-m", "detrojan.commands.select", *arguments],
+        [sys.executable, "-m", "detrojan", "select", *arguments],
         cwd=workshop.folder,
         env=workshop.environment,
         capture_output=True,
@@ -259,11 +260,11 @@ def test_slices_of_two_sites_make_the_whole_study(finished, tmp_path, capsys):
         sites.append(workshop.folder / "results")
     merged = Workshop(finished.code, tmp_path / "merged")
     into = merged.folder / "results"
-    assert merge.main([*map(str, sites), "--into", str(into)]) == 0
+    assert exit_code("merge", *map(str, sites), "--into", into) == 0
     for name in ("cells", "models", "summary"):
         assert merged.table(name).equals(finished.table(name)), name
     whole, study = (study_files.load_study(study_files.kept(f)) for f in (finished.folder / "results", into))
     assert set(map(paths.metrics, grid.shards(study))) == set(map(paths.metrics, grid.shards(whole)))
     capsys.readouterr()
-    assert show.main([str(into)]) == 0
+    assert exit_code("show", "--results", into) == 0
     assert "grad_prune" in capsys.readouterr().out

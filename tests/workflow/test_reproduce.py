@@ -29,7 +29,7 @@ MODEL_FILE = f"results/models/{paths.of_model(paths.MODEL, MODEL)}/model.safeten
 def run(workshop, *arguments):
     """Run the command in a workshop; return its exit code, what it said, and what Snakemake said."""
     done = subprocess.run(
-        [sys.executable, "-m", "detrojan.commands.reproduce", *arguments],
+        [sys.executable, "-m", "detrojan", "reproduce", *arguments],
         cwd=workshop.folder,
         env=workshop.environment,
         capture_output=True,
@@ -83,9 +83,7 @@ def test_a_number_is_reproduced_and_a_wrong_one_is_not(workshop):
 
     code, said, log = run(workshop, "attack=badnets", "defense=ft", "draw=9")
     assert (code, said) == (1, "")
-    assert (
-        log == "detrojan.commands.reproduce: no cell has draw=9, in the study or its tables; there are 0, 1\n"
-    )
+    assert log == "detrojan: no cell has draw=9, in the study or its tables; there are 0, 1\n"
 
 
 def test_other_code_and_settings_are_told_first(workshop):
@@ -102,9 +100,7 @@ def test_other_code_and_settings_are_told_first(workshop):
     assert 'now says {"epochs": 5}' in notes[1]
     # A dry run makes no row, which is no success.
     assert code == 1
-    assert log.splitlines()[-1].startswith(
-        "detrojan.commands.reproduce: no new row: Snakemake ended with exit code 0"
-    )
+    assert log.splitlines()[-1].startswith("detrojan: no new row: Snakemake ended with exit code 0")
 
 
 def planned(shard, site, into):
@@ -158,13 +154,12 @@ def test_the_steps_told_are_those_of_the_workflow(shard, site, tmp_path):
 
 def test_digests_of_today_are_those_of_the_rules(finished):
     # In the copy that made the study: the tests run on the other one.
-    show = "import sys; from detrojan.commands import why; sys.exit(why.main(sys.argv[1:]))"
     for asked, rules in {
         ("attack=badnets", "defense=grad_prune", "draw=0"): {"train", "defend"},
         ("attack=none", "defense=none"): {"train", "evaluate_untouched"},
     }.items():
         done = subprocess.run(
-            [sys.executable, "-c", show, *asked],
+            [sys.executable, "-m", "detrojan", "why", *asked],
             cwd=finished.folder,
             env=finished.environment,
             capture_output=True,

@@ -1,1 +1,1 @@
-"""What one runs beside the workflow: ``python -m detrojan.commands.NAME``, one file a command."""
+"""What one runs beside the workflow, as ``detrojan NAME``: one file a command."""

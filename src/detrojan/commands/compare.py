@@ -1,15 +1,14 @@
 """Puts other people's results through our analysis, and sets them beside ours.
 
-``python -m detrojan.commands.compare TABLE --mapping MAPPING.yaml [--results results] [--into compare/NAME]``
+docs/compare.md explains the mapping from their columns to ours.
 """
 
-import argparse
 import hashlib
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import click
 import pyarrow as pa
 from pyarrow import csv
 
@@ -23,65 +22,43 @@ from detrojan.analysis.statistics.gate import describe
 from detrojan.analysis.statistics.relative import MEASURED
 from detrojan.storage import artifacts
 
-ABOUT = """\
-Put other people's results through our analysis: the same tables and the same page as for a study of ours.
-With --results also a parity table, which sets theirs beside ours and says how the settings differ.
-"""
-EXAMPLE = """\
-example:
-  python -m detrojan.commands.compare leaderboard.csv --results results \\
-    --mapping config/external/backdoorbench.yaml
-
-docs/compare.md explains the mapping. A mistake in it, or in the table, ends the command before it writes.
-"""
 PAIRS_SHOWN = 20  # in the folder's README; the tables have all
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Analyse the table that ``arguments`` name, print where the results are; return the exit code."""
-    asked = _arguments().parse_args(arguments)
-    into = asked.into or Path("compare") / asked.mapping.stem
-    try:
-        mapping = external.load_mapping(asked.mapping)
-        cells = external.cells(external.read_table(asked.table), mapping)
-        ours = parity.read_ours(asked.results) if asked.results else None
-    except ValueError as error:
-        print(f"detrojan.commands.compare: {error}", file=sys.stderr)  # noqa: T201
-        return 1
-    both = parity.parity(cells, ours, mapping) if ours else None
-    _write(cells, both, mapping, asked, into)
-    print("\n".join(external.notes(cells, mapping)))  # noqa: T201
+class Asked(NamedTuple):
+    """The files that were named: their table, the mapping, and a folder of results of ours or None."""
+
+    table: Path
+    mapping: Path
+    results: Path | None
+
+
+def main(table: Path, mapping: Path, results: Path | None, into: Path | None) -> None:
+    """Analyse other people's results, and say where the analysis lies.
+
+    Args:
+        table: of their results.
+        mapping: the file that maps their columns to ours.
+        results: a study of ours to compare with.
+        into: where to write; ``compare/`` and the mapping's name if None.
+
+    Raises:
+        ValueError: the table, the mapping or our study has mistakes.
+    """
+    into = into or Path("compare") / mapping.stem
+    read = external.load_mapping(mapping)
+    cells = external.cells(external.read_table(table), read)
+    ours = parity.read_ours(results) if results else None
+    both = parity.parity(cells, ours, read) if ours else None
+    _write(cells, both, read, Asked(table, mapping, results), into)
+    click.echo("\n".join(external.notes(cells, read)))
     if both:
-        print("\n".join(_counts(both)))  # noqa: T201
-    print(f"\n{into}/README.md says what lies there.")  # noqa: T201
-    return 0
-
-
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m detrojan.commands.compare",
-        description=ABOUT,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("table", type=Path, metavar="TABLE", help="their results: .csv, .tsv or .parquet")
-    parser.add_argument(
-        "--mapping", type=Path, required=True, metavar="FILE", help="from its columns to ours, YAML"
-    )
-    parser.add_argument(
-        "--results", type=Path, metavar="FOLDER", help="a study of ours to compare with, such as results"
-    )
-    parser.add_argument(
-        "--into",
-        type=Path,
-        metavar="FOLDER",
-        help="where to write; compare/ and the mapping's name if not given",
-    )
-    return parser
+        click.echo("\n".join(_counts(both)))
+    click.echo(f"\n{into}/README.md says what lies there.")
 
 
 def _write(
-    cells: pa.Table, both: parity.Parity | None, mapping: TableMapping, asked: argparse.Namespace, into: Path
+    cells: pa.Table, both: parity.Parity | None, mapping: TableMapping, asked: Asked, into: Path
 ) -> None:
     made = {name: table.make(cells) for name, table in derived.TABLES.items()}
     schemas = {"cells": CELLS, **{name: table.schema for name, table in derived.TABLES.items()}}
@@ -108,7 +85,7 @@ def _gate(mapping: TableMapping) -> str:
 
 
 def _readme(
-    cells: pa.Table, both: parity.Parity | None, mapping: TableMapping, asked: argparse.Namespace
+    cells: pa.Table, both: parity.Parity | None, mapping: TableMapping, asked: Asked
 ) -> Iterator[str]:
     digest = hashlib.sha256(asked.table.read_bytes()).hexdigest()
     yield f"# {mapping.source}, analysed by Detrojan"
@@ -193,7 +170,3 @@ def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[st
 
 def _two(value: Any) -> str:
     return views.UNDEFINED if value is None else f"{value:z.2f}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,28 +1,24 @@
-"""Shows what jobs cost, and learns it from finished studies: ``python -m detrojan.commands.costs``.
-
-    python -m detrojan.commands.costs show defense=anp dataset=gtsrb architecture=preactresnet18 spc=10
-    python -m detrojan.commands.costs learn results
+"""Shows what jobs cost, and learns it from finished studies.
 
 :mod:`detrojan.workflow.job_costs` says what a row of the table stands for.
 """
 
-import argparse
 import json
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from detrojan import registry
-from detrojan.cells import NO_METHOD, NO_SAMPLES, Draws
-from detrojan.paths import RESULTS
+from detrojan.cells import NO_METHOD, NO_SAMPLES
 from detrojan.settings import Optimization
-from detrojan.workflow.job_costs import TABLE, UNITS, Costs, Estimate, Key, Row, number_text
+from detrojan.study import conditions
+from detrojan.workflow.job_costs import UNITS, Costs, Estimate, Key, Row, number_text
 
 # The axes whose values are methods.
 KINDS: dict[str, registry.Kind] = {"defense": "defenses", "attack": "attacks", "architecture": "models"}
 MEASURED = ("seconds", "peak_memory_bytes", "device")  # columns of finished runs
+ALL_DRAWS = conditions.Condition("draw", "0-9", [range(10)])  # of a cell that names none
 QUANTILE = 0.9  # of the measured seconds: one draw in ten may take longer, and SAFETY covers it
 
 
@@ -197,82 +193,44 @@ def _change(before: float, after: float) -> str:
     return " → ".join(texts) if texts[0] != texts[1] else texts[1]
 
 
-def show(conditions: Sequence[str], table: Path) -> list[str]:
+def show(texts: Sequence[str], table: Path) -> list[str]:
     """Return lines that say what the jobs of a cell take.
 
     Args:
-        conditions: axes as ``KEY=VALUE``.
+        texts: axes as ``KEY=VALUE``.
         table: a table of costs.
 
     Raises:
         ValueError: there is no such axis or method, or a value is no number.
     """
-    costs, axes = Costs.load(table), _parsed_axes(conditions)
+    costs, (axes, draws, num_draws) = Costs.load(table), _parsed(texts)
     epochs = Optimization().epochs
     lines = [f"{'rule':<18} {'seconds':>9}  {'of a':<16} {'MB':>7} {'disk, MB':>9}  source"]
     for rule, unit in UNITS.items():
         row = costs.row(rule, axes)
         seconds, memory, disk = map(number_text, row.estimate)
         lines.append(f"{rule:<18} {seconds:>9}  {unit:<16} {memory:>7} {disk:>9}  {row.source}, {row.device}")
-    draws = axes["draws"]
-    shard = sum(len(draws) * costs.estimate(rule, axes).seconds for rule in ("defend", "evaluate"))
+    shard = sum(num_draws * costs.estimate(rule, axes).seconds for rule in ("defend", "evaluate"))
     training = epochs * costs.estimate("train", axes).seconds
     lines.append(f"Draws {draws} take {number_text(shard)} s, {epochs} epochs {number_text(training)} s.")
     return lines
 
 
-def _parsed_axes(conditions: Sequence[str]) -> dict[str, Any]:
-    read: dict[str, Callable[[str], Any]] = {
-        **dict.fromkeys((*KINDS, "dataset"), str),
-        "spc": int,
-        "draws": Draws.parse,
-        "ratio": float,
-    }
-    axes: dict[str, Any] = {"draws": Draws(0, 9)}
-    for condition in conditions:
-        axis, equals, value = condition.partition("=")
-        if not equals or axis not in read:
-            raise ValueError(f"{condition!r} should be KEY=VALUE, with a KEY of {', '.join(read)}")
-        if axis in KINDS and value != NO_METHOD:
-            registry.path(KINDS[axis], value)  # is there such a method?
-        axes[axis] = read[axis](value)
-    return axes
+class _Asked(NamedTuple):
+    """The axes of a cell, and its draws as they were written, with their number."""
+
+    axes: dict[str, Any]
+    draws: str
+    num_draws: int
 
 
-def _arguments() -> argparse.ArgumentParser:
-    about = "What jobs cost, by a table of measured and assumed seconds, memory and disk."
-    parser = argparse.ArgumentParser(prog="python -m detrojan.commands.costs", description=about)
-    commands = parser.add_subparsers(dest="command", required=True)
-    shown = commands.add_parser("show", help="what the jobs of a cell take")
-    shown.add_argument("conditions", nargs="*", metavar="KEY=VALUE", help="an axis of the cell, as spc=10")
-    learns = commands.add_parser("learn", help="replace assumptions by what finished studies took")
-    learns.add_argument(
-        "results",
-        nargs="*",
-        default=[Path(RESULTS)],
-        type=Path,
-        help="folders of results, or tables of measured rows (.csv); results if none",
-    )
-    learns.add_argument("--device", default="", help="part of a device's name: only runs on it count")
-    for command in (shown, learns):
-        command.add_argument("--table", default=TABLE, type=Path, help="slurm/costs.csv if not given")
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what ``arguments`` ask for; return the exit code."""
-    asked = _arguments().parse_args(arguments)
-    try:
-        if asked.command == "learn":
-            lines = learn(asked.results, asked.table, asked.device)
-        else:
-            lines = show(asked.conditions, asked.table)
-    except ValueError as error:
-        print(f"detrojan.commands.costs: {error}", file=sys.stderr)  # noqa: T201
-        return 1
-    print("\n".join(lines))  # noqa: T201
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _parsed(texts: Sequence[str]) -> _Asked:
+    given = {condition.axis: condition for condition in conditions.parse(texts)}
+    draw = given.pop("draw", ALL_DRAWS)
+    if not draw.num_values:
+        raise ValueError(f"{str(draw)!r} doesn't say how many draws: write a range, as draw=0-9")
+    axes = {axis: condition.only() for axis, condition in given.items()}
+    for axis, kind in KINDS.items():
+        if axes.get(axis, NO_METHOD) != NO_METHOD:
+            registry.path(kind, str(axes[axis]))  # is there such a method?
+    return _Asked(axes, draw.value, draw.num_values)

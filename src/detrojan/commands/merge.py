@@ -1,18 +1,15 @@
 """Merges the tables of sites that ran slices of one study.
 
-    python -m detrojan.commands.merge A/results B/results
-
 A row that two sites have must be the same in both, what it took and where it ran aside. Whether an
 attack took is decided anew, since a site may lack the clean model that it is measured against.
 """
 
-import argparse
 import itertools
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import pyarrow as pa
 import yaml
 
@@ -289,15 +286,7 @@ def _said(sites: Sequence[Site], cells: Joined, models: Joined, folder: Path) ->
     differing = differences([site.study for site in sites])
     if differing:
         yield f"The studies differ in {', '.join(differing)} too; study.yaml is that of {sites[0].folder}."
-    yield f"To see it: python -m detrojan.commands.show {folder}"
-
-
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m detrojan.commands.merge", description=__doc__)
-    parser.add_argument("sites", nargs="+", type=Path, metavar="SITE", help="a site's folder of results")
-    parser.add_argument("--into", required=True, type=Path, metavar="DIR", help="where to write tables/")
-    parser.add_argument("--prefer", type=Path, metavar="SITE", help="the site whose rows win")
-    return parser
+    yield f"To see it: detrojan show --results {folder}"
 
 
 def _check(folders: Sequence[Path], into: Path, prefer: Path | None) -> int | None:
@@ -314,23 +303,22 @@ def _check(folders: Sequence[Path], into: Path, prefer: Path | None) -> int | No
     return resolved.index(prefer.resolve())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Merge the sites that ``arguments`` name; return the exit code."""
-    asked = _arguments().parse_args(arguments)
-    try:
-        preferred = _check(asked.sites, asked.into, asked.prefer)
-        sites = [read(folder) for folder in asked.sites]
-        cells, models = merge(sites, preferred)
-        open_conflicts = [c for c in (*models.conflicts, *cells.conflicts) if not c.settled]
-        if open_conflicts:
-            raise ValueError(_refusal(open_conflicts))
-        write(sites, cells, models, asked.into)
-    except ValueError as error:
-        print(f"detrojan.commands.merge: {error}", file=sys.stderr)  # noqa: T201
-        return 1
-    print(*_said(sites, cells, models, asked.into), sep="\n")  # noqa: T201
-    return 0
+def main(folders: Sequence[Path], into: Path, prefer: Path | None) -> None:
+    """Merge the sites of these folders into another one, and say what was merged.
 
+    Args:
+        folders: of results.
+        into: where to write tables and study file.
+        prefer: the one whose rows win.
 
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        ValueError: a site is broken, or two differ in a row and none is preferred.
+    """
+    preferred = _check(folders, into, prefer)
+    sites = [read(folder) for folder in folders]
+    cells, models = merge(sites, preferred)
+    open_conflicts = [c for c in (*models.conflicts, *cells.conflicts) if not c.settled]
+    if open_conflicts:
+        raise ValueError(_refusal(open_conflicts))
+    write(sites, cells, models, into)
+    click.echo("\n".join(_said(sites, cells, models, into)))

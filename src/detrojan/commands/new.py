@@ -1,17 +1,16 @@
-"""Starts a new method: ``python -m detrojan.commands.new defense NAME --threat-model clean_data``.
+"""Starts a new method: ``detrojan new defense NAME --threat-model clean_data``.
 
 What it writes is a worked method that runs and keeps the contract as it stands. Each place to change
 is marked ``Change:``.
 """
 
-import argparse
 import ast
 import keyword
 import re
 import string
-import sys
-from collections.abc import Sequence
 from pathlib import Path
+
+import click
 
 from detrojan import registry
 from detrojan.cells import NO_METHOD
@@ -210,33 +209,11 @@ Step by step: docs/adding-a-defense.md
 """
 
 
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m detrojan.commands.new", description=__doc__.split(":")[0]
-    )
-    kinds = parser.add_subparsers(dest="kind", required=True)
-    defense = kinds.add_parser("defense", help="a method that repairs a model")
-    defense.add_argument("name", help="in lower case, as my_method: it stands in study files and paths")
-    defense.add_argument(
-        "--threat-model",
-        required=True,
-        choices=TEMPLATES,
-        help="what it is given: nothing but the model, clean images, or triggered copies of these too",
-    )
-    return parser
+def main(name: str, threat_model: str) -> None:
+    """Write the file of a new defense, and say what comes next.
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the file that ``arguments`` ask for and say what comes next; return the exit code."""
-    asked = _arguments().parse_args(arguments)
-    try:
-        file = write_defense(asked.name, asked.threat_model)
-    except ValueError as error:
-        print(f"detrojan.commands.new: {error}", file=sys.stderr)  # noqa: T201
-        return 1
-    print(NEXT.format(file=_shown(file), name=asked.name, mark=MARK), end="")  # noqa: T201
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        ValueError: the name can't be taken.
+    """
+    file = write_defense(name, threat_model)
+    click.echo(NEXT.format(file=_shown(file), name=name, mark=MARK), nl=False)

@@ -1,21 +1,20 @@
-"""Says what a study will take before anyone starts it: ``python -m detrojan.commands.plan``.
+"""Says what a study will take before anyone starts it.
 
 Jobs, files, disk, GPU-hours and days follow from the study file and the table of costs alone, so this
 needs no data and takes seconds where Snakemake's dry run takes a minute. What a job takes is as good as
 the table: see :mod:`detrojan.workflow.job_costs`.
 """
 
-import argparse
 import dataclasses
 import heapq
 import operator
-import sys
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import yaml
 
 from detrojan import registry
@@ -23,10 +22,9 @@ from detrojan.cells import NO_METHOD, Model, Shard
 from detrojan.study import grid
 from detrojan.study.files import load_study
 from detrojan.study.schema import Study
-from detrojan.workflow.job_costs import TABLE, Costs, num_units
+from detrojan.workflow.job_costs import Costs, num_units
 
 DEFAULT_STUDY = Path("config/config.yaml")  # the Snakefile's
-GPUS = (8, 64, 512)
 BLOCK_BYTES = 4096  # of a file system: what the smallest file takes
 WIDTH = 100  # of what is printed
 
@@ -402,8 +400,7 @@ def report(study: Study, plan: Plan, gpus: Sequence[int]) -> list[str]:
     if plan.total.gpu:
         lines += ["", *_columns(plan, gpus)]
     share = f"{plan.assumed:.0%} of the hours are assumed"
-    text = f"{share}; python -m detrojan.commands.costs learn replaces that by what runs took."
-    return [*lines, "", *textwrap.wrap(text, WIDTH)]
+    return [*lines, "", f"{share}; detrojan costs learn replaces that by what runs took."]
 
 
 def _stages(plan: Plan) -> list[str]:
@@ -467,39 +464,16 @@ def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
             into[key] = value
 
 
-def _arguments() -> argparse.ArgumentParser:
-    about = "What a study will take: jobs, hours, days, files and disk, by the table of costs."
-    parser = argparse.ArgumentParser(prog="python -m detrojan.commands.plan", description=about)
-    parser.add_argument(
-        "--configfile",
-        nargs="+",
-        type=Path,
-        default=[DEFAULT_STUDY],
-        metavar="FILE",
-        help=f"study files, as for snakemake; {DEFAULT_STUDY} if not given",
-    )
-    parser.add_argument(
-        "--gpus", nargs="+", type=int, default=GPUS, metavar="N", help="how many are free for the study"
-    )
-    parser.add_argument("--table", default=TABLE, type=Path, help="of costs; slurm/costs.csv if not given")
-    return parser
+def main(files: Sequence[Path], gpus: Sequence[int], table: Path) -> None:
+    """Print what a study takes.
 
+    Args:
+        files: study files, of which later ones win; the Snakefile's own if there are none.
+        gpus: how many are free, for a column each.
+        table: of costs.
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what the study that ``arguments`` name takes; return the exit code."""
-    parser = _arguments()
-    asked = parser.parse_args(arguments)
-    if min(asked.gpus) < 1:
-        parser.error("--gpus: at least 1")
-    try:
-        study = read(asked.configfile)
-        lines = report(study, make(study, Costs.load(asked.table)), asked.gpus)
-    except ValueError as error:
-        print(f"detrojan.commands.plan: {error}", file=sys.stderr)  # noqa: T201
-        return 1
-    print("\n".join(lines))  # noqa: T201
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        ValueError: the study or the table has a mistake.
+    """
+    study = read(files or [DEFAULT_STUDY])
+    click.echo("\n".join(report(study, make(study, Costs.load(table)), gpus)))

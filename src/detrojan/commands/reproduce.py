@@ -1,10 +1,9 @@
-"""Recomputes one number from scratch: ``python -m detrojan.commands.reproduce KEY=VALUE ...``.
+"""Recomputes one number from scratch: ``detrojan reproduce KEY=VALUE ...``.
 
 The cell's data set, poisoning, training, defense and evaluation run again in a folder of their own, by
 the same workflow, and the new row is held against the study's. Free of torch.
 """
 
-import argparse
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import yaml
 
 from detrojan import paths, registry
@@ -27,7 +27,7 @@ from detrojan.study.site import Axes, Site, axes_of, find_cell, parse_axes, read
 Row = Mapping[str, Any]
 
 CHECKOUT = registry.PACKAGE.parents[1]
-HEAD = "# One cell of a study, written by `python -m detrojan.commands.reproduce`.\n"
+HEAD = "# One cell of a study, written by `detrojan reproduce`.\n"
 MEASURES = ("acc", "asr", "ra")
 # Other hardware and other versions round otherwise, and training amplifies that: nothing is promised
 # there. A number that comes this near all the same counts as reproduced.
@@ -319,24 +319,6 @@ def compare(
 # --- the command -----------------------------------------------------------------------------------
 
 
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m detrojan.commands.reproduce",
-        description="Recompute one row of tables/cells.parquet from scratch and compare it.",
-        epilog="What follows -- goes to Snakemake, such as -- --profile slurm.",
-    )
-    parser.add_argument("key", nargs="+", metavar="KEY=VALUE", help="axes of the cell, as many as name one")
-    parser.add_argument("--results", default="results", type=Path, help="the folder of the study's results")
-    parser.add_argument("--into", default="reproduced", type=Path, help="the folder to recompute it in")
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        help=f"largest difference of ACC, ASR and RA; otherwise 0, or {ELSEWHERE:g} if the device or the "
-        "versions differ",
-    )
-    return parser
-
-
 def reproduce(site: Site, given: Axes, into: Path, tolerance: float | None, extra: Sequence[str]) -> bool:
     """Recompute a cell, say what comes of it, and return whether the study's row was reproduced.
 
@@ -362,22 +344,22 @@ def reproduce(site: Site, given: Axes, into: Path, tolerance: float | None, extr
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)  # noqa: T201
+    click.echo(line)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Recompute the cell that ``arguments`` name; return the exit code: 0 if its row was reproduced."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    end = words.index("--") if "--" in words else len(words)
-    asked = _arguments().parse_intermixed_args(words[:end])
-    try:
-        given = parse_axes(asked.key)
-        same = reproduce(Site(asked.results), given, asked.into, asked.tolerance, words[end + 1 :])
-    except ValueError as error:
-        print(f"detrojan.commands.reproduce: {error}", file=sys.stderr)  # noqa: T201
-        return 1
-    return 0 if same else 1
+def main(
+    texts: Sequence[str], results: Path, into: Path, tolerance: float | None, extra: Sequence[str]
+) -> bool:
+    """Recompute the cell that the texts name; return whether the study's row was reproduced.
 
+    Args:
+        texts: ``KEY=VALUE``, as many as name one cell.
+        results: the study's folder of results.
+        into: the folder to recompute it in.
+        tolerance: see :func:`compare`.
+        extra: options for Snakemake.
 
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        ValueError: they name no cell, or it can't be recomputed.
+    """
+    return reproduce(Site(results), parse_axes(texts), into, tolerance, extra)

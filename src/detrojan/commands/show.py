@@ -1,7 +1,5 @@
-"""Shows the results of a study in the terminal: ``python -m detrojan.commands.show results``."""
+"""Shows the results of a study in the terminal."""
 
-import argparse
-import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -127,29 +125,15 @@ def _indented(lines: Sequence[str], console: Console) -> None:
     console.print()
 
 
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m detrojan.commands.show", description=__doc__)
-    parser.add_argument("results", nargs="?", default="results", type=Path, help="the folder of results")
-    return parser
+def main(results: Path) -> None:
+    """Print the results in a folder.
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the results in the folder that ``arguments`` name; return the exit code."""
-    folder = _arguments().parse_args(arguments).results
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a log may know no ±
+    Raises:
+        ValueError: a table is missing or broken.
+    """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
-    try:
-        tables = {
-            name: artifacts.read_table(folder / "tables" / f"{name}.parquet", schema)
-            for name, schema in TABLES.items()
-        }
-    except ValueError as error:
-        print(f"detrojan.commands.show: {error}", file=sys.stderr)  # noqa: T201
-        return 1
-    show(tables["cells"], tables["models"], tables["summary"], folder, console)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    cells, models, summary = (
+        artifacts.read_table(results / "tables" / f"{name}.parquet", schema)
+        for name, schema in TABLES.items()
+    )
+    show(cells, models, summary, results, console)

@@ -1,12 +1,10 @@
-"""Shows how far a study is, from a second terminal: ``python -m detrojan.commands.status``.
+"""Shows how far a study is, from a second terminal: ``detrojan status``.
 
 Reads files, and asks SLURM about the jobs that should be there; what runs isn't touched. A job counts
 as done when its file is there. Whether a change makes Snakemake run it again, only a dry run tells.
 """
 
-import argparse
 import dataclasses
-import io
 import math
 import os
 import shutil
@@ -34,7 +32,6 @@ from detrojan.workflow.attempts import Record, State
 from snakemake_logger_plugin_detrojan.progress import HOUR, duration
 
 WIDTH_WITHOUT_TERMINAL = 100
-SHORTEST_WATCH = 2.0
 MOST_SHOWN = 10  # running jobs, and kinds of dead ones
 MODEL_RULES = ("train", "train_controlled")
 SHARD_RULES = ("defend", "evaluate", "evaluate_untouched")
@@ -344,47 +341,33 @@ def _died(jobs: Sequence[Job], width: int) -> Iterator[str]:
         rest = sum(len(group) for _, group in groups[MOST_SHOWN:])
         yield f"  and {counted(rest, 'job')} of {counted(len(groups) - MOST_SHOWN, 'other kind')}"
     if jobs:
-        yield "  A run tries them again; if it finds nothing to do:"
-        yield "    -R $(python -m detrojan.commands.select --failed)"
+        again = "-R $(detrojan select --failed)"
+        yield f"  A run tries them again; if it finds nothing to do: {again}"
 
 
 def _date(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m detrojan.commands.status", description=__doc__)
-    parser.add_argument("results", nargs="?", default="results", type=Path, help="the folder of results")
-    parser.add_argument(
-        "--watch", type=float, metavar="SECONDS", help="look again so often, until the study is done"
-    )
-    return parser
+def main(results: Path, watch: float | None) -> None:
+    """Print how far the study in a folder of results is.
 
+    Args:
+        results: the folder.
+        watch: look again after so many seconds, until the study is done; None for once.
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print how far the study is that ``arguments`` name; return the exit code."""
-    parser = _arguments()
-    asked = parser.parse_args(arguments)
-    if asked.watch is not None and not asked.watch >= SHORTEST_WATCH:
-        parser.error(f"--watch: at least {SHORTEST_WATCH:g} seconds: all files and SLURM are asked again")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a log may know no ×
+    Raises:
+        ValueError: no study was run there, or its table of cells is broken.
+    """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
     try:
         while True:
-            status = look(asked.results, time.time())
-            if asked.watch is not None:
+            status = look(results, time.time())
+            if watch is not None:
                 console.clear()
             show(status, console)
-            if asked.watch is None or status.over:
-                return 0
-            time.sleep(asked.watch)
-    except ValueError as error:
-        print(f"detrojan.commands.status: {error}", file=sys.stderr)  # noqa: T201
-        return 1
+            if watch is None or status.over:
+                return
+            time.sleep(watch)
     except KeyboardInterrupt:
-        return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        return

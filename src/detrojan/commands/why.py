@@ -1,22 +1,20 @@
-"""Says why a result is what it is: ``python -m detrojan.commands.why PATH``, or ``KEY=VALUE ...`` for a cell.
+"""Says why a result is what it is: ``detrojan why PATH``, or ``KEY=VALUE ...`` for a cell.
 
 It follows the rules of the workflow from a result back to its data set, and tells of each step what is
 known: settings, code, random streams, files, logs, attempts that died. Free of torch.
 """
 
-import argparse
 import hashlib
-import io
 import json
 import re
 import string
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -683,35 +681,7 @@ def _cell_text(result: Facts, column: str) -> str:
     return _text(result.get(column))
 
 
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m detrojan.commands.why", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument(
-        "what",
-        nargs="+",
-        metavar="WHAT",
-        help="a path below the results, or KEY=VALUE ... that name one cell; without defense=..., a model",
-    )
-    parser.add_argument("--results", default="results", type=Path, help="the folder of results")
-    parser.add_argument("--json", action="store_true", help="print the same as JSON")
-    return parser
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what is known of what ``arguments`` name; return the exit code."""
-    asked = _arguments().parse_intermixed_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a log may know no –
-    try:
-        facts = explain(Site(asked.results), asked.what)
-    except ValueError as error:
-        print(f"detrojan.commands.why: {error}", file=sys.stderr)  # noqa: T201
-        return 1
-    text = json.dumps(facts, indent=2) if asked.json else "\n".join(lines(facts))
-    print(text)  # noqa: T201
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(what: Sequence[str], results: Path, *, as_json: bool) -> None:
+    """Print what is known of what the texts name; they and the errors are those of :func:`explain`."""
+    facts = explain(Site(results), what)
+    click.echo(json.dumps(facts, indent=2) if as_json else "\n".join(lines(facts)))

@@ -28,7 +28,7 @@ OWN_TRIGGER_AXES = ("dataset", "architecture", "attack", "seed")  # of one that 
 CONFIG = registry.PACKAGE.parents[1] / "config"
 MethodKind = Literal["models", "attacks", "defenses"]
 SECTIONS: dict[MethodKind, str] = {"models": "architectures", "attacks": "attacks", "defenses": "defenses"}
-_COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
 
 class Strict(BaseModel):
@@ -60,7 +60,7 @@ def _name_condition(value: Any) -> Any:
 
 
 def _number_condition(value: Any) -> Any:
-    sign, bound = _split_comparison(value)
+    sign, bound = split_comparison(value)
     try:
         # YAML reads 1e-3, without a point, as text.
         numbers = [float(item) for item in (bound if isinstance(bound, list) else [bound])]
@@ -74,16 +74,26 @@ def _number_condition(value: Any) -> Any:
     return f"{sign} {numbers[0]!r}" if sign else numbers
 
 
-def _split_comparison(value: Any) -> tuple[str, Any]:
+def split_comparison(value: Any) -> tuple[str, Any]:
     """Return the sign of a comparison and its bound; "" and ``value`` itself if it is none."""
     match = re.fullmatch(r"\s*(>=|<=|>|<)\s*(\S+)\s*", value) if isinstance(value, str) else None
     return (match[1], match[2]) if match else ("", value)
 
 
 Axis = str | int | float
-DrawRange = Annotated[Draws, BeforeValidator(lambda value: Draws.parse(str(value)))]
-NameCondition = Annotated[str | list[str] | None, BeforeValidator(_name_condition)]
-NumberCondition = Annotated[str | list[float] | None, BeforeValidator(_number_condition)]
+# What a file may hold before it is validated, for the JSON schema.
+_Range = Annotated[str, Field(pattern=r"^\s*[0-9]+(-[0-9]+)?\s*$")] | Annotated[int, Field(ge=0)]
+_Comparison = Annotated[str, Field(pattern=r"^\s*(>=|<=|>|<)\s*\S+\s*$")]
+DrawRange = Annotated[
+    Draws, BeforeValidator(lambda value: Draws.parse(str(value)), json_schema_input_type=_Range)
+]
+NameCondition = Annotated[
+    str | list[str] | None, BeforeValidator(_name_condition, json_schema_input_type=str | list[str])
+]
+NumberCondition = Annotated[
+    str | list[float] | None,
+    BeforeValidator(_number_condition, json_schema_input_type=float | list[float] | _Comparison),
+]
 Share = Annotated[float, Field(ge=0, le=1)]
 Spread = Annotated[float, Field(gt=0, le=1)]
 
@@ -135,8 +145,8 @@ def _meets(value: Axis, condition: str | list[str] | list[float]) -> bool:
         return value in condition
     if isinstance(value, str):
         return value == condition
-    sign, bound = _split_comparison(condition)
-    return bool(_COMPARISONS[sign](value, float(bound)))
+    sign, bound = split_comparison(condition)
+    return bool(COMPARISONS[sign](value, float(bound)))
 
 
 class Grid(Strict):

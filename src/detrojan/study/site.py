@@ -3,7 +3,6 @@
 For commands that look at results; free of torch.
 """
 
-import difflib
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,43 +15,25 @@ import pyarrow.parquet as pq
 from detrojan import paths
 from detrojan.cells import CELL_AXES, MODEL_AXES, Draws, Model, Shard, axes_text, value_text
 from detrojan.storage.columns import cell_key
-from detrojan.study import files, grid
+from detrojan.study import conditions, files, grid
 from detrojan.study.schema import Axis, Study
 
 Axes = Mapping[str, Axis]
 
-KEYS: dict[str, Callable[[str], Axis]] = {
-    **dict.fromkeys(CELL_AXES, str),
-    "ratio": float,
-    "seed": int,
-    "spc": int,
-    "draw": int,
-}
 MOST_LISTED = 12  # values of an axis in a message
 
 
 def parse_axes(texts: Iterable[str]) -> dict[str, Axis]:
-    """Return the axes that ``KEY=VALUE`` texts give, numbers as numbers.
+    """Return the axes that ``KEY=VALUE`` texts give, one value each, numbers as numbers.
 
     Raises:
-        ValueError: a text is not of this form, or its key is no axis of a cell, or given twice.
+        ValueError: a text is no condition, or allows several values, or its key is given twice.
     """
     given: dict[str, Axis] = {}
-    for text in texts:
-        key, sign, value = text.partition("=")
-        if not (sign and value):
-            raise ValueError(f"{text!r} should be KEY=VALUE, such as spc=10")
-        if key not in KEYS:
-            close = difflib.get_close_matches(key, KEYS, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(KEYS)}"
-            raise ValueError(f"{text!r}: unknown key {key!r}; {hint}")
-        if key in given:
-            raise ValueError(f"{text!r}: {key} is given twice")
-        try:
-            given[key] = KEYS[key](value)
-        except ValueError:
-            kind = "a number" if KEYS[key] is float else "a whole number"
-            raise ValueError(f"{text!r}: {key} should be {kind}") from None
+    for condition in conditions.parse(texts):
+        if condition.axis in given:
+            raise ValueError(f"{str(condition)!r}: {condition.axis} is given twice")
+        given[condition.axis] = condition.only()
     return given
 
 
@@ -143,8 +124,8 @@ def read_rows(path: Path, given: Axes, columns: Sequence[str] | None = None) -> 
     Raises:
         ValueError: it is missing or broken.
     """
-    conditions = [pc.field(axis) == value for axis, value in given.items()]
-    where = functools.reduce(lambda a, b: a & b, conditions) if conditions else None
+    equal = [pc.field(axis) == value for axis, value in given.items()]
+    where = functools.reduce(lambda a, b: a & b, equal) if equal else None
     try:
         table = pq.read_table(path, columns=None if columns is None else list(columns), filters=where)
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """What jobs cost, by the table ``slurm/costs.csv``: seconds, memory and disk of each kind of job.
 
-Time limits, memory and ``python -m detrojan.commands.plan`` come from this table. It comes with
-assumptions, which ``python -m detrojan.commands.costs learn`` replaces by what finished studies took. A
+Time limits, memory and ``detrojan plan`` come from this table. It comes with
+assumptions, which ``detrojan costs learn`` replaces by what finished studies took. A
 row holds for all jobs that its filled-in keys match:
 
     rule          ``train`` is for ``train_controlled`` too, and ``trigger``, ``poison``, ``triggered`` and

@@ -2,7 +2,7 @@
 
 A measure is a function with ``@measure`` before it; its name is the measure's. It is given the
 :class:`Answers` of a shard, all draws at once, and returns their :class:`Values`. ``docs/measures.md``
-says how to add one and how to run it over a finished study: ``python -m detrojan.commands.measure``.
+says how to add one and how to run it over a finished study: ``detrojan measure``.
 """
 
 import dataclasses

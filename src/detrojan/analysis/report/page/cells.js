@@ -183,10 +183,10 @@ class CellsDialog {
 
   commands(cell) {
     const text = (axes) => axes.map((axis) => `${axis}=${cell[axis]}`).join(" ");
-    const found = [["Explain this number", `python -m detrojan.commands.why ${text(AXES)}`]];
+    const found = [["Explain this number", `detrojan why ${text(AXES)}`]];
     // What was given up when the study was closed was never measured.
-    if (cell.code) found.push(["Reproduce it from scratch", `python -m detrojan.commands.reproduce ${text(AXES)}`]);
-    found.push(["Explain the model", `python -m detrojan.commands.why ${text(MODEL_AXES)}`]);
+    if (cell.code) found.push(["Reproduce it from scratch", `detrojan reproduce ${text(AXES)}`]);
+    found.push(["Explain the model", `detrojan why ${text(MODEL_AXES)}`]);
     return [element("h3", {}, "Commands, in the folder of the study"), ...found.map(([what, line]) => command(what, line))];
   }
 }

@@ -1,0 +1,5 @@
+"""``python -m detrojan`` is the command ``detrojan``, from a checkout that is not installed too."""
+
+from detrojan.cli import main
+
+main()

@@ -1,0 +1,52 @@
+"""Makes anew what follows from a study's two tables of results, such as those copied from a cluster.
+
+The tables of cells and of models say all that was measured. The other tables and the report are made of
+them as the workflow does; only the sheets of triggers need images, and are left out.
+"""
+
+from pathlib import Path
+
+import click
+
+from detrojan.analysis.report import report
+from detrojan.analysis.report.views import Tables, counted
+from detrojan.analysis.statistics import collect, derived
+from detrojan.settings import Gate
+from detrojan.storage import artifacts
+from detrojan.study.files import KEPT, kept, load_study
+
+GATE_UNKNOWN = "Whether an attack took is as the table of models has it, by a gate that was not copied along."
+
+
+def about(tables: Tables, folder: Path) -> report.About:
+    """Return what the page says beside its tables; less if the study file was not copied along.
+
+    Raises:
+        ValueError: the study file has mistakes, by today's code.
+    """
+    if (folder / KEPT).exists():
+        study = load_study(kept(folder))
+        return report.of_study(tables, study.gate, [str(draws) for draws in study.grid.draws])
+    return report.of_study(tables, Gate(), [])._replace(gate=GATE_UNKNOWN, draws=None)
+
+
+def main(folder: Path) -> None:
+    """Make the tables and the report in a folder of results, and say what was made.
+
+    Raises:
+        ValueError: a table is missing or broken, or the workflow makes them there itself.
+    """
+    if (folder / "metrics").exists():
+        raise ValueError(
+            f"{folder}: these are a study's own results, whose tables the workflow makes: run `snakemake "
+            "--profile local`, or copy tables/cells.parquet and tables/models.parquet into another folder"
+        )
+    files = {name: folder / "tables" / f"{name}.parquet" for name in Tables._fields}
+    cells = artifacts.read_table(files["cells"], collect.CELLS)
+    models = artifacts.read_table(files["models"], collect.MODELS)
+    derived.write(cells, files)
+    made = {name: artifacts.read_table(files[name], table.schema) for name, table in derived.TABLES.items()}
+    tables = Tables(cells, **made, models=models)
+    report.write(tables, about(tables, folder), folder / "report")
+    click.echo(f"{folder}: {counted(len(cells), 'cell')} of {counted(len(models), 'model')}.")
+    click.echo(f"Made tables/ {', '.join(made)}, and report/index.html.")
