@@ -2,8 +2,8 @@
 
 import pathlib
 
-from detrojan import paths
 from detrojan.study import feasibility, files, grid
+from detrojan.workflow import graph
 
 # Another study replaces the default one; `--config` alone changes it.
 if not workflow.overwrite_configfiles:
@@ -30,13 +30,10 @@ localrules:
 
 
 onstart:
-    files.keep(config, pathlib.Path(paths.RESULTS))
+    files.keep(config, pathlib.Path(graph.RESULTS))
 
 
 rule all:
     default_target: True
     input:
-        "results/tables/cells.parquet",
-        "results/tables/models.parquet",
-        "results/tables/summary.parquet",
-        "results/report/index.html",
+        **needs("all"),

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from detrojan import registry
 from detrojan.cells import NO_METHOD, NO_SAMPLES, Draws
-from detrojan.paths import RESULTS
 from detrojan.settings import Optimization
+from detrojan.workflow import graph
 from detrojan.workflow.job_costs import TABLE, UNITS, Costs, Estimate, Key, Row, number_text
 
 # The axes whose values are methods.
@@ -65,18 +65,18 @@ def _run(key: Key, row: Mapping[str, Any], units: int) -> Run:
 
 def _cells(results: Path) -> Iterator[dict[str, Any]]:
     columns = ["dataset", "architecture", "defense", "spc", "status", *MEASURED]
-    table = results / "tables" / "cells.parquet"
-    for file in [table] if table.exists() else sorted(results.glob("metrics/**/metrics.parquet")):
+    table = graph.below(results, graph.table("cells"))
+    for file in [table] if table.exists() else graph.find(results, "metrics.metrics"):
         yield from _read(file, columns)
 
 
 def _models(results: Path) -> Iterator[dict[str, Any]]:
     columns = ["dataset", "architecture", "attack", "epochs", *MEASURED]
-    table = results / "tables" / "models.parquet"
+    table = graph.below(results, graph.table("models"))
     if table.exists():
         yield from _read(table, columns)
         return
-    for file in sorted(results.glob("models/**/card.json")):
+    for file in graph.find(results, "models.card"):
         try:
             card = json.loads(file.read_text(encoding="utf-8"))
             yield {name: card[name] for name in columns}
@@ -249,7 +249,7 @@ def _arguments() -> argparse.ArgumentParser:
     learns.add_argument(
         "results",
         nargs="*",
-        default=[Path(RESULTS)],
+        default=[Path(graph.RESULTS)],
         type=Path,
         help="folders of results, or tables of measured rows (.csv); results if none",
     )

@@ -22,7 +22,7 @@ from detrojan.analysis.statistics import predictions
 from detrojan.analysis.statistics.predictions import MEASURES, Measure, Reader
 from detrojan.cells import Shard
 from detrojan.storage import artifacts
-from detrojan.study.site import KEYS, Axes, Site, axes_of, no_match, parse_axes
+from detrojan.workflow.site import KEYS, Axes, Site, axes_of, no_match, parse_axes
 
 ROWS_AT_ONCE = 250_000  # about 30 MB of memory; a row group of the file
 
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not there:
             raise ValueError(
                 f"{site.results}: no predictions of {counted(len(shards), 'planned shard')}, such as "
-                f"{reader.file(shards[0])}; run the workflow first"
+                f"{site.predictions(shards[0])}; run the workflow first"
             )
         path = asked.into or site.table("measures")
         shown = track(there, "measuring", console=Console(stderr=True), disable=not sys.stderr.isatty())

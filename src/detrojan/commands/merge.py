@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import yaml
 
-from detrojan import paths
 from detrojan.analysis.report.views import counted
 from detrojan.analysis.statistics import collect, derived
 from detrojan.analysis.statistics.gate import Verdict, verdict
@@ -25,6 +24,7 @@ from detrojan.settings import Gate
 from detrojan.storage import artifacts
 from detrojan.study import files
 from detrojan.study.schema import Filter, Study
+from detrojan.workflow import graph
 
 Key = tuple[Any, ...]
 
@@ -266,8 +266,8 @@ def _refusal(conflicts: Sequence[Conflict]) -> str:
 def _place(key: Key) -> str:
     """Return a key, of a model or a cell, as paths write it."""
     own = dict(zip(CELL_AXES[len(MODEL_AXES) :], key[len(MODEL_AXES) :], strict=False))
-    pattern = f"{paths.MODEL}/{{defense}}/spc-{{spc}}/draw-{{draw}}" if own else paths.MODEL
-    return paths.of_model(pattern, Model(*key[: len(MODEL_AXES)]), **own)
+    model = graph.of_model(Model(*key[: len(MODEL_AXES)]))
+    return f"{model}/{own['defense']}/spc-{own['spc']}/draw-{own['draw']}" if own else model
 
 
 def _said(sites: Sequence[Site], cells: Joined, models: Joined, folder: Path) -> Iterator[str]:
