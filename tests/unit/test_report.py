@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from detrojan.analysis.report import payload, report, vega, views
+from detrojan.workflow import graph
 from tests.unit import pages
 from tests.unit import tables as made
 from tests.unit.pages import EVIL, SHEETS

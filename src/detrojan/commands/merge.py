@@ -91,7 +91,7 @@ def read(folder: Path) -> Site:
     """
     raw = files.kept(folder)
     tables = (
-        artifacts.read_table(folder / "tables" / f"{name}.parquet", schema)
+        artifacts.read_table(graph.below(folder, graph.table(name)), schema)
         for name, schema in (("cells", collect.CELLS), ("models", collect.MODELS))
     )
     return Site(folder, raw, files.load_study(raw), *tables)
@@ -248,9 +248,9 @@ def merge(sites: Sequence[Site], preferred: int | None = None) -> tuple[Joined, 
 
 def write(sites: Sequence[Site], cells: Joined, models: Joined, folder: Path) -> None:
     """Write the tables, those that follow from the cells too, and the study file."""
-    artifacts.write_table(cells.table, folder / "tables" / "cells.parquet", collect.CELLS)
-    artifacts.write_table(models.table, folder / "tables" / "models.parquet", collect.MODELS)
-    derived.write(cells.table, {name: folder / "tables" / f"{name}.parquet" for name in derived.TABLES})
+    artifacts.write_table(cells.table, graph.below(folder, graph.table("cells")), collect.CELLS)
+    artifacts.write_table(models.table, graph.below(folder, graph.table("models")), collect.MODELS)
+    derived.write(cells.table, {name: graph.below(folder, graph.table(name)) for name in derived.TABLES})
     artifacts.write_text(_study_text(sites), folder / files.KEPT)
 
 
