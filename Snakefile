@@ -3,7 +3,7 @@
 import pathlib
 
 from detrojan.study import feasibility, files, grid
-from detrojan.workflow import graph
+from detrojan.workflow import graph, handover
 
 # Another study replaces the default one; `--config` alone changes it.
 if not workflow.overwrite_configfiles:
@@ -11,6 +11,7 @@ if not workflow.overwrite_configfiles:
     configfile: "config/config.yaml"
 
 
+planned_code = handover.take(config)
 study = files.load_study(config)
 if workflow.is_main_process:
     feasibility.check(study)
@@ -31,6 +32,7 @@ localrules:
 
 onstart:
     files.keep(config, pathlib.Path(graph.RESULTS))
+    handover.give(workflow, config)
 
 
 rule all:

@@ -66,7 +66,8 @@ def code(name):
         named = dict(wildcards.items())
         if "source" in graph.RULES[name].methods.values():
             named["source"] = source(wildcards)
-        return graph.code_digest(name, named)
+        # A cluster's job runs what it was planned with, or refuses.
+        return planned_code.get(graph.code_key(name, named)) or graph.code_digest(name, named)
 
     return known_parameters(digest)
 

@@ -11,6 +11,7 @@ Rules that share a folder make the same artifact for different cells: an attack,
 
 import dataclasses
 import functools
+import itertools
 import re
 import string
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from detrojan.study import grid
 from detrojan.study.schema import Study
 
 RESULTS, LOGS = "results", "logs"
+# How each job sets up torch before it computes: by `workflow.job`, which digests of code leave out.
+DETERMINISM = registry.PACKAGE / "learning" / "determinism.py"
 SCRIPTS = registry.PACKAGE.parents[1] / "scripts"
 ATTEMPTS = f"{LOGS}/attempts"  # of jobs that run or died
 
@@ -642,7 +645,23 @@ def code_digest(rule: str, named: Mapping[str, str]) -> str:
     own = RULES[rule]
     methods = [registry.path(kind, named[axis]) for kind, axis in own.methods.items()]
     templates = sorted((registry.PACKAGE / own.templates).iterdir()) if own.templates else []
-    return provenance.code_digest(SCRIPTS / f"{own.script or rule}.py", *methods, *templates)
+    script = SCRIPTS / f"{own.script or rule}.py"
+    return provenance.code_digest(script, DETERMINISM, *methods, *templates)
+
+
+def code_key(rule: str, named: Mapping[str, str]) -> str:
+    """Return what jobs of one ``code_digest`` have in common: the rule, and the methods that it runs."""
+    return "/".join([rule, *(named[axis] for axis in RULES[rule].methods.values())])
+
+
+def all_code() -> dict[str, str]:
+    """Return the digests of all our code, by ``code_key``."""
+    found = {}
+    for rule in (rule for rule in RULES.values() if rule.unit):
+        for names in itertools.product(*map(registry.names, rule.methods)):
+            named = dict(zip(rule.methods.values(), names, strict=True))
+            found[code_key(rule.name, named)] = code_digest(rule.name, named)
+    return found
 
 
 # --- what is often asked for -----------------------------------------------------------------------
