@@ -11,6 +11,8 @@ rule aggregate:
     params:
         gate=study.gate.model_dump(),
         given_up=given_up_cells,
+        # Without what changes no number.
+        study={key: config[key] for key in config if key not in ("keep_defended", "close")},
         code=code("aggregate"),
     script:
         "../scripts/aggregate.py"
