@@ -28,7 +28,8 @@ def check(cells: pa.Table, models: pa.Table, study: Study) -> None:
         more = f", and {len(wrong) - MOST_NAMED:,} more" if len(wrong) > MOST_NAMED else ""
         raise ValueError(
             f"{len(wrong):,} results have other settings than the study: "
-            f"{'; '.join(wrong[:MOST_NAMED])}{more}: run the workflow with this study again, which makes them anew"
+            f"{'; '.join(wrong[:MOST_NAMED])}{more}: "
+            "run the workflow with this study again, which makes them anew"
         )
 
 
