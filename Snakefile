@@ -2,8 +2,8 @@
 
 import pathlib
 
-from detrojan import paths
 from detrojan.study import feasibility, files, grid
+from detrojan.workflow import graph, handover
 
 # Another study replaces the default one; `--config` alone changes it.
 if not workflow.overwrite_configfiles:
@@ -11,6 +11,7 @@ if not workflow.overwrite_configfiles:
     configfile: "config/config.yaml"
 
 
+planned_code = handover.take(config)
 study = files.load_study(config)
 if workflow.is_main_process:
     feasibility.check(study)
@@ -30,13 +31,11 @@ localrules:
 
 
 onstart:
-    files.keep(config, pathlib.Path(paths.RESULTS))
+    files.keep(config, pathlib.Path(graph.RESULTS))
+    handover.give(workflow, config)
 
 
 rule all:
     default_target: True
     input:
-        "results/tables/cells.parquet",
-        "results/tables/models.parquet",
-        "results/tables/summary.parquet",
-        "results/report/index.html",
+        **needs("all"),

@@ -18,12 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from detrojan import paths, registry
+from detrojan import registry
 from detrojan.cells import NO_METHOD, Shard
 from detrojan.stages.evaluate import PREDICTIONS
 from detrojan.storage import artifacts
 from detrojan.study import files as study_files
 from detrojan.study import grid
+from detrojan.workflow.site import Site
 from plan import DATASETS, HEADS, NUM_DRAWS, Images, run
 
 NUM_FILES = 5  # of different predictions; the shards take turns
@@ -59,7 +60,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             count = _write(Path(folder, "results"), asked.shards, DATASETS[name])
             taken = run([sys.executable, "-m", "detrojan", "measure"], Path(folder))
-            table = Path(folder, "results/tables/measures.parquet")
+            table = Site(Path(folder, "results")).table("measures")
             rows, size = pq.read_metadata(table).num_rows, table.stat().st_size / 1e6
         each = 1000 * taken.cpu / count
         print(f"{name:<16} {count:>7,} {taken} {each:>20.1f} {rows:>11,} {size:>10.1f}", flush=True)
@@ -74,11 +75,12 @@ def _write(results: Path, at_least: int, images: Images) -> int:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, images.num_classes, images.num_test)
     clean, triggered = np.arange(len(labels)), np.flatnonzero(labels != 0)
-    _write_labels(results / "datasets/digits/test.parquet", index=clean, label=labels)
+    site = Site(results)
+    _write_labels(site.test_images("digits"), index=clean, label=labels)
     for model in dict.fromkeys(shard.model for shard in planned):
         wanted = {"label": np.zeros(len(triggered), int), "true_label": labels[triggered]}
-        path = results / "triggered" / paths.of_model(paths.TRIGGER, model) / "test.parquet"
-        _write_labels(path, index=triggered, **wanted)
+        if place := site.triggered_images(model):
+            _write_labels(place, index=triggered, **wanted)
 
     def said(num_draws: int, *, attacked: bool) -> pa.Table:
         kinds = [(False, clean, 0.0), (True, triggered, 0.1)] if attacked else [(False, clean, 0.0)]
@@ -95,8 +97,7 @@ def _write(results: Path, at_least: int, images: Images) -> int:
     files = {kind: [said(kind[0], attacked=kind[1]) for _ in range(NUM_FILES)] for kind in kinds}
     for number, shard in enumerate(planned):
         tables = files[len(shard.draws), shard.model.attack != NO_METHOD]
-        path = (results.parent / paths.metrics(shard)).with_name("predictions.parquet")
-        artifacts.write_predictions(tables[number % NUM_FILES], path)
+        artifacts.write_predictions(tables[number % NUM_FILES], site.predictions(shard))
     return len(planned)
 
 

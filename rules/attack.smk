@@ -1,14 +1,13 @@
 # Each stage twice: once for triggers that all models share, once for those of an architecture or a model.
 rule trigger:
     input:
-        train="results/datasets/{dataset}/train.parquet",
+        **needs("trigger"),
     output:
-        trigger=f"results/triggers/{TRIGGER}/trigger.safetensors",
-        card=f"results/triggers/{TRIGGER}/card.json",
+        **makes("trigger"),
     log:
-        f"logs/trigger/{TRIGGER}.log",
+        log_of("trigger"),
     wildcard_constraints:
-        attack=attacks_of("all", "model"),
+        attack=attacks_of("trigger"),
     resources:
         mem_mb=memory("trigger"),
         runtime=runtime("trigger"),
@@ -16,125 +15,109 @@ rule trigger:
     params:
         labels=study.labels,
         settings=attack_settings,
-        code=code("trigger", attacks="attack"),
+        code=code("trigger"),
     script:
         "../scripts/trigger.py"
 
 
 use rule trigger as trigger_against_model with:
     input:
-        train="results/datasets/{dataset}/train.parquet",
-        model=f"results/models/{CLEAN_MODEL}/model.safetensors",
+        **needs("trigger_against_model"),
     output:
-        trigger=f"results/triggers/{OWN_TRIGGER}/trigger.safetensors",
-        card=f"results/triggers/{OWN_TRIGGER}/card.json",
+        **makes("trigger_against_model"),
     log:
-        f"logs/trigger/{OWN_TRIGGER}.log",
+        log_of("trigger_against_model"),
     wildcard_constraints:
-        attack=attacks_of("architecture"),
+        attack=attacks_of("trigger_against_model"),
 
 
 rule poison:
     input:
-        train="results/datasets/{dataset}/train.parquet",
-        trigger=f"results/triggers/{TRIGGER}/trigger.safetensors",
+        **needs("poison"),
     output:
-        poisoned=f"results/poisoned/{POISONED}/train.parquet",
-        card=f"results/poisoned/{POISONED}/card.json",
-        preview=f"results/poisoned/{POISONED}/preview.png",
+        **makes("poison"),
     log:
-        f"logs/poison/{POISONED}.log",
+        log_of("poison"),
     wildcard_constraints:
-        attack=attacks_of("all"),
+        attack=attacks_of("poison"),
     resources:
         mem_mb=memory("poison"),
         runtime=runtime("poison"),
     params:
         labels=study.labels,
         settings=attack_settings,
-        code=code("poison", attacks="attack"),
+        code=code("poison"),
     script:
         "../scripts/poison.py"
 
 
 use rule poison as poison_own with:
     input:
-        train="results/datasets/{dataset}/train.parquet",
-        trigger=own_trigger,
+        **needs("poison_own"),
     output:
-        poisoned=f"results/poisoned/{MODEL}/train.parquet",
-        card=f"results/poisoned/{MODEL}/card.json",
-        preview=f"results/poisoned/{MODEL}/preview.png",
+        **makes("poison_own"),
     log:
-        f"logs/poison/{MODEL}.log",
+        log_of("poison_own"),
     wildcard_constraints:
-        attack=attacks_of("architecture"),
+        attack=attacks_of("poison_own"),
 
 
 rule triggered:
     input:
-        test="results/datasets/{dataset}/test.parquet",
-        trigger=f"results/triggers/{TRIGGER}/trigger.safetensors",
+        **needs("triggered"),
     output:
-        triggered=f"results/triggered/{TRIGGER}/test.parquet",
-        examples=f"results/triggered/{TRIGGER}/examples.parquet",
-        card=f"results/triggered/{TRIGGER}/card.json",
+        **makes("triggered"),
     log:
-        f"logs/triggered/{TRIGGER}.log",
+        log_of("triggered"),
     wildcard_constraints:
-        attack=attacks_of("all"),
+        attack=attacks_of("triggered"),
     resources:
         mem_mb=memory("triggered"),
         runtime=runtime("triggered"),
     params:
         labels=study.labels,
         settings=attack_settings,
-        code=code("triggered", attacks="attack"),
+        code=code("triggered"),
     script:
         "../scripts/triggered.py"
 
 
 use rule triggered as triggered_own with:
     input:
-        test="results/datasets/{dataset}/test.parquet",
-        trigger=own_trigger,
+        **needs("triggered_own"),
     output:
-        triggered=f"results/triggered/{MODEL}/test.parquet",
-        examples=f"results/triggered/{MODEL}/examples.parquet",
-        card=f"results/triggered/{MODEL}/card.json",
+        **makes("triggered_own"),
     log:
-        f"logs/triggered/{MODEL}.log",
+        log_of("triggered_own"),
     wildcard_constraints:
-        attack=attacks_of("architecture", "model"),
+        attack=attacks_of("triggered_own"),
 
 
 rule stamp:
     input:
-        sample="results/samples/{dataset}/spc-{spc}/draws-{draws}.parquet",
-        trigger=f"results/triggers/{TRIGGER}/trigger.safetensors",
+        **needs("stamp"),
     output:
-        stamped=f"results/stamped/{TRIGGER}/spc-{{spc}}/draws-{{draws}}.parquet",
+        **makes("stamp"),
     log:
-        f"logs/stamp/{TRIGGER}/spc-{{spc}}/draws-{{draws}}.log",
+        log_of("stamp"),
     wildcard_constraints:
-        attack=attacks_of("all"),
+        attack=attacks_of("stamp"),
     resources:
         mem_mb=memory("stamp"),
         runtime=runtime("stamp"),
     params:
         settings=attack_settings,
-        code=code("stamp", attacks="attack"),
+        code=code("stamp"),
     script:
         "../scripts/stamp.py"
 
 
 use rule stamp as stamp_own with:
     input:
-        sample="results/samples/{dataset}/spc-{spc}/draws-{draws}.parquet",
-        trigger=own_trigger,
+        **needs("stamp_own"),
     output:
-        stamped=f"results/stamped/{MODEL}/spc-{{spc}}/draws-{{draws}}.parquet",
+        **makes("stamp_own"),
     log:
-        f"logs/stamp/{MODEL}/spc-{{spc}}/draws-{{draws}}.log",
+        log_of("stamp_own"),
     wildcard_constraints:
-        attack=attacks_of("architecture", "model"),
+        attack=attacks_of("stamp_own"),

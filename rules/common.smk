@@ -1,13 +1,11 @@
-# Path patterns, and the functions that give a rule its inputs and params. One wildcard an axis.
+# Functions that give a rule its paths, as the graph of jobs has them, and its params.
 import functools
 import pathlib
 
 import snakemake.resources
 
-from detrojan import cells, paths, registry
-from detrojan.paths import CLEAN_MODEL, MODEL, OWN_TRIGGER, POISONED, SHARD, TRIGGER, UNTOUCHED
-from detrojan.storage import provenance
-from detrojan.workflow import closing, fork_server, gpus, job_costs, snakemake_patches
+from detrojan import cells, registry
+from detrojan.workflow import closing, fork_server, gpus, graph, job_costs, snakemake_patches
 from detrojan.workflow.snakemake_patches import known_parameters
 
 snakemake_patches.apply()
@@ -20,53 +18,70 @@ GPUS_A_JOB = 1 if gpus.visible() else 0
 if workflow.global_resources["_nodes"].value is None and "gpu" not in workflow.global_resources:
     workflow.global_resources["gpu"] = snakemake.resources.Resource("gpu", gpus.slots())
 
-# Attacks by whom a trigger belongs to: all models of a data set and seed, those of an architecture, or
-# the one that it was trained with. Shared artifacts lie once, the others once a model.
-OWNERS = {name: registry.trigger_owner(name) for name in registry.names("attacks")}
-
-
-def attacks_of(*owners):
-    """Return a wildcard's pattern: the attacks whose triggers belong to ``owners``."""
-    return "|".join(name for name, owner in OWNERS.items() if owner in owners)
-
 
 wildcard_constraints:
-    dataset="[A-Za-z0-9_-]+",
-    architecture="[a-z0-9_]+",
-    attack="[a-z0-9_]+",
-    ratio=r"[0-9.]+",
-    seed="[0-9]+",
-    defense="(?!none/)[a-z0-9_]+",
-    spc="[0-9]+",
-    draws="[0-9]+-[0-9]+",
+    **graph.WILDCARDS,
 
 
-def code(script, *, beside=(), **methods):
-    """Return a param: the digest of all our code that the rule's job runs, and of the files ``beside`` it.
+def needs(name):
+    """Return the inputs of a rule by name: patterns, or functions where attack or defense decides."""
+    return {key: _need(name, key, need) for key, need in graph.RULES[name].needs.items()}
 
-    ``methods`` names the wildcard of each kind of method that the job loads.
-    """
+
+def _need(name, key, need):
+    if need.each:
+        return lambda wildcards: [job.file(file) for job, file in of_study(need)]
+    patterns = graph.input_patterns(name, key)
+    if len(patterns) == 1:
+        return patterns.pop()
+
+    def chosen(wildcards):
+        attack, defense = wildcards.get("attack", "none"), wildcards.get("defense", "none")
+        return graph.input_pattern(name, key, attack, defense) or []
+
+    return known_parameters(chosen)
+
+
+def makes(name):
+    """Return the outputs of a rule by name."""
+    found = graph.RULES[name]
+    outputs = found.outputs_for(study.grid.datasets)
+    if found.temporary:
+        outputs = {key: directory(path) for key, path in outputs.items()}
+        if not study.keep_defended:
+            outputs = {key: temp(path) for key, path in outputs.items()}
+    return outputs | {key: report(outputs[key], category=head) for key, head in found.shown.items()}
+
+
+def log_of(name):
+    return graph.RULES[name].log_pattern
+
+
+def attacks_of(name):
+    """Return a wildcard's pattern: the attacks that a rule serves."""
+    return "|".join(graph.RULES[name].attack_names)
+
+
+def code(name):
+    """Return a param: the digest of all our code that the job of a rule runs."""
 
     def digest(wildcards):
-        files = [registry.path(kind, wildcards[axis]) for kind, axis in methods.items()]
-        return provenance.code_digest(f"{workflow.basedir}/scripts/{script}.py", *files, *beside)
+        named = dict(wildcards.items())
+        if "source" in graph.RULES[name].methods.values():
+            named["source"] = source(wildcards)
+        # A cluster's job runs what it was planned with, or refuses.
+        return planned_code.get(graph.code_key(name, named)) or graph.code_digest(name, named)
 
     return known_parameters(digest)
+
+
+def source(wildcards):
+    return study.datasets[wildcards.dataset].source
 
 
 def axes(wildcards):
     """Return the wildcards of a rule as axes of the grid, numbers as numbers."""
     return cells.Cell.from_wildcards(dict(wildcards.items())).axes
-
-
-def dataset_code(wildcards):
-    source = study.datasets[wildcards.dataset].source
-    script = f"{workflow.basedir}/scripts/dataset.py"
-    return provenance.code_digest(script, registry.path("datasets", source))
-
-
-def defender_pool(wildcards):
-    return f"results/datasets/{wildcards.dataset}/{study.pool}.parquet"
 
 
 def attack_settings(wildcards):
@@ -103,56 +118,7 @@ def epochs(wildcards):
 
 
 def thousand_shards(wildcards):
-    return len(metrics_files()) / 1000
-
-
-def is_clean(wildcards):
-    return wildcards.attack == cells.NO_METHOD
-
-
-def poisoned_rows(wildcards):
-    """A clean model is trained on nothing but the training set."""
-    if is_clean(wildcards):
-        return []
-    return f"results/poisoned/{shared_or_own(wildcards.attack, POISONED)}/train.parquet"
-
-
-def shared_or_own(attack, shared):
-    """Return the pattern of an artifact's folder: ``shared``, or the model's where the trigger is its own."""
-    return shared if OWNERS[attack] == "all" else MODEL
-
-
-def own_trigger(wildcards):
-    if OWNERS[wildcards.attack] == "model":
-        return f"results/models/{MODEL}/trigger.safetensors"
-    return f"results/triggers/{OWN_TRIGGER}/trigger.safetensors"
-
-
-@known_parameters
-def defender_sample(wildcards):
-    """What a method may be given is decided by its folder."""
-    if registry.threat_model("defenses", wildcards.defense) == "data_free":
-        return []
-    return "results/samples/{dataset}/spc-{spc}/draws-{draws}.parquet"
-
-
-@known_parameters
-def defender_triggered_sample(wildcards):
-    if registry.threat_model("defenses", wildcards.defense) != "known_trigger" or is_clean(wildcards):
-        return []
-    folder = shared_or_own(wildcards.attack, TRIGGER)
-    return f"results/stamped/{folder}/spc-{{spc}}/draws-{{draws}}.parquet"
-
-
-@known_parameters
-def triggered_test(wildcards):
-    if is_clean(wildcards):
-        return []
-    return f"results/triggered/{shared_or_own(wildcards.attack, TRIGGER)}/test.parquet"
-
-
-def temporary_unless_kept(path):
-    return path if study.keep_defended else temp(path)
+    return len(shards()[0]) / 1000
 
 
 # What time and memory limits killed for good.
@@ -170,46 +136,16 @@ def models():
     return CLOSED.open_models(grid.models(study))
 
 
-@functools.cache
-def metrics_files():
-    return [paths.metrics(shard) for shard in shards()[0]]
-
-
-def all_metrics(wildcards):
-    return metrics_files()
+def of_study(need):
+    """Return the jobs of the study that make an input of each model or shard, with that output's name."""
+    name = need.files[0].partition(".")[2]
+    return [(job, name) for job in graph.study_jobs(need, models(), shards()[0])]
 
 
 def given_up_cells(wildcards):
     return shards()[1]
 
 
-def all_model_cards(wildcards):
-    return [paths.model_card(model) for model in models()]
-
-
-def attacked_models():
-    return [model for model in models() if model.attack != cells.NO_METHOD]
-
-
-def all_trigger_cards(wildcards):
-    patterns = {"all": TRIGGER, "architecture": OWN_TRIGGER, "model": TRIGGER}
-    folders = {paths.of_model(patterns[OWNERS[model.attack]], model) for model in attacked_models()}
-    return sorted(f"results/triggers/{path}/card.json" for path in folders)
-
-
-def all_poisoned_cards(wildcards):
-    """Attacks that control training poison no set."""
-    attacked = [model for model in attacked_models() if OWNERS[model.attack] != "model"]
-    folders = {paths.of_model(shared_or_own(model.attack, POISONED), model) for model in attacked}
-    return sorted(f"results/poisoned/{path}/card.json" for path in folders)
-
-
-def all_triggered(file):
-    """Return an input function: this file of every triggered test set of the study."""
-
-    def files(wildcards):
-        attacked = attacked_models()
-        folders = {paths.of_model(shared_or_own(model.attack, TRIGGER), model) for model in attacked}
-        return sorted(f"results/triggered/{path}/{file}" for path in folders)
-
-    return files
+def triggers_shown(wildcards):
+    """Return the axes of each file of examples, in the order of the files."""
+    return [job.axes for job, _ in of_study(graph.RULES["report"].needs["examples"])]

@@ -1,30 +1,28 @@
 rule dataset:
     output:
-        train="results/datasets/{dataset}/train.parquet",
-        held_out="results/datasets/{dataset}/held_out.parquet",
-        test="results/datasets/{dataset}/test.parquet",
+        **makes("dataset"),
     log:
-        "logs/dataset/{dataset}.log",
+        log_of("dataset"),
     resources:
         mem_mb=memory("dataset"),
         runtime=runtime("dataset"),
     params:
-        source=lambda wildcards: study.datasets[wildcards.dataset].source,
+        source=source,
         source_settings=lambda wildcards: study.datasets[wildcards.dataset].source_settings,
         augmentation=lambda wildcards: study.datasets[wildcards.dataset].augmentation.model_dump(),
         options=lambda wildcards: study.datasets[wildcards.dataset].options,
-        code=dataset_code,
+        code=code("dataset"),
     script:
         "../scripts/dataset.py"
 
 
 rule sample:
     input:
-        pool=defender_pool,
+        pool=graph.RULES["dataset"].pattern(study.pool),
     output:
-        sample="results/samples/{dataset}/spc-{spc}/draws-{draws}.parquet",
+        **makes("sample"),
     log:
-        "logs/sample/{dataset}/spc-{spc}/draws-{draws}.log",
+        log_of("sample"),
     resources:
         mem_mb=memory("sample"),
         runtime=runtime("sample"),

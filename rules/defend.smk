@@ -1,19 +1,17 @@
 # No test image and no trigger among the inputs: the graph of jobs is the proof that no defense peeks.
 rule defend:
     input:
-        model=f"results/models/{MODEL}/model.safetensors",
-        sample=defender_sample,
-        triggered_sample=defender_triggered_sample,
+        **needs("defend"),
     output:
-        defended=temporary_unless_kept(directory(f"results/defended/{SHARD}")),
+        **makes("defend"),
     log:
-        f"logs/shards/{SHARD}.log",
+        log_of("defend"),
     resources:
         mem_mb=memory("defend"),
         runtime=runtime("defend"),
         gpu=GPUS_A_JOB,
     params:
         settings=defense_settings,
-        code=code("defend", defenses="defense"),
+        code=code("defend"),
     script:
         "../scripts/defend.py"

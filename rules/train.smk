@@ -1,15 +1,12 @@
 rule train:
     input:
-        train="results/datasets/{dataset}/train.parquet",
-        poisoned=poisoned_rows,
+        **needs("train"),
     output:
-        model=f"results/models/{MODEL}/model.safetensors",
-        history=f"results/models/{MODEL}/history.parquet",
-        card=f"results/models/{MODEL}/card.json",
+        **makes("train"),
     log:
-        f"logs/train/{MODEL}.log",
+        log_of("train"),
     wildcard_constraints:
-        attack=f"{cells.NO_METHOD}|{attacks_of('all', 'architecture')}",
+        attack=attacks_of("train"),
     resources:
         mem_mb=memory("train"),
         runtime=runtime("train", epochs),
@@ -17,7 +14,7 @@ rule train:
     params:
         architecture=architecture_settings,
         optimization=training_settings,
-        code=code("train", models="architecture"),
+        code=code("train"),
     script:
         "../scripts/train.py"
 
@@ -25,17 +22,13 @@ rule train:
 # The attack composes every batch; the trigger lies beside the model, as training has left it.
 rule train_controlled:
     input:
-        train="results/datasets/{dataset}/train.parquet",
-        trigger=f"results/triggers/{TRIGGER}/trigger.safetensors",
+        **needs("train_controlled"),
     output:
-        model=f"results/models/{MODEL}/model.safetensors",
-        trigger=f"results/models/{MODEL}/trigger.safetensors",
-        history=f"results/models/{MODEL}/history.parquet",
-        card=f"results/models/{MODEL}/card.json",
+        **makes("train_controlled"),
     log:
-        f"logs/train/{MODEL}.log",
+        log_of("train_controlled"),
     wildcard_constraints:
-        attack=attacks_of("model"),
+        attack=attacks_of("train_controlled"),
     resources:
         mem_mb=memory("train"),
         runtime=runtime("train", epochs),
@@ -45,6 +38,6 @@ rule train_controlled:
         labels=study.labels,
         architecture=architecture_settings,
         optimization=training_settings,
-        code=code("train_controlled", models="architecture", attacks="attack"),
+        code=code("train_controlled"),
     script:
         "../scripts/train_controlled.py"

@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from detrojan.analysis.statistics import collect, derived
+from detrojan.analysis.statistics import collect, derived, settings
 from detrojan.settings import Gate
 from detrojan.storage import artifacts
+from detrojan.study.schema import Study
 from detrojan.workflow import job
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ with job.run(snakemake) as cell:
         snakemake.input.triggered,
         Gate(**snakemake.params.gate),
     )
+    settings.check(cells, models, Study.model_validate(snakemake.params.study))
     cells = collect.completed(cells, models)
     artifacts.write_table(cells, snakemake.output.cells, collect.CELLS)
     artifacts.write_table(models, snakemake.output.models, collect.MODELS)

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 with job.run(snakemake) as cell:
     tables = Tables(*(artifacts.read_table(snakemake.input[name]) for name in Tables._fields))
-    sheets = contact_sheet.draw_all(snakemake.params.datasets, tables.models, snakemake.input.examples)
+    sheets = contact_sheet.draw_all(
+        snakemake.params.datasets, tables.models, snakemake.input.examples, snakemake.params.triggers
+    )
     about = report.of_study(tables, Gate(**snakemake.params.gate), snakemake.params.draws)
     report.write(tables, about, Path(snakemake.output.page).parent, sheets)

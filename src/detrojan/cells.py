@@ -127,7 +127,7 @@ def ratio_text(ratio: float) -> str:
 
 
 def axes_text(axes: Mapping[str, Any]) -> str:
-    """Return ``axes`` as :func:`detrojan.study.site.parse_axes` reads them."""
+    """Return ``axes`` as :func:`detrojan.workflow.site.parse_axes` reads them."""
     return " ".join(f"{axis}={value_text(value)}" for axis, value in axes.items())
 
 

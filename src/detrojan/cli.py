@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from detrojan import __version__
-from detrojan.paths import RESULTS
+from detrojan.workflow.graph import RESULTS
 
 SHORTEST_WATCH = 2.0  # seconds
 PATH = click.Path(path_type=Path)

@@ -41,7 +41,7 @@ def _files(kind: Kind) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for file in files:
         if file.stem not in ("__init__", "base"):
-            # The name goes into paths, whose patterns are in rules/common.smk.
+            # The name goes into paths, whose patterns are in workflow/graph.py.
             assert re.fullmatch("[a-z0-9_]+", file.stem), f"{file}: name it in lower case, as my_method.py"
             assert file.stem != NO_METHOD, f"{file}: {NO_METHOD} is the control's name, choose another"
             assert file.stem not in found, f"{file} and {found[file.stem]} have one name: rename one"

@@ -11,8 +11,10 @@ from PIL import Image
 
 from detrojan.analysis.report import contact_sheet
 from detrojan.analysis.report.figures import STYLE, svg
+from detrojan.cells import Cell
 from detrojan.images import concatenate
 from detrojan.storage import artifacts
+from detrojan.workflow import graph
 
 ATTACKS = [f"attack{number}" for number in range(8)]
 
@@ -30,9 +32,10 @@ def examples(toy_images, tmp_path):
         clean = toy_images(side=side, count=count)
         clean = dataclasses.replace(clean, images=clean.images // 2)
         triggered = dataclasses.replace(clean, images=clean.images + step)
-        path = tmp_path / "results" / "triggered" / folder / "examples.parquet"
-        artifacts.write_poisoned(concatenate(clean, triggered), path)
-        return path
+        path = f"triggered/{folder}/examples.parquet"
+        artifacts.write_poisoned(concatenate(clean, triggered), tmp_path / path)
+        axes = Cell.from_wildcards(graph.parse(path)[1]).axes
+        return contact_sheet.Example(tmp_path / path, axes)
 
     return write
 
@@ -151,7 +154,7 @@ def test_files_are_whole_deterministic_and_offline(examples, tmp_path):
     files = [examples("d/sig/seed-0"), examples("d/bpp/seed-0", step=3)]
     written = []
     for name in ("once", "again"):
-        sheets = contact_sheet.draw_all(["d"], models, files)
+        sheets = contact_sheet.draw_all(["d"], models, *zip(*files, strict=True))
         texts = contact_sheet.write(sheets, tmp_path / name)
         written.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert set(written[0]) == {"triggers-d.svg", "triggers-d.png", "triggers-d.pdf"}

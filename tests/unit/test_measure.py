@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import accuracy_score, recall_score
 
 import detrojan
-from detrojan import paths, registry
+from detrojan import registry
 from detrojan.analysis.statistics import predictions
 from detrojan.analysis.statistics.predictions import MEASURES, NO_LABEL, Answers
 from detrojan.cells import NO_METHOD, NO_SAMPLES, ONE_DRAW, Draws, Model, Shard
@@ -18,7 +18,8 @@ from detrojan.commands import measure
 from detrojan.stages.evaluate import PREDICTIONS
 from detrojan.storage import artifacts
 from detrojan.study import files, grid
-from detrojan.study.site import Site
+from detrojan.workflow import graph
+from detrojan.workflow.site import Site
 from tests.command import exit_code
 from tests.unit.test_schema import minimal
 
@@ -196,11 +197,11 @@ def results(tmp_path):
     files.keep(minimal(attacks=["none", "badnets", "wanet"], draws=["0-3"], defenses=["ft", "fp"]), folder)
     write_labels(folder / "datasets/digits/test.parquet", range(6), label=LABELS)
     triggered = {"label": [TARGET] * 4, "true_label": [1, 1, 1, 2]}
-    for place in ("digits/badnets/seed-0", paths.of_model(paths.MODEL, CONTROLLED)):
+    for place in ("digits/badnets/seed-0", graph.of_model(CONTROLLED)):
         write_labels(folder / "triggered" / place / "test.parquet", TRIGGERED, **triggered)
 
     def write(shard, table):
-        artifacts.write_predictions(table, predictions.Reader(Site(folder)).file(shard))
+        artifacts.write_predictions(table, Site(folder).predictions(shard))
 
     for model in (MODEL, CONTROLLED, CLEAN):
         untouched = Shard(model, NO_METHOD, NO_SAMPLES, ONE_DRAW)
@@ -361,7 +362,7 @@ def broken(results, capsys, path):
     ],
 )
 def test_predictions_of_other_images(results, capsys, table, said):
-    path = predictions.Reader(Site(results)).file(FT)
+    path = Site(results).predictions(FT)
     artifacts.write_predictions(table, path)
     assert said in broken(results, capsys, path)
 
@@ -375,7 +376,7 @@ def test_test_sets_that_are_missing_or_broken(results, capsys):
 
 
 def test_an_untouched_model_without_predictions_leaves_its_shards_out(results, capsys):
-    predictions.Reader(Site(results)).file(Shard(MODEL, NO_METHOD, NO_SAMPLES, ONE_DRAW)).unlink()
+    Site(results).predictions(Shard(MODEL, NO_METHOD, NO_SAMPLES, ONE_DRAW)).unlink()
     table = measured(results)
     assert "badnets" not in table["attack"].to_pylist()
     assert "5 more are planned and were left out" in capsys.readouterr().out

@@ -218,3 +218,60 @@ def test_a_file_that_is_no_python_counts_whole(tmp_path):
     provenance._module.cache_clear()
     provenance.code_digest.cache_clear()
     assert provenance.code_digest(template) != before
+
+
+ALL_CODE = "import json\nfrom detrojan.workflow import graph\nprint(json.dumps(graph.all_code()))"
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the code, and a function that returns which rules' digests an edit changes."""
+    for name in ("src/detrojan", "scripts"):
+        copied = tmp_path / name
+        shutil.copytree(PACKAGE.parents[1] / name, copied, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def digests():
+        command = [sys.executable, "-c", ALL_CODE]
+        done = subprocess.run(command, cwd=tmp_path / "src", capture_output=True, text=True, check=True)
+        return json.loads(done.stdout)
+
+    before = digests()
+
+    def changed(*edits):
+        for file, old, new in edits:
+            path = tmp_path / "src" / "detrojan" / file
+            text = path.read_text()
+            assert old in text
+            path.write_text(text.replace(old, new))
+        after = digests()
+        assert before.keys() == after.keys()
+        return {key for key in before if before[key] != after[key]}
+
+    return changed
+
+
+def test_what_runs_the_jobs_does_not_count(checkout):
+    edits = [
+        ("workflow/attempts.py", "NEAR_LIMIT = 0.9 ", "NEAR_LIMIT = 0.95 "),
+        ("workflow/job.py", '"done in %.1f s"', '"done after %.1f s"'),
+        ("workflow/gpus.py", "POLL_SECONDS = 0.5", "POLL_SECONDS = 5"),
+        ("workflow/graph.py", 'unit="epoch"', 'unit="hour"'),
+        ("commands/status.py", "MOST_SHOWN = 10", "MOST_SHOWN = 9"),
+    ]
+    assert checkout(*edits) == set()
+
+
+@pytest.mark.parametrize(
+    ("file", "some", "others"),
+    [
+        ("learning/training.py", {"train/preactresnet18", "defend/ft"}, {"sample", "dataset/digits"}),
+        ("storage/artifacts.py", {"train/preactresnet18", "sample", "aggregate"}, set()),
+        # Only the frame of a job calls it.
+        ("learning/determinism.py", {"dataset/digits", "train/preactresnet18", "evaluate", "report"}, set()),
+        ("defenses/data_free/clp.py", {"defend/clp"}, {"defend/ft", "evaluate", "train/preactresnet18"}),
+    ],
+)
+def test_what_computes_counts(checkout, file, some, others):
+    found = checkout((file, "\n\n\n", "\n\nSOMETHING = 1\n\n\n"))
+    assert some <= found
+    assert not others & found

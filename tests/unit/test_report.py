@@ -1,6 +1,5 @@
 """The page without its scripts: the tables' numbers, nothing from the network, the same bytes again."""
 
-import ast
 import base64
 import gzip
 import hashlib
@@ -9,18 +8,16 @@ import html.parser
 import json
 import re
 import struct
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from detrojan.analysis.report import payload, report, vega, views
+from detrojan.workflow import graph
 from tests.unit import pages
 from tests.unit import tables as made
 from tests.unit.pages import EVIL, SHEETS
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -277,19 +274,10 @@ def test_a_column_that_is_empty_all_over_is_left_out():
 def test_the_files_are_those_that_the_workflow_expects(tables, tmp_path, monkeypatch):
     monkeypatch.setattr(vega, "files", lambda figure: vega.Files(figure.alt, b"png", b"pdf"))
     report.write(tables, pages.about(tables), tmp_path)
-    rule = (ROOT / "rules" / "report.smk").read_text()
-    names = {
-        name: ast.literal_eval(re.search(rf"^{name} = (\[.*\])$", rule, re.MULTILINE)[1])
-        for name in ("FIGURES", "BY_MEASURE", "LISTINGS")
-    }
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")}
-    by_measure = [f"{name}_{measure}" for name in names["BY_MEASURE"] for measure in views.MEASURE_TEXTS]
-    listed = [*by_measure, *names["LISTINGS"]]
-    assert found == {
-        "index.html",
-        *(f"figures/{name}.{kind}" for name in names["FIGURES"] for kind in ("svg", "png", "pdf")),
-        *(f"tables/{name}.{kind}" for name in listed for kind in ("csv", "tex")),
-    }
+    planned = [path for made in graph.RULES["report"].outputs_for([]).values() for path in graph.listed(made)]
+    assert found == {path.removeprefix("results/report/") for path in planned}
+    assert all(f"tables/ranking_{measure}.csv" in found for measure in views.MEASURE_TEXTS)
 
 
 # --- what the page carries -------------------------------------------------------------------------

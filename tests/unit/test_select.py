@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from detrojan import paths
 from detrojan.cells import NO_METHOD, Draws, Model, Shard, untouched
 from detrojan.study import conditions, files
+from detrojan.workflow import graph
 from detrojan.workflow.attempts import Diary
 from tests.command import exit_code
 from tests.unit.test_schema import minimal
@@ -135,33 +135,33 @@ def test_paths_of_a_stage(folder, capsys):
     shard = "digits/preactresnet18/badnets/ratio-0.05/seed-0/ft/spc-10/draws-2-4"
     assert printed(capsys, *one) == [f"results/defended/{shard}"]
     assert printed(capsys, *one, "--stage", "evaluate") == [f"results/metrics/{shard}/metrics.parquet"]
-    assert printed(capsys, *one, "--stage", "train") == [paths.model_card(BADNETS)]
+    assert printed(capsys, *one, "--stage", "train") == [graph.model_card(BADNETS)]
 
 
 def test_untouched_models_are_evaluated_only(folder, capsys):
-    assert printed(capsys, "defense=none", "attack=none") == [paths.metrics(untouched(CLEAN))]
+    assert printed(capsys, "defense=none", "attack=none") == [graph.metrics(untouched(CLEAN))]
 
 
 def test_a_model_is_printed_once(folder, capsys):
     cards = printed(capsys, "--stage", "train", "attack=badnets,none")
     assert sorted(cards) == sorted(
-        paths.model_card(model) for model in (CLEAN, BADNETS, BADNETS._replace(ratio=0.1))
+        graph.model_card(model) for model in (CLEAN, BADNETS, BADNETS._replace(ratio=0.1))
     )
 
 
 def test_results_elsewhere_give_paths_of_their_own_working_directory(folder, capsys, monkeypatch):
-    make(paths.metrics(FT))
+    make(graph.metrics(FT))
     monkeypatch.chdir("/")
     there = ["--results", str(folder / "results"), "defense=ft", "attack=badnets", "spc=10", "ratio=0.05"]
-    assert printed(capsys, *there) == [paths.defended(FT._replace(draws=Draws(0, 1))), paths.defended(FT)]
-    assert printed(capsys, *there, "--missing") == [paths.defended(FT._replace(draws=Draws(0, 1)))]
+    assert printed(capsys, *there) == [graph.defended(FT._replace(draws=Draws(0, 1))), graph.defended(FT)]
+    assert printed(capsys, *there, "--missing") == [graph.defended(FT._replace(draws=Draws(0, 1)))]
 
 
 def test_missing_looks_for_metrics_and_cards(folder, capsys):
-    make(paths.metrics(FT))
-    make(paths.model_card(CLEAN))
+    make(graph.metrics(FT))
+    make(graph.model_card(CLEAN))
     assert len(printed(capsys, "--missing")) == NUM_SHARDS - 1
-    assert paths.defended(FT) not in printed(capsys, "--missing")
+    assert graph.defended(FT) not in printed(capsys, "--missing")
     assert len(printed(capsys, "--missing", "--stage", "train")) == 4
     one = ["attack=badnets", "ratio=0.05", "draw=3", "spc=10", "defense=ft"]
     assert "none of the 1 selected is missing" in refused(capsys, "--missing", *one)
@@ -184,13 +184,13 @@ def test_failed_is_what_died_and_does_not_run(folder, capsys):
     begin("train", BADNETS._asdict()).done()
 
     failed = printed(capsys, "--failed")
-    others = [paths.defended(FT._replace(draws=Draws(0, 1))), paths.metrics(untouched(CLEAN))]
-    assert sorted(failed) == sorted([paths.defended(FT), *others])
-    assert printed(capsys, "--failed", "draw=3") == [paths.defended(FT)]
+    others = [graph.defended(FT._replace(draws=Draws(0, 1))), graph.metrics(untouched(CLEAN))]
+    assert sorted(failed) == sorted([graph.defended(FT), *others])
+    assert printed(capsys, "--failed", "draw=3") == [graph.defended(FT)]
     cards = printed(capsys, "--failed", "--stage", "train")
-    assert cards == [paths.model_card(BADNETS._replace(ratio=0.1))]
-    make(paths.metrics(FT))  # of an earlier run
-    assert paths.defended(FT) not in printed(capsys, "--failed", "--missing")
+    assert cards == [graph.model_card(BADNETS._replace(ratio=0.1))]
+    make(graph.metrics(FT))  # of an earlier run
+    assert graph.defended(FT) not in printed(capsys, "--failed", "--missing")
     assert "none of the 5 selected is missing and has died" in refused(
         capsys, "--failed", "--missing", "defense=clp"
     )

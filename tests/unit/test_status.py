@@ -12,12 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from detrojan import paths
 from detrojan.cells import Draws, Model, Shard, untouched
 from detrojan.commands import status
 from detrojan.commands.status import Stage
 from detrojan.study import files, grid
-from detrojan.workflow import attempts
+from detrojan.workflow import attempts, graph
 from detrojan.workflow.attempts import Diary
 from tests.command import exit_code
 from tests.unit.test_schema import minimal
@@ -59,15 +58,15 @@ def shards():
 
 def measure_all(at):
     for model in (CLEAN, BADNETS):
-        make(paths.model_card(model), at)
+        make(graph.model_card(model), at)
     for shard in shards():
-        make(paths.metrics(shard), at)
+        make(graph.metrics(shard), at)
 
 
 def write_cells(endings, at):
     Path("results/tables").mkdir(exist_ok=True)
-    pq.write_table(pa.table({"status": endings, "acc": [0.5] * len(endings)}), status.CELLS)
-    os.utime(status.CELLS, (at, at))
+    pq.write_table(pa.table({"status": endings, "acc": [0.5] * len(endings)}), graph.table("cells"))
+    os.utime(graph.table("cells"), (at, at))
 
 
 def start(rule="defend", axes=AXES, log="logs/x.log"):
@@ -95,10 +94,10 @@ def test_a_study_that_has_just_begun(results):
 
 
 def test_what_is_done_is_what_is_there(results):
-    make(paths.model_card(CLEAN), NOW)
-    make(paths.metrics(FT), NOW)
-    make(paths.metrics(untouched(BADNETS)), NOW)
-    make(paths.metrics(FT._replace(draws=Draws(1, 1))), NOW)  # one that the study doesn't plan
+    make(graph.model_card(CLEAN), NOW)
+    make(graph.metrics(FT), NOW)
+    make(graph.metrics(untouched(BADNETS)), NOW)
+    make(graph.metrics(FT._replace(draws=Draws(1, 1))), NOW)  # one that the study doesn't plan
     found = status.look(results, NOW)
     assert (found.models.done, found.shards.done, found.cells) == (1, 2, (3 + 1, CELLS))
     assert found.shards.waiting == SHARDS - 2
@@ -134,15 +133,15 @@ def test_tables_are_done_when_nothing_is_newer_and_nothing_is_left(results):
     assert status.look(results, NOW).tables.done == 2
     assert status.look(results, NOW).over
 
-    make(paths.metrics(FT), NOW - 45)
+    make(graph.metrics(FT), NOW - 45)
     assert status.look(results, NOW).tables.done == 0  # and the report is older than what comes
-    make(paths.metrics(FT), NOW - 100)
+    make(graph.metrics(FT), NOW - 100)
     make("results/report/index.html", NOW - 60)
     assert status.look(results, NOW).tables.done == 1
-    Path(paths.metrics(FT)).unlink()
+    Path(graph.metrics(FT)).unlink()
     assert status.look(results, NOW).tables.done == 0
 
-    make(paths.metrics(FT), NOW - 100)
+    make(graph.metrics(FT), NOW - 100)
     start("aggregate", {}).end("failed", "ValueError: no")
     found = status.look(results, NOW)
     assert found.tables == Stage("tables, report", 2, 0, 0, 1, 0)
@@ -152,7 +151,7 @@ def test_tables_are_done_when_nothing_is_newer_and_nothing_is_left(results):
 def test_what_close_gives_up_is_not_waited_for(results):
     begin(RAW | {"close": 2}, BEGAN)
     measure_all(NOW - 100)
-    Path(paths.metrics(FT)).unlink()
+    Path(graph.metrics(FT)).unlink()
     for _ in range(2):
         diary = Diary("defend", AXES, "logs/x.log")
         diary.start(mem_mb=None, runtime_min=None)
@@ -217,7 +216,7 @@ def test_without_slurms_commands_its_silent_jobs_are_taken_to_run(results, slurm
 
 def test_the_rate_is_that_of_the_last_hour(results):
     for number, shard in enumerate(shards()[:6]):
-        make(paths.metrics(shard), NOW - (60 if number < 4 else 4000))
+        make(graph.metrics(shard), NOW - (60 if number < 4 else 4000))
     found = status.look(results, NOW)
     assert (found.finished, found.since) == (4, NOW - 3600)
     rate = "4 finished in the last 1 h 0 min, 4 an hour; 6 left, at this rate 1 h 30 min."
@@ -226,8 +225,8 @@ def test_the_rate_is_that_of_the_last_hour(results):
 
 def test_the_rate_of_a_run_that_began_lately_is_that_of_the_run(results):
     begin(RAW, NOW - 600)
-    make(paths.metrics(FT), NOW - 4000)
-    make(paths.metrics(FT._replace(defense="fp")), NOW - 60)
+    make(graph.metrics(FT), NOW - 4000)
+    make(graph.metrics(FT._replace(defense="fp")), NOW - 60)
     text = shown(status.look(results, NOW))
     assert "Shards: 1 finished in the last 10 min, 6 an hour; 10 left, at this rate 1 h 40 min." in text
 
@@ -335,7 +334,7 @@ def test_an_interrupt_ends_the_watch(results, monkeypatch, capsys):
 def test_bad_input_is_one_line(tmp_path, capsys, results):
     assert exit_code("status", "--results", tmp_path / "nothing") == 1
     assert "study.yaml is missing" in capsys.readouterr().err
-    make(status.CELLS, NOW)
+    make(graph.table("cells"), NOW)
     assert exit_code("status") == 1
     captured = capsys.readouterr()
     assert "results/tables/cells.parquet: not a whole Parquet table" in captured.err

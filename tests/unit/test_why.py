@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from detrojan import paths, registry, rng
+from detrojan import registry, rng
 from detrojan.analysis.statistics import collect
 from detrojan.cells import CELL_AXES, Draws, Model, Shard
 from detrojan.commands import why
@@ -18,8 +18,9 @@ from detrojan.settings import NO_AUGMENTATION, Optimization
 from detrojan.stages import classifier, defend, evaluate, ingest, sampling
 from detrojan.storage import artifacts
 from detrojan.study import files as study_files
-from detrojan.study.site import Site, parse_axes
+from detrojan.workflow import graph
 from detrojan.workflow.attempts import Diary
+from detrojan.workflow.site import Site, parse_axes
 from tests.command import exit_code
 
 MODEL = Model("digits", "preactresnet18", "badnets", 0.1, 0)
@@ -80,7 +81,7 @@ def site(tmp_path, monkeypatch):
 
 
 def write_metrics(site, *rows, shard=SHARD):
-    artifacts.write_rows(list(rows), site.at(paths.metrics(shard)), evaluate.METRICS)
+    artifacts.write_rows(list(rows), site.at(graph.metrics(shard)), evaluate.METRICS)
 
 
 def write_cells(site, *rows):
@@ -309,7 +310,7 @@ def test_a_row_of_an_earlier_study_is_found_by_its_whole_key(site):
 def done(site):
     """The same study with one shard that has been run, and an altered study file after that."""
     write_metrics(site, row(0), row(1, acc=0.875), row(2, status="diverged", reason="a NaN", acc=None))
-    artifacts.write_card(card(), site.at(paths.model_card(MODEL)))
+    artifacts.write_card(card(), site.at(graph.model_card(MODEL)))
     trigger = {"hyperparameters": {"side": 4}, "history": [], "findings": {}, "weakness": None}
     artifacts.write_card(trigger, site.at("results/triggers/digits/badnets/seed-0/card.json"))
     return site
@@ -317,7 +318,7 @@ def done(site):
 
 def test_the_row(done):
     found = result(done, *CELL)
-    assert found["row_in"] == paths.metrics(SHARD)
+    assert found["row_in"] == graph.metrics(SHARD)
     assert (found["acc"], found["asr"], found["chosen"]) == (0.875, 0.25, {"pruned": [1, 2]})
     assert found["in_tables"] == "not yet"
     text = told(done, *CELL)
@@ -340,7 +341,7 @@ def test_a_cell_without_measures_tells_its_reason(done):
 
 
 def test_a_shard_is_a_line_a_draw(done):
-    text = told(done, done.at(paths.metrics(SHARD)))
+    text = told(done, done.at(graph.metrics(SHARD)))
     lines = [line.split() for line in text.splitlines()]
     assert ["0", "ok", "0.97", "0.25", "0.5", "3.5"] in lines
     assert ["1", "ok", "0.875", "0.25", "0.5", "3.5"] in lines
@@ -395,7 +396,7 @@ def test_code_of_today_and_of_then(done):
     assert code["defend"]["digest"] == "0123456789abcdef"
     assert not code["defend"]["same"]
     write_metrics(done, row(1, code=code["defend"]["today"]))
-    artifacts.write_card(card(code=code["train"]["today"]), done.at(paths.model_card(MODEL)))
+    artifacts.write_card(card(code=code["train"]["today"]), done.at(graph.model_card(MODEL)))
     facts = explain(done, *CELL)
     assert facts["code"]["defend"]["same"]
     assert facts["code"]["train"]["same"]
@@ -443,7 +444,7 @@ def test_lf_stands_on_the_clean_model(site):
     study_files.keep(study, site.results)
     for model, width in ((CLEAN, 8), (MODEL._replace(attack="lf"), 16)):
         made = card(architecture_settings={"width": width})
-        artifacts.write_card(made, site.at(paths.model_card(model)))
+        artifacts.write_card(made, site.at(graph.model_card(model)))
     facts = explain(site, "attack=lf", "defense=clp")
     assert facts["settings"]["architecture, clean model"]["values"] == {"width": 8}
     assert facts["settings"]["architecture"]["values"] == {"width": 16}
@@ -495,13 +496,13 @@ def used(monkeypatch):
     return names
 
 
-def named(steps, rule, **values):
+def named(steps, rule, draw=None, **values):
     """Return the streams that a step names, with each label in place of ``LABEL``."""
     (step,) = (step for step in steps if step.rule == rule)
     labels = range(values.pop("labels", 1))
     return {
-        tuple(label if word == why.LABEL else word for word in stream)
-        for stream in step.streams
+        tuple(label if word == "LABEL" else word for word in stream)
+        for stream in graph.streams(step, draw)
         for label in labels
     }
 
@@ -509,9 +510,9 @@ def named(steps, rule, **values):
 def test_streams_of_the_defender(used, toy_images, toy_model):
     pool, shard = toy_images(count=48), Shard(MODEL._replace(dataset="toy"), "ft", 5, Draws(3, 3))
     used.clear()
-    steps = why.cell_steps(shard, 3)
+    steps = list(graph.steps(graph.shard_job(shard)))
     samples = sampling.draw_samples(pool, "toy", 5, [3])
-    assert set(used) == named(steps, "sample", labels=4)
+    assert set(used) == named(steps, "sample", 3, labels=4)
     used.clear()
 
     class Nothing:
@@ -524,7 +525,7 @@ def test_streams_of_the_defender(used, toy_images, toy_model):
             return {}
 
     defend.run_shard(Nothing(), toy_model, samples, shard, None, code="")
-    assert set(used) == named(steps, "defend")
+    assert set(used) == named(steps, "defend", 3)
 
 
 def test_streams_of_the_data_set_and_of_training(used, tmp_path, monkeypatch):
@@ -537,7 +538,7 @@ def test_streams_of_the_data_set_and_of_training(used, tmp_path, monkeypatch):
     images, _, _ = ingest.build(
         Source(), name="digits", side=16, held_out=0.5, augmentation=NO_AUGMENTATION, **limits
     )
-    assert set(used) == named(why.dataset_steps({"dataset": "digits"}), "dataset", labels=3)
+    assert set(used) == named([graph.job("dataset", {"dataset": "digits"})], "dataset", labels=3)
     used.clear()
     classifier.train(
         images,
@@ -548,17 +549,17 @@ def test_streams_of_the_data_set_and_of_training(used, tmp_path, monkeypatch):
         folder=tmp_path,
         device=torch.device("cpu"),
     )
-    assert set(used) == named(why.model_steps(MODEL._asdict()), "train")
+    assert set(used) == named(graph.steps(graph.model_job(MODEL)), "train")
 
 
 def test_streams_that_scripts_name():
     scripts = registry.PACKAGE.parents[1] / "scripts"
-    steps = why.poison_steps(MODEL._asdict())
+    steps = list(graph.steps(graph.job("poison", MODEL._asdict())))
     assert named(steps, "poison") == {("poison", "digits", 0)}
     assert 'rng.stream("poison", cell.dataset, cell.seed)' in (scripts / "poison.py").read_text()
     assert named(steps, "trigger") == {("trigger", "digits", "badnets", 0)}
     assert 'rng.stream("trigger", *cell.axes.values())' in (scripts / "trigger.py").read_text()
-    learned = why.trigger_steps(MODEL._replace(attack="lf")._asdict())
+    learned = graph.steps(graph.job_in("triggers", MODEL._replace(attack="lf")._asdict()))
     assert named(learned, "trigger_against_model") == {("trigger", "digits", "preactresnet18", "lf", 0)}
-    controlled = why.model_steps(MODEL._replace(attack="wanet")._asdict())
+    controlled = graph.steps(graph.model_job(MODEL._replace(attack="wanet")))
     assert ("poisoner", *MODEL._replace(attack="wanet")) in named(controlled, "train_controlled")

@@ -10,12 +10,12 @@ import time
 import pytest
 import yaml
 
-from detrojan import paths
 from detrojan.commands import status
 from detrojan.stages.evaluate import METRICS
 from detrojan.storage import artifacts
 from detrojan.study import files as study_files
 from detrojan.study import grid
+from detrojan.workflow import graph
 from detrojan.workflow.attempts import FOLDER, Diary
 from tests.command import exit_code
 
@@ -264,7 +264,7 @@ def test_slices_of_two_sites_make_the_whole_study(finished, tmp_path, capsys):
     for name in ("cells", "models", "summary"):
         assert merged.table(name).equals(finished.table(name)), name
     whole, study = (study_files.load_study(study_files.kept(f)) for f in (finished.folder / "results", into))
-    assert set(map(paths.metrics, grid.shards(study))) == set(map(paths.metrics, grid.shards(whole)))
+    assert set(map(graph.metrics, grid.shards(study))) == set(map(graph.metrics, grid.shards(whole)))
     capsys.readouterr()
     assert exit_code("show", "--results", into) == 0
     assert "grad_prune" in capsys.readouterr().out

@@ -11,19 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from detrojan import paths
 from detrojan.cells import Draws, Model, Shard, axes_text, untouched
-from detrojan.commands import reproduce, why
+from detrojan.commands import reproduce
 from detrojan.commands.reproduce import Agreement
 from detrojan.study import files
-from detrojan.study.site import Site
+from detrojan.workflow import graph
+from detrojan.workflow.site import Site
 
 from .conftest import ROOT, STUDY
 
 MODEL = Model("tiny", "preactresnet18", "badnets", 0.1, 0)
 CELL = ["attack=badnets", "defense=ft", "draw=1"]
-RECOMPUTED = f"reproduced/{paths.metrics(Shard(MODEL, 'ft', 2, Draws(1, 1)))}"
-MODEL_FILE = f"results/models/{paths.of_model(paths.MODEL, MODEL)}/model.safetensors"
+RECOMPUTED = f"reproduced/{graph.metrics(Shard(MODEL, 'ft', 2, Draws(1, 1)))}"
+MODEL_FILE = f"results/models/{graph.of_model(MODEL)}/model.safetensors"
 
 
 def run(workshop, *arguments):
@@ -136,7 +136,7 @@ EVERY_WAY = {
 @pytest.mark.parametrize("shard", EVERY_WAY.values(), ids=EVERY_WAY)
 def test_the_steps_told_are_those_of_the_workflow(shard, site, tmp_path):
     rules, plan = planned(shard, site, tmp_path / "again")
-    steps = why.cell_steps(shard)
+    steps = list(graph.steps(graph.shard_job(shard)))
     assert sorted(rules) == sorted(step.rule for step in steps)
     jobs = {}
     for rule, job in re.findall(r"^(?:local)?rule (\w+):\n((?: +.*\n)+)", plan, re.M):
@@ -221,7 +221,7 @@ def test_a_folder_of_someone_else_is_left_alone(site, tmp_path):
 def test_arguments_for_snakemake_come_last(tmp_path):
     shard = untouched(MODEL)
     plain = reproduce.command(shard, tmp_path, [])
-    assert plain[3] == paths.metrics(shard)  # before the options: one of them would swallow it
+    assert plain[3] == graph.metrics(shard)  # before the options: one of them would swallow it
     assert "--cores" in plain
     assert plain[plain.index("--snakefile") + 1] == str(ROOT / "Snakefile")
     # A profile says how much may run at once, on the cluster; so may the user.
@@ -308,7 +308,7 @@ def test_a_cell_that_was_given_up_has_no_number(workshop):
 
 def test_where_two_computations_part(site, tmp_path):
     again = Site(tmp_path / "again" / "results")
-    steps = why.cell_steps(Shard(MODEL, "ft", 2, Draws(1, 1)))
+    steps = list(graph.steps(graph.shard_job(Shard(MODEL, "ft", 2, Draws(1, 1)))))
     assert reproduce.first_difference(site, again, steps) is None
     poisoned = "results/poisoned/tiny/badnets/ratio-0.1/seed-0/train.parquet"
     for file in (poisoned, MODEL_FILE):

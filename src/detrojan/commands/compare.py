@@ -21,6 +21,7 @@ from detrojan.analysis.statistics.collect import CELLS
 from detrojan.analysis.statistics.gate import describe
 from detrojan.analysis.statistics.relative import MEASURED
 from detrojan.storage import artifacts
+from detrojan.workflow import graph
 
 PAIRS_SHOWN = 20  # in the folder's README; the tables have all
 
@@ -63,10 +64,10 @@ def _write(
     made = {name: table.make(cells) for name, table in derived.TABLES.items()}
     schemas = {"cells": CELLS, **{name: table.schema for name, table in derived.TABLES.items()}}
     for name, table in {"cells": cells, **made}.items():
-        artifacts.write_table(table, into / "tables" / f"{name}.parquet", schemas[name])
+        artifacts.write_table(table, graph.below(into, graph.table(name)), schemas[name])
     if both:
         for name, (table, schema) in parity.tables(both).items():
-            artifacts.write_table(table, into / "tables" / f"{name}.parquet", schema)
+            artifacts.write_table(table, graph.below(into, graph.table(name)), schema)
             with artifacts.whole(into / "tables" / f"{name}.csv") as partial:
                 csv.write_csv(table, partial)
         artifacts.write_text(parity.latex(both.pairs), into / "tables" / "parity.tex")

@@ -13,6 +13,7 @@ from detrojan import registry
 from detrojan.cells import NO_METHOD, NO_SAMPLES
 from detrojan.settings import Optimization
 from detrojan.study import conditions
+from detrojan.workflow import graph
 from detrojan.workflow.job_costs import UNITS, Costs, Estimate, Key, Row, number_text
 
 # The axes whose values are methods.
@@ -61,18 +62,18 @@ def _run(key: Key, row: Mapping[str, Any], units: int) -> Run:
 
 def _cells(results: Path) -> Iterator[dict[str, Any]]:
     columns = ["dataset", "architecture", "defense", "spc", "status", *MEASURED]
-    table = results / "tables" / "cells.parquet"
-    for file in [table] if table.exists() else sorted(results.glob("metrics/**/metrics.parquet")):
+    table = graph.below(results, graph.table("cells"))
+    for file in [table] if table.exists() else graph.find(results, "metrics.metrics"):
         yield from _read(file, columns)
 
 
 def _models(results: Path) -> Iterator[dict[str, Any]]:
     columns = ["dataset", "architecture", "attack", "epochs", *MEASURED]
-    table = results / "tables" / "models.parquet"
+    table = graph.below(results, graph.table("models"))
     if table.exists():
         yield from _read(table, columns)
         return
-    for file in sorted(results.glob("models/**/card.json")):
+    for file in graph.find(results, "models.card"):
         try:
             card = json.loads(file.read_text(encoding="utf-8"))
             yield {name: card[name] for name in columns}

@@ -22,7 +22,7 @@ from detrojan.cells import Shard
 from detrojan.storage import artifacts
 from detrojan.study import conditions
 from detrojan.study.conditions import Condition
-from detrojan.study.site import Site
+from detrojan.workflow.site import Site
 
 ROWS_AT_ONCE = 250_000  # about 30 MB of memory; a row group of the file
 
@@ -135,7 +135,7 @@ def main(texts: Sequence[str], only: Sequence[str], results: Path, into: Path | 
     if not there:
         raise ValueError(
             f"{site.results}: no predictions of {counted(len(shards), 'planned shard')}, such as "
-            f"{reader.file(shards[0])}; run the workflow first"
+            f"{site.predictions(shards[0])}; run the workflow first"
         )
     path = into or site.table("measures")
     shown = track(there, "measuring", console=Console(stderr=True), disable=not sys.stderr.isatty())

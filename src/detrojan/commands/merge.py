@@ -13,7 +13,6 @@ import click
 import pyarrow as pa
 import yaml
 
-from detrojan import paths
 from detrojan.analysis.report.views import counted
 from detrojan.analysis.statistics import collect, derived
 from detrojan.analysis.statistics.gate import Verdict, verdict
@@ -22,6 +21,7 @@ from detrojan.settings import Gate
 from detrojan.storage import artifacts
 from detrojan.study import files
 from detrojan.study.schema import Filter, Study
+from detrojan.workflow import graph
 
 Key = tuple[Any, ...]
 
@@ -88,7 +88,7 @@ def read(folder: Path) -> Site:
     """
     raw = files.kept(folder)
     tables = (
-        artifacts.read_table(folder / "tables" / f"{name}.parquet", schema)
+        artifacts.read_table(graph.below(folder, graph.table(name)), schema)
         for name, schema in (("cells", collect.CELLS), ("models", collect.MODELS))
     )
     return Site(folder, raw, files.load_study(raw), *tables)
@@ -245,9 +245,9 @@ def merge(sites: Sequence[Site], preferred: int | None = None) -> tuple[Joined, 
 
 def write(sites: Sequence[Site], cells: Joined, models: Joined, folder: Path) -> None:
     """Write the tables, those that follow from the cells too, and the study file."""
-    artifacts.write_table(cells.table, folder / "tables" / "cells.parquet", collect.CELLS)
-    artifacts.write_table(models.table, folder / "tables" / "models.parquet", collect.MODELS)
-    derived.write(cells.table, {name: folder / "tables" / f"{name}.parquet" for name in derived.TABLES})
+    artifacts.write_table(cells.table, graph.below(folder, graph.table("cells")), collect.CELLS)
+    artifacts.write_table(models.table, graph.below(folder, graph.table("models")), collect.MODELS)
+    derived.write(cells.table, {name: graph.below(folder, graph.table(name)) for name in derived.TABLES})
     artifacts.write_text(_study_text(sites), folder / files.KEPT)
 
 
@@ -263,8 +263,8 @@ def _refusal(conflicts: Sequence[Conflict]) -> str:
 def _place(key: Key) -> str:
     """Return a key, of a model or a cell, as paths write it."""
     own = dict(zip(CELL_AXES[len(MODEL_AXES) :], key[len(MODEL_AXES) :], strict=False))
-    pattern = f"{paths.MODEL}/{{defense}}/spc-{{spc}}/draw-{{draw}}" if own else paths.MODEL
-    return paths.of_model(pattern, Model(*key[: len(MODEL_AXES)]), **own)
+    model = graph.of_model(Model(*key[: len(MODEL_AXES)]))
+    return f"{model}/{own['defense']}/spc-{own['spc']}/draw-{own['draw']}" if own else model
 
 
 def _said(sites: Sequence[Site], cells: Joined, models: Joined, folder: Path) -> Iterator[str]:

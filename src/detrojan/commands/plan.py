@@ -10,18 +10,18 @@ import heapq
 import operator
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 import yaml
 
-from detrojan import registry
-from detrojan.cells import NO_METHOD, Model, Shard
+from detrojan.cells import NO_METHOD
 from detrojan.study import grid
 from detrojan.study.files import load_study
 from detrojan.study.schema import Study
+from detrojan.workflow import graph
 from detrojan.workflow.job_costs import Costs, num_units
 
 DEFAULT_STUDY = Path("config/config.yaml")  # the Snakefile's
@@ -31,113 +31,17 @@ WIDTH = 100  # of what is printed
 # --- jobs ------------------------------------------------------------------------------------------
 
 
-class Rule(NamedTuple):
-    """What is known of a rule of the workflow.
-
-    Attributes:
-        stage: its key in the table of costs; empty for the rule that only names targets.
-        outputs: files that it leaves; for each, Snakemake keeps a record.
-        temporary: outputs that vanish, whose records stay.
-        logs: log files of its own.
-    """
-
-    stage: str
-    outputs: int
-    temporary: int = 0
-    logs: int = 1
-
-
-RULES = {
-    "dataset": Rule("dataset", 3),
-    "sample": Rule("sample", 1),
-    "trigger": Rule("trigger", 2),
-    "trigger_against_model": Rule("trigger", 2),
-    "poison": Rule("poison", 3),
-    "poison_own": Rule("poison", 3),
-    "triggered": Rule("triggered", 3),
-    "triggered_own": Rule("triggered", 3),
-    "stamp": Rule("stamp", 1),
-    "stamp_own": Rule("stamp", 1),
-    "train": Rule("train", 3),
-    "train_controlled": Rule("train", 4),
-    "defend": Rule("defend", 0, temporary=1),
-    "evaluate": Rule("evaluate", 2, logs=0),  # it goes on in the log of its shard's defend
-    "evaluate_untouched": Rule("evaluate_untouched", 2),
-    "aggregate": Rule("aggregate", 7),
-    "report": Rule("report", 57),  # the page, 8 figures in 3 formats, 16 tables in 2
-    "all": Rule("", 0, logs=0),
-}
-OUTPUTS_A_DATASET = 3  # of the report, besides: a sheet of triggers in 3 formats
-KEPT_STUDY = 1  # results/study.yaml, of which Snakemake knows nothing
-
-
-class Job(NamedTuple):
-    """A job of the workflow; ``axes`` are those of its wildcards."""
-
-    rule: str
-    axes: Mapping[str, Any]
-
-
-def jobs(study: Study) -> Iterator[Job]:
-    """Yield all jobs of a study that has not begun: those that Snakemake would run."""
-    yield from (Job(rule, dict(axes)) for rule, axes in dict.fromkeys(_upstream(study)))
-    for shard in grid.shards(study):
-        axes = shard.model._asdict() | {"defense": shard.defense, "spc": shard.spc, "draws": shard.draws}
-        if shard.defense == NO_METHOD:
-            yield Job("evaluate_untouched", shard.model._asdict())
-        else:
-            yield Job("defend", axes)
-            yield Job("evaluate", axes)
-    yield from (Job(rule, {}) for rule in ("aggregate", "report", "all"))
-
-
-_Upstream = tuple[str, tuple[tuple[str, Any], ...]]
-
-
-def _upstream(study: Study) -> Iterator[_Upstream]:
-    """Yield rule and axes of the jobs before the defenses; again for each that needs what they make."""
-    for model in grid.models(study):
-        yield _job("dataset", model, "dataset")
-        owner = NO_METHOD if model.attack == NO_METHOD else registry.trigger_owner(model.attack)
-        yield _job("train_controlled" if owner == "model" else "train", model)
-        if owner == NO_METHOD:
-            continue
-        if owner == "architecture":
-            yield _job("trigger_against_model", model, "dataset", "architecture", "attack", "seed")
-        else:
-            yield _job("trigger", model, "dataset", "attack", "seed")
-        if owner == "all":
-            yield _job("poison", model, "dataset", "attack", "ratio", "seed")
-            yield _job("triggered", model, "dataset", "attack", "seed")
-        else:
-            yield _job("triggered_own", model)
-            if owner == "architecture":
-                yield _job("poison_own", model)
-    for shard in grid.shards(study):
-        yield from _samples(shard)
-
-
-def _samples(shard: Shard) -> Iterator[_Upstream]:
-    """Yield what draws the images that a shard's defense is given, by its folder."""
-    threat_model = registry.threat_model("defenses", shard.defense)
-    if threat_model in (NO_METHOD, "data_free"):
-        return
-    sample = {"spc": shard.spc, "draws": shard.draws}
-    yield _job("sample", shard.model, "dataset", **sample)
-    if threat_model == "known_trigger" and shard.model.attack != NO_METHOD:
-        if registry.trigger_owner(shard.model.attack) == "all":
-            yield _job("stamp", shard.model, "dataset", "attack", "seed", **sample)
-        else:
-            yield _job("stamp_own", shard.model, **sample)
-
-
-def _job(rule: str, model: Model, *axes: str, **more: Any) -> _Upstream:
-    return rule, (*((axis, getattr(model, axis)) for axis in axes or Model._fields), *more.items())
+KEPT_STUDY = 1  # the file of the study, of which Snakemake knows nothing
 
 
 def count_jobs(study: Study) -> Counter[str]:
-    """Return how many jobs of each rule a study has, as Snakemake counts them."""
-    return Counter(job.rule for job in jobs(study))
+    """Return how many jobs of each rule a study has, as Snakemake counts them, in the order of the graph."""
+    return _counts(graph.jobs(study))
+
+
+def _counts(jobs: Iterable[graph.Job]) -> Counter[str]:
+    counts = Counter(job.rule for job in jobs)
+    return Counter({rule: counts[rule] for rule in graph.RULES if counts[rule]})
 
 
 # --- what they take --------------------------------------------------------------------------------
@@ -229,19 +133,21 @@ class Plan:
 
 def make(study: Study, costs: Costs) -> Plan:
     """Return what a study takes, by a table of costs."""
-    counts: Counter[str] = Counter()
-    stages: dict[str, Stage] = {}
     by_defense: dict[tuple[str, str], float] = defaultdict(float)
     defended_mb: list[float] = []
     longest_shard = (0.0, "")
+    jobs = list(graph.jobs(study))
+    counts = _counts(jobs)
+    stages = {
+        name: Stage() for name in dict.fromkeys(graph.RULES[rule].stage_name for rule in counts) if name
+    }
     cells, num_shards = 0, sum(1 for _ in grid.shards(study))
     seconds = {True: 0.0, False: 0.0}  # by whether they were measured
-    for rule, axes in jobs(study):
-        counts[rule] += 1
-        name = RULES[rule].stage
+    for rule, axes in jobs:
+        name = graph.RULES[rule].stage_name
         if not name:
             continue
-        row, stage = costs.row(name, axes), stages.setdefault(name, Stage())
+        row, stage = costs.row(name, axes), stages[name]
         units = _units(study, name, axes, num_shards)
         taken = units * row.estimate.seconds
         seconds[row.measured] += taken
@@ -290,17 +196,17 @@ def count_files(study: Study) -> dict[str, int]:
 
     Snakemake keeps a record of each output, of those too that were temporary.
     """
-    counts = count_jobs(study)
-    more = OUTPUTS_A_DATASET * len(study.grid.datasets) * counts["report"]
-    outputs = sum(count * RULES[rule].outputs for rule, count in counts.items()) + more
-    kept = 0
+    left: Counter[str] = Counter()
+    temporary = kept = 0
+    for rule, count in count_jobs(study).items():
+        own = graph.RULES[rule]
+        outputs = sum(len(graph.listed(made)) for made in own.outputs_for(study.grid.datasets).values())
+        left["logs"] += count * own.has_log
+        left[".snakemake/metadata"] += count * outputs
+        temporary += count * outputs * own.temporary
     if study.keep_defended:  # the repaired models of a shard and its runs; one that diverged has no model
-        kept = sum(len(job.axes["draws"]) + 1 for job in jobs(study) if job.rule == "defend")
-    return {
-        "results": outputs + kept + KEPT_STUDY,
-        "logs": sum(count * RULES[rule].logs for rule, count in counts.items()),
-        ".snakemake/metadata": outputs + sum(n * RULES[rule].temporary for rule, n in counts.items()),
-    }
+        kept = sum(len(job.axes["draws"]) + 1 for job in graph.jobs(study) if job.rule == "defend")
+    return {"results": left[".snakemake/metadata"] - temporary + kept + KEPT_STUDY, **left}
 
 
 class LeftOut(NamedTuple):

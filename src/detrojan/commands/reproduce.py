@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 import click
 import yaml
 
-from detrojan import paths, registry
+from detrojan import registry
 from detrojan.cells import NO_SAMPLES, Shard, axes_text
 from detrojan.commands import why
 from detrojan.storage.columns import OK
 from detrojan.study import files
-from detrojan.study.site import Axes, Site, axes_of, find_cell, parse_axes, read_rows
+from detrojan.workflow import graph
+from detrojan.workflow.graph import Job
+from detrojan.workflow.site import Axes, Site, axes_of, find_cell, parse_axes, read_rows
 
 Row = Mapping[str, Any]
 
@@ -35,10 +37,11 @@ ELSEWHERE = 0.02
 # Options of Snakemake that say how much may run at once, or that bring a profile which does.
 SAYS_HOW_MANY = r"-[cj]|--(cores|jobs|profile|workflow-profile)\b"
 # Rules whose files are the same for all draws, and hold nothing but what was computed.
-COMPARED = (
-    *("trigger", "trigger_against_model", "poison", "poison_own"),
-    *("train", "train_controlled", "triggered", "triggered_own"),
-)
+COMPARED = [
+    name
+    for name in graph.making("triggers", "poisoned", "models", "triggered", "stamped")
+    if "draws" not in graph.RULES[name].axes
+]
 
 
 # --- recomputing -----------------------------------------------------------------------------------
@@ -107,7 +110,7 @@ def write_study(study: Mapping[str, Any], into: Path, site: Site) -> Path:
         ValueError: the folder is that of the study itself, or holds a study file of someone else.
     """
     path = into / files.KEPT
-    if (into / paths.RESULTS).resolve() == site.results.resolve():
+    if (into / graph.RESULTS).resolve() == site.results.resolve():
         raise ValueError(f"--into {into}: the study itself lies there; name another folder")
     if path.exists() and not path.read_text(encoding="utf-8").startswith(HEAD):
         raise ValueError(f"--into {into}: it holds another study file, {path}; name another folder")
@@ -122,7 +125,7 @@ def command(cell: Shard, into: Path, arguments: Sequence[str]) -> list[str]:
     how_many = [] if said else ["--cores", str(os.cpu_count() or 1)]
     folder = into.resolve()
     return [
-        *(sys.executable, "-m", "snakemake", paths.metrics(cell)),
+        *(sys.executable, "-m", "snakemake", graph.metrics(cell)),
         *("--snakefile", str(CHECKOUT / "Snakefile"), "--directory", str(folder)),
         *("--configfile", str(folder / files.KEPT), "--rerun-incomplete"),
         *how_many,
@@ -139,7 +142,7 @@ def run(line: Sequence[str]) -> int:
             return process.wait()  # it was told to stop too, and stops its jobs first
 
 
-def changes(lookup: why.Lookup, steps: Sequence[why.Step], row: Row) -> list[str]:
+def changes(lookup: why.Lookup, steps: Sequence[Job], row: Row) -> list[str]:
     """Return what has changed since the study's row was made: code, and settings of the study file."""
     found = []
     for rule, made in why.code(lookup, steps, row).items():
@@ -239,16 +242,14 @@ def judge(before: Row, after: Row, predictions: Sequence[Agreement], tolerance: 
     return Verdict(False, f"NOT reproduced: a measure differs by {largest:.2g} ({tolerance:g} allowed)")
 
 
-def first_difference(site: Site, again: Site, steps: Sequence[why.Step]) -> str | None:
+def first_difference(site: Site, again: Site, steps: Sequence[Job]) -> str | None:
     """Return the first thing on the way to a cell that is not the study's; None if all that is kept is."""
     dataset = steps[-1].axes["dataset"]
     if _differ(why.source_digest(site, dataset), why.source_digest(again, dataset)):
         return f"the images of data set {dataset}, as read from their source"
     for step in steps:
         for file in step.files if step.rule in COMPARED else ():
-            if not file.endswith("card.json") and _differ(
-                *(why.file_digest(s.at(file)) for s in (site, again))
-            ):
+            if _differ(*(why.file_digest(s.at(file)) for s in (site, again))):
                 return file
     return None
 
@@ -293,11 +294,11 @@ def compare(
     Raises:
         ValueError: the recomputed row is missing or broken.
     """
-    made = again.at(paths.metrics(cell))
+    made = again.at(graph.metrics(cell))
     (after,) = read_rows(made, {})
     shard = site.shard_of(cell)
-    kept = site.at(paths.metrics(shard)).with_name("predictions.parquet")
-    predictions = compare_predictions(kept, made.with_name("predictions.parquet"), cell.draws.first)
+    kept, computed = site.predictions(shard), again.predictions(cell)
+    predictions = compare_predictions(kept, computed, cell.draws.first)
     same = same_kind(before, after)
     if tolerance is None:
         tolerance = 0.0 if same else ELSEWHERE
@@ -306,7 +307,7 @@ def compare(
     if not same:
         notes.append("The device or the versions are others, and round otherwise: no bits are promised.")
     if not verdict.said.startswith("equal"):
-        first = first_difference(site, again, why.cell_steps(shard))
+        first = first_difference(site, again, list(graph.steps(graph.shard_job(shard))))
         notes.append(f"The first that differs on the way there: {first or 'nothing before the defense'}.")
     if not verdict.reproduced and same and before["device"] == "cpu":
         notes.append(
@@ -329,14 +330,14 @@ def reproduce(site: Site, given: Axes, into: Path, tolerance: float | None, extr
     write_study(study_of(cell, site), into, site)
     line = command(cell, into, extra)
     _say(why.wrapped(f"cell: {axes_text(axes_of(cell))}"))
-    for change in changes(why.Lookup(site), why.cell_steps(site.shard_of(cell)), before):
+    for change in changes(why.Lookup(site), list(graph.steps(graph.shard_job(site.shard_of(cell)))), before):
         _say(why.wrapped(f"Note: {change}"))
     _say(f"Recomputing it in {into}:\n  {shlex.join(line)}")
     exit_code = run(line)
-    again = Site(into / paths.RESULTS)
-    if exit_code or not again.at(paths.metrics(cell)).exists():
+    again = Site(into / graph.RESULTS)
+    if exit_code or not again.at(graph.metrics(cell)).exists():
         raise ValueError(
-            f"no new row: Snakemake ended with exit code {exit_code}; the logs are in {into / paths.LOGS}"
+            f"no new row: Snakemake ended with exit code {exit_code}; the logs are in {into / graph.LOGS}"
         )
     lines, verdict = compare(site, again, cell, before, tolerance)
     _say("\n".join([*lines, verdict.said]))

@@ -9,11 +9,11 @@ from snakemake.common.configfile import load_configfile
 from snakemake.utils import update_config
 from snakemake_interface_common.exceptions import WorkflowError
 
-from detrojan import paths
 from detrojan.cells import NO_METHOD, Shard
 from detrojan.commands import status
 from detrojan.study import conditions, files
 from detrojan.study.schema import Study
+from detrojan.workflow import graph
 
 
 class Part(NamedTuple):
@@ -34,13 +34,13 @@ def parts(shards: Iterable[Shard], stage: str) -> Iterator[Part]:
     """Yield the jobs of ``shards`` in a stage: ``defend``, ``evaluate``, or ``train``, a job a model."""
     if stage == "train":
         for model in dict.fromkeys(shard.model for shard in shards):
-            card = paths.model_card(model)
-            yield Part(card, card, paths.of_model(paths.MODEL, model))
+            card = graph.model_card(model)
+            yield Part(card, card, graph.of_model(model))
         return
     for shard in shards:
-        metrics = paths.metrics(shard)
+        metrics = graph.metrics(shard)
         defended = stage == "defend" and shard.defense != NO_METHOD
-        yield Part(paths.defended(shard) if defended else metrics, metrics, paths.of_shard(shard))
+        yield Part(graph.defended(shard) if defended else metrics, metrics, graph.of_shard(shard))
 
 
 def died(results: Path, stage: str) -> set[str]:

@@ -16,6 +16,7 @@ from detrojan.analysis.statistics.collect import CELLS, MODELS
 from detrojan.analysis.statistics.summary import SUMMARY
 from detrojan.cells import NO_METHOD
 from detrojan.storage import artifacts
+from detrojan.workflow import graph
 
 WIDTH_WITHOUT_TERMINAL = 100
 GAP = 2  # between columns
@@ -114,7 +115,7 @@ def _failure_text(failure: views.Failure) -> str:
 def _paths(folder: Path, console: Console) -> None:
     console.print("Every number, and how it was got:")
     _indented([f"{folder}/tables/{name}.parquet" for name in TABLES], console)
-    report = folder / "report" / "index.html"
+    report = graph.below(folder, graph.job("report", {}).file("page"))
     made = "" if report.is_file() else " (not made yet: run the workflow to its end)"
     console.print(Text(f"Report, opens offline: {report}{made}"), soft_wrap=True)
 
@@ -132,8 +133,8 @@ def main(results: Path) -> None:
         ValueError: a table is missing or broken.
     """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
-    cells, models, summary = (
-        artifacts.read_table(results / "tables" / f"{name}.parquet", schema)
+    tables = {
+        name: artifacts.read_table(graph.below(results, graph.table(name)), schema)
         for name, schema in TABLES.items()
-    )
-    show(cells, models, summary, results, console)
+    }
+    show(tables["cells"], tables["models"], tables["summary"], results, console)

@@ -21,22 +21,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from detrojan import paths
 from detrojan.analysis.report.views import counted, statuses
 from detrojan.cells import MODEL_AXES, NO_METHOD, NO_SAMPLES, ONE_DRAW, ratio_text
 from detrojan.study import files as study_files
 from detrojan.study import grid
 from detrojan.study.schema import NAMED_AXES
-from detrojan.workflow import attempts, closing
+from detrojan.workflow import attempts, closing, graph
 from detrojan.workflow.attempts import Record, State
 from snakemake_logger_plugin_detrojan.progress import HOUR, duration
 
 WIDTH_WITHOUT_TERMINAL = 100
 MOST_SHOWN = 10  # running jobs, and kinds of dead ones
-MODEL_RULES = ("train", "train_controlled")
-SHARD_RULES = ("defend", "evaluate", "evaluate_untouched")
-CELLS = f"{paths.RESULTS}/tables/cells.parquet"
-LAST_FILES = {"aggregate": CELLS, "report": f"{paths.RESULTS}/report/index.html"}
+MODEL_RULES = graph.making("models")
+SHARD_RULES = graph.making("defended", "metrics")
+LAST_FILES = {"aggregate": "cells", "report": "page"}  # what a reader waits for, by rule
 UNTOUCHED_AXES = {"defense": NO_METHOD, "spc": NO_SAMPLES, "draws": str(ONE_DRAW)}
 
 
@@ -127,11 +125,11 @@ def made(results: Path, path: str) -> float | None:
 
     Args:
         results: the study's folder of results, whatever its name.
-        path: as :mod:`detrojan.paths` gives it.
+        path: as :mod:`detrojan.workflow.graph` gives it.
     """
     try:
         # Tens of thousands of them: a Path takes longer to make than to ask for.
-        return os.stat(f"{results}{path.removeprefix(paths.RESULTS)}").st_mtime  # noqa: PTH116
+        return os.stat(f"{results}{path.removeprefix(graph.RESULTS)}").st_mtime  # noqa: PTH116
     except FileNotFoundError:
         return None
 
@@ -147,18 +145,18 @@ def look(results: Path, now: float) -> Status:
     found = _jobs(records, slurm)
     closed = closing.closed(records, slurm, study.kills) if study.kills else closing.Closed()
 
-    models = {paths.of_model(paths.MODEL, model): model for model in grid.models(study)}
-    cards = {place: made(results, paths.model_card(model)) for place, model in models.items()}
+    models = {graph.of_model(model): model for model in grid.models(study)}
+    cards = {place: made(results, graph.model_card(model)) for place, model in models.items()}
     lost_models = {place for place, model in models.items() if closed.of_model(model)}
-    shards = {paths.of_shard(shard): shard for shard in grid.shards(study)}
-    metrics = {place: made(results, paths.metrics(shard)) for place, shard in shards.items()}
+    shards = {graph.of_shard(shard): shard for shard in grid.shards(study)}
+    metrics = {place: made(results, graph.metrics(shard)) for place, shard in shards.items()}
     lost_shards = {place for place, shard in shards.items() if closed.of_shard(shard)}
     measured = _stage("shards", metrics, _states(found, SHARD_RULES), lost_shards)
 
     times = [finished for finished in metrics.values() if finished is not None]
-    began = made(results, f"{paths.RESULTS}/{study_files.KEPT}") or now
+    began = made(results, f"{graph.RESULTS}/{study_files.KEPT}") or now
     since = max(began, now - HOUR)
-    tabled = made(results, CELLS)
+    tabled = made(results, graph.table("cells"))
     # A table that lacks shards, or is older than one of them, will be made again.
     newest = max(times, default=0.0) if measured.over else math.inf
     return Status(
@@ -237,15 +235,15 @@ def _stage(
 def _up_to_date(results: Path, newest: float) -> dict[str, float | None]:
     """Return when the rules that are run last were done; None where the file is older than its inputs."""
     files: dict[str, float | None] = {}
-    for rule, path in LAST_FILES.items():
-        done = made(results, path)
+    for rule, name in LAST_FILES.items():
+        done = made(results, graph.job(rule, {}).file(name))
         files[rule] = done if done is not None and done >= newest else None
         newest = files[rule] or math.inf
     return files
 
 
 def _endings(results: Path) -> dict[str, int]:
-    path = results / CELLS.removeprefix(f"{paths.RESULTS}/")
+    path = graph.below(results, graph.table("cells"))
     try:
         return statuses(pq.read_table(path, columns=["status"], memory_map=False))
     except (pa.ArrowException, OSError) as error:

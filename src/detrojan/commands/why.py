@@ -6,26 +6,24 @@ known: settings, code, random streams, files, logs, attempts that died. Free of 
 
 import hashlib
 import json
-import re
-import string
 import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from detrojan import paths, registry
-from detrojan.cells import MODEL_AXES, NO_METHOD, Cell, Draws, Model, Shard, axes_text, value_text
-from detrojan.paths import LOGS, MODEL, OWN_TRIGGER, POISONED, RESULTS, SHARD, TRIGGER, UNTOUCHED
+from detrojan import registry
+from detrojan.cells import MODEL_AXES, Cell, Draws, Model, Shard, axes_text
 from detrojan.settings import Optimization
 from detrojan.storage import provenance
 from detrojan.study.schema import MethodKind
-from detrojan.study.site import Site, axes_of, find_cell, find_model, one_draw, parse_axes, read_rows
-from detrojan.workflow import attempts
+from detrojan.workflow import attempts, graph
+from detrojan.workflow.graph import Job
+from detrojan.workflow.site import Site, axes_of, find_cell, find_model, one_draw, parse_axes, read_rows
 
 Axes = Mapping[str, Any]
 Facts = dict[str, Any]
@@ -34,187 +32,14 @@ WIDTH = 100
 SHORT = 12  # digits of a file's SHA-256
 MEASURES = ("status", "reason", "acc", "asr", "ra", "num_test", "num_triggered", "chosen", "attack_took")
 COST = ("device", "seconds", "peak_memory_bytes", "forward_passes", "backward_passes")
-DATASET = "{dataset}"
-SAMPLE = "{dataset}/spc-{spc}/draws-{draws}"
-LABEL, DRAW = "LABEL", "DRAW"  # in a stream's name: one stream each
-# What a folder below results/ holds, as the rules write it.
-FOLDERS = {
-    "datasets": [DATASET],
-    "samples": [SAMPLE],
-    "triggers": [TRIGGER, OWN_TRIGGER],
-    "poisoned": [POISONED, MODEL],
-    "triggered": [TRIGGER, MODEL],
-    "stamped": [f"{TRIGGER}/spc-{{spc}}/draws-{{draws}}", f"{MODEL}/spc-{{spc}}/draws-{{draws}}"],
-    "models": [MODEL],
-    "defended": [SHARD],
-    "metrics": [SHARD],
-}
-NUMBERS = {"ratio": r"[0-9.]+", "seed": "[0-9]+", "spc": "[0-9]+", "draws": "[0-9]+-[0-9]+"}
-# What the `code` param of these rules covers beside the script, which has the rule's name: a kind of
-# method, and the axis that names it. Of these rules the results keep the digest.
-CODE: dict[str, dict[registry.Kind, str]] = {
-    "train": {"models": "architecture"},
-    "train_controlled": {"models": "architecture", "attacks": "attack"},
-    "defend": {"defenses": "defense"},
-    "evaluate_untouched": {},
-}
-
-
-# --- the steps to a result, as the rules have them -------------------------------------------------
-
-
-class Step(NamedTuple):
-    """One step on the way to a result.
-
-    Attributes:
-        rule: of the workflow.
-        axes: those that its wildcards name.
-        files: what it writes and others read, as paths of the workflow.
-        log: path of its log.
-        streams: names of its random streams, see :mod:`detrojan.rng`.
-    """
-
-    rule: str
-    axes: dict[str, Any]
-    files: list[str]
-    log: str
-    streams: list[tuple[Any, ...]]
-
-
-def _step(
-    rule: str,
-    pattern: str,
-    axes: Axes,
-    files: Sequence[str],
-    log: str,
-    streams: Iterable[tuple[Any, ...]] = (),
-) -> Step:
-    """Return a step whose artifact lies under ``pattern``, which stands for ``{}`` in the other paths."""
-    own = {field: axes[field] for _, field, _, _ in string.Formatter().parse(pattern) if field}
-    place = pattern.format(**{axis: value_text(value) for axis, value in own.items()})
-    written = [f"{RESULTS}/{file.format(place)}" for file in files]
-    return Step(rule, own, written, f"{LOGS}/{log}/{place}.log", list(streams))
-
-
-def dataset_steps(axes: Axes) -> list[Step]:
-    """Return the step to the data set that ``axes`` name."""
-    splits = [f"datasets/{{}}/{split}.parquet" for split in ("train", "held_out", "test")]
-    return [_step("dataset", DATASET, axes, splits, "dataset", [("held out", axes["dataset"], LABEL)])]
-
-
-def sample_steps(axes: Axes) -> list[Step]:
-    """Return the steps to a defender's samples; with ``draw`` among the axes, its streams are named."""
-    dataset, draw = axes["dataset"], axes.get("draw", DRAW)
-    streams = [("sample", dataset, draw, LABEL), ("sample order", dataset, axes["spc"], draw)]
-    sample = _step("sample", SAMPLE, axes, ["samples/{}.parquet"], "sample", streams)
-    return [*dataset_steps(axes), sample]
-
-
-def trigger_steps(axes: Axes) -> list[Step]:
-    """Return the steps to an attack's trigger, as it is before any training of the attacked model."""
-    against_model = registry.trigger_owner(axes["attack"]) == "architecture"
-    pattern = OWN_TRIGGER if against_model else TRIGGER
-    before = dataset_steps(axes)
-    if against_model:
-        before = model_steps({**axes, "attack": NO_METHOD, "ratio": 0.0})
-    rule = "trigger_against_model" if against_model else "trigger"
-    files = [f"triggers/{{}}/{file}" for file in ("trigger.safetensors", "card.json")]
-    trigger = _step(rule, pattern, axes, files, "trigger")
-    return [*before, trigger._replace(streams=[("trigger", *trigger.axes.values())])]
-
-
-def poison_steps(axes: Axes) -> list[Step]:
-    """Return the steps to the poisoned rows of a training set."""
-    own = registry.trigger_owner(axes["attack"]) != "all"
-    files = [f"poisoned/{{}}/{file}" for file in ("train.parquet", "card.json")]
-    streams = [("poison", axes["dataset"], axes["seed"])]
-    rule, pattern = ("poison_own", MODEL) if own else ("poison", POISONED)
-    return [*trigger_steps(axes), _step(rule, pattern, axes, files, "poison", streams)]
-
-
-def model_steps(axes: Axes) -> list[Step]:
-    """Return the steps to a model."""
-    model = [axes[axis] for axis in MODEL_AXES]
-    streams = [("init", *model), ("train", *model)]
-    files = [f"models/{{}}/{file}" for file in ("model.safetensors", "card.json")]
-    rule = "train"
-    if axes["attack"] == NO_METHOD:
-        before = dataset_steps(axes)
-    elif registry.trigger_owner(axes["attack"]) == "model":
-        before, rule = trigger_steps(axes), "train_controlled"
-        streams.append(("poisoner", *model))
-        files.append("models/{}/trigger.safetensors")
-    else:
-        before = poison_steps(axes)
-    return [*before, _step(rule, MODEL, axes, files, "train", streams)]
-
-
-def _trigger_or_model_steps(axes: Axes) -> list[Step]:
-    """Return the steps to a trigger as it is stamped on images: its model may have trained it further."""
-    controlled = registry.trigger_owner(axes["attack"]) == "model"
-    return model_steps(axes) if controlled else trigger_steps(axes)
-
-
-def triggered_steps(axes: Axes) -> list[Step]:
-    """Return the steps to a triggered test set."""
-    own = registry.trigger_owner(axes["attack"]) != "all"
-    rule, pattern = ("triggered_own", MODEL) if own else ("triggered", TRIGGER)
-    files = [f"triggered/{{}}/{file}" for file in ("test.parquet", "card.json")]
-    return [*_trigger_or_model_steps(axes), _step(rule, pattern, axes, files, "triggered")]
-
-
-def stamp_steps(axes: Axes) -> list[Step]:
-    """Return the steps to triggered copies of a defender's samples."""
-    own = registry.trigger_owner(axes["attack"]) != "all"
-    rule = "stamp_own" if own else "stamp"
-    stamp = _step(rule, FOLDERS["stamped"][own], axes, ["stamped/{}.parquet"], "stamp")
-    return _once([*_trigger_or_model_steps(axes), *sample_steps(axes), stamp])
-
-
-def shard_steps(axes: Axes) -> list[Step]:
-    """Return the steps to the measures of a shard; with ``draw`` among the axes, its streams are named."""
-    attacked = axes["attack"] != NO_METHOD
-    triggered = triggered_steps(axes) if attacked else []
-    measures = [f"metrics/{{}}/{file}.parquet" for file in ("metrics", "predictions")]
-    if axes["defense"] == NO_METHOD:
-        last = [_step("evaluate_untouched", UNTOUCHED, axes, measures, "shards")]
-        return _once([*model_steps(axes), *triggered, *last])
-    threat_model = registry.threat_model("defenses", axes["defense"])
-    given = [] if threat_model == "data_free" else sample_steps(axes)
-    if threat_model == "known_trigger" and attacked:
-        given = stamp_steps(axes)
-    model = [axes[axis] for axis in MODEL_AXES]
-    streams = [("defend", *model, axes["defense"], axes["spc"], axes.get("draw", DRAW))]
-    last = [
-        _step("defend", SHARD, axes, ["defended/{}"], "shards", streams),
-        _step("evaluate", SHARD, axes, measures, "shards"),
-    ]
-    return _once([*model_steps(axes), *given, *triggered, *last])
-
-
-def cell_steps(shard: Shard, draw: int | None = None) -> list[Step]:
-    """Return the steps to the measures of a shard, or of one of its draws."""
-    axes = {**shard.model._asdict(), "defense": shard.defense, "spc": shard.spc, "draws": shard.draws}
-    return shard_steps(axes if draw is None else {**axes, "draw": draw})
-
-
-def _once(steps: Iterable[Step]) -> list[Step]:
-    """Return ``steps``, each where it stands first."""
-    found: list[Step] = []
-    for step in steps:
-        if step not in found:
-            found.append(step)
-    return found
-
-
-# What a folder that holds neither models nor shards has, and the steps to it.
-ARTIFACTS: dict[str, tuple[str, Callable[[Axes], list[Step]]]] = {
-    "datasets": ("data set", dataset_steps),
-    "samples": ("sample", sample_steps),
-    "triggers": ("trigger", trigger_steps),
-    "poisoned": ("poisoned rows", poison_steps),
-    "triggered": ("triggered test set", triggered_steps),
-    "stamped": ("triggered sample", stamp_steps),
+# What lies in a folder that holds neither models nor shards.
+ARTIFACTS = {
+    "datasets": "data set",
+    "samples": "sample",
+    "triggers": "trigger",
+    "poisoned": "poisoned rows",
+    "triggered": "triggered test set",
+    "stamped": "triggered sample",
 }
 
 
@@ -226,24 +51,17 @@ def parse_path(path: Path, results: Path) -> tuple[str, dict[str, Any]]:
     """
     if not path.resolve().is_relative_to(results.resolve()):
         raise ValueError(f"{path} is not below {results}: name its folder of results with --results")
-    folder, _, rest = path.resolve().relative_to(results.resolve()).as_posix().partition("/")
-    if folder not in FOLDERS:
+    below = path.resolve().relative_to(results.resolve()).as_posix()
+    folder = below.partition("/")[0]
+    if folder not in graph.folders():
         raise ValueError(
-            f"{path} is no artifact: name one below {', '.join(FOLDERS)}, or a cell as KEY=VALUE ..."
+            f"{path} is no artifact: name one below {', '.join(graph.folders())}, or a cell as KEY=VALUE ..."
         )
-    for pattern in FOLDERS[folder]:
-        match = re.fullmatch(rf"{_expression(pattern)}(\.parquet|/[^/]+)?", rest)
-        if match:
-            return folder, Cell.from_wildcards(match.groupdict()).axes
-    ways = " or ".join(f"{results}/{folder}/{pattern}" for pattern in FOLDERS[folder])
-    raise ValueError(f"{path} names no artifact: it should go on as {ways}")
-
-
-def _expression(pattern: str) -> str:
-    parts = string.Formatter().parse(pattern)
-    return "".join(
-        re.escape(t) + (f"(?P<{f}>{NUMBERS.get(f, '[^/]+')})" if f else "") for t, f, _, _ in parts
-    )
+    found = graph.parse(below)
+    if not found:
+        ways = " or ".join(f"{results}/{folder}/{place}" for place in graph.places(folder))
+        raise ValueError(f"{path} names no artifact: it should go on as {ways}")
+    return folder, Cell.from_wildcards(found[1]).axes
 
 
 # --- what is known of it ---------------------------------------------------------------------------
@@ -263,7 +81,7 @@ class Lookup:
         The shard's own table is the newest; a cell that was given up has none, and a table that was
         copied from elsewhere comes without. ``in_tables`` says whether the study's table has the row.
         """
-        path = self.site.at(paths.metrics(shard))
+        path = self.site.at(graph.metrics(shard))
         axes = axes_of(cell)
         own = read_rows(path, axes) if path.exists() else []
         table = self.site.rows("cells", axes)
@@ -278,7 +96,7 @@ class Lookup:
 
     def model_card(self, model: Model) -> dict[str, Any]:
         """Return a model's card, or what the table of models has of it; empty where there is neither."""
-        path = self.site.at(paths.model_card(model))
+        path = self.site.at(graph.model_card(model))
         if path.exists():
             return _card(path)
         rows = self.site.rows("models", model._asdict())
@@ -287,9 +105,9 @@ class Lookup:
                 row[name] = json.loads(row[name])
         return rows[0] if rows else {}
 
-    def attack_settings(self, trigger: Step, model: Axes) -> dict[str, Any] | None:
+    def attack_settings(self, trigger: Job, model: Axes) -> dict[str, Any] | None:
         """Return the attack's settings, as resolved; None where they are not known."""
-        (card,) = (self.site.at(file) for file in trigger.files if file.endswith("card.json"))
+        card = self.site.at(trigger.file("card"))
         if card.exists():
             return dict(_card(card)["hyperparameters"])
         if not all(axis in model for axis in MODEL_AXES):
@@ -298,12 +116,12 @@ class Lookup:
         kept = rows[0]["attack_hyperparameters"] if rows else None
         return None if kept is None else dict(json.loads(kept))
 
-    def record(self, step: Step) -> attempts.Record | None:
+    def record(self, step: Job) -> attempts.Record | None:
         """Return the attempts of a step that is under way or died."""
         own = {axis: str(v) if isinstance(v, Draws) else v for axis, v in step.axes.items()}
         return next((r for r in self.records if r.rule == step.rule and r.axes == own), None)
 
-    def state(self, steps: Sequence[Step], *, planned: bool) -> str:
+    def state(self, steps: Sequence[Job], *, planned: bool) -> str:
         """Return how far the last of ``steps`` is, which has left nothing yet."""
         for step in reversed(steps):
             record = self.record(step)
@@ -321,19 +139,16 @@ def _card(path: Path) -> dict[str, Any]:
 
 
 def digest_today(rule: str, axes: Axes) -> str | None:
-    """Return the digest of today's code of a rule of ``CODE``; None if it has lost the method."""
-    script = registry.PACKAGE.parents[1] / "scripts" / f"{rule}.py"
+    """Return the digest of today's code of a job; None if it has lost the method."""
     try:
-        return provenance.code_digest(
-            script, *(registry.path(kind, axes[a]) for kind, a in CODE[rule].items())
-        )
+        return graph.code_digest(rule, axes)
     except ValueError:
         return None
 
 
 def source_digest(site: Site, dataset: str) -> str | None:
     """Return the digest of a data set's images, labels and classes; None if it is not there."""
-    path = site.at(f"{RESULTS}/datasets/{dataset}/train.parquet")
+    path = site.at(graph.job("dataset", {"dataset": dataset}).file("train"))
     try:
         return str(json.loads(pq.read_schema(path).metadata[b"detrojan"])["digest"])
     except FileNotFoundError:
@@ -367,7 +182,7 @@ def _method_settings(site: Site, kind: MethodKind, name: str, kept: Facts, axes:
     return _settings_facts(name, kept, default, site.study.method(kind, name, axes) if site.study else None)
 
 
-def settings(lookup: Lookup, steps: Sequence[Step], row: Mapping[str, Any] | None) -> Facts:
+def settings(lookup: Lookup, steps: Sequence[Job], row: Mapping[str, Any] | None) -> Facts:
     """Return the settings of all methods among ``steps``, as far as known.
 
     Args:
@@ -382,7 +197,7 @@ def settings(lookup: Lookup, steps: Sequence[Step], row: Mapping[str, Any] | Non
         if step.rule == "defend" and row and row["code"]:
             kept = json.loads(row["hyperparameters"])
             found["defense"] = _method_settings(site, "defenses", axes["defense"], kept, axes)
-        elif step.rule in ("train", "train_controlled"):
+        elif step.rule in graph.making("models"):
             card = lookup.model_card(Model(**axes))
             if card:
                 whose = _whose(step, steps)
@@ -393,25 +208,25 @@ def settings(lookup: Lookup, steps: Sequence[Step], row: Mapping[str, Any] | Non
                 default = Optimization().model_dump(mode="json")
                 kept = card["optimization"]
                 found[f"training{whose}"] = _settings_facts("SGD", kept, default, study)
-        elif step.rule in ("trigger", "trigger_against_model"):
+        elif step.rule in graph.making("triggers"):
             kept = lookup.attack_settings(step, steps[-1].axes)
             if kept is not None:
                 found["attack"] = _method_settings(site, "attacks", axes["attack"], kept, axes)
     return found
 
 
-def _whose(step: Step, steps: Sequence[Step]) -> str:
+def _whose(step: Job, steps: Sequence[Job]) -> str:
     """Return a mark for the clean model that an attack learns against."""
     return ", clean model" if step.axes["attack"] != steps[-1].axes["attack"] else ""
 
 
-def code(lookup: Lookup, steps: Sequence[Step], row: Mapping[str, Any] | None) -> Facts:
+def code(lookup: Lookup, steps: Sequence[Job], row: Mapping[str, Any] | None) -> Facts:
     """Return code, versions, device and cost by rule, where kept; arguments as for :func:`settings`."""
     found: Facts = {}
     for step in steps:
-        if step.rule not in CODE:
+        if not graph.RULES[step.rule].keeps_code:
             continue
-        trained = step.rule.startswith("train")
+        trained = step.rule in graph.making("models")
         kept = lookup.model_card(Model(**step.axes)) if trained else row
         if kept and kept["code"]:
             today = digest_today(step.rule, step.axes)
@@ -427,7 +242,7 @@ def code(lookup: Lookup, steps: Sequence[Step], row: Mapping[str, Any] | None) -
     return found
 
 
-def _attempt_facts(lookup: Lookup, steps: Iterable[Step]) -> list[Facts]:
+def _attempt_facts(lookup: Lookup, steps: Iterable[Job]) -> list[Facts]:
     found = []
     for step in steps:
         record = lookup.record(step)
@@ -447,20 +262,26 @@ def _attempt_facts(lookup: Lookup, steps: Iterable[Step]) -> list[Facts]:
     return found
 
 
-def _common_facts(lookup: Lookup, steps: Sequence[Step], row: Mapping[str, Any] | None) -> Facts:
+def _common_facts(
+    lookup: Lookup, steps: Sequence[Job], row: Mapping[str, Any] | None, draw: int | None = None
+) -> Facts:
     """Return what is said of every kind of result."""
     site, axes = lookup.site, steps[-1].axes
     dataset = axes["dataset"]
     # A data set is known by its source's digest; its files are the largest, and follow from it.
-    # Of cards, which hold timings, and of repaired models, which rarely stay, only those are told.
-    files = [file for step in steps[1:] for file in step.files if not file.endswith("card.json")]
-    files = [file for file in files if "/defended/" not in file or site.at(file).exists()]
+    # Of repaired models, which rarely stay, only those are told.
+    files = [
+        file
+        for step in steps
+        for file in step.files
+        if step.rule != "dataset" and (not graph.RULES[step.rule].temporary or site.at(file).exists())
+    ]
     logs = dict.fromkeys(step.log for step in steps)
     return {
         "settings": settings(lookup, steps, row),
         "code": code(lookup, steps, row),
         "seeds": {axis: axes[axis] for axis in ("seed", "draw") if axis in axes},
-        "streams": [list(stream) for step in steps for stream in step.streams],
+        "streams": [list(stream) for step in steps for stream in graph.streams(step, draw)],
         "source_digest": source_digest(site, dataset),
         "files": [
             {
@@ -478,7 +299,7 @@ def _common_facts(lookup: Lookup, steps: Sequence[Step], row: Mapping[str, Any] 
 def explain_cells(lookup: Lookup, shard: Shard, draws: Sequence[int]) -> Facts:
     """Return what is known of cells of one shard: their rows, and what they stand on."""
     own: Facts = {"draw": draws[0]} if len(draws) == 1 else {"draws": str(shard.draws)}
-    steps = cell_steps(shard, *draws) if len(draws) == 1 else cell_steps(shard)
+    steps = list(graph.steps(graph.shard_job(shard)))
     results = []
     first = None
     for draw in draws:
@@ -493,7 +314,7 @@ def explain_cells(lookup: Lookup, shard: Shard, draws: Sequence[int]) -> Facts:
         else:
             planned = any(True for _ in lookup.site.planned(axes_of(cell)))
             results.append({"draw": draw, "state": lookup.state(steps, planned=planned)})
-    common = _common_facts(lookup, steps, first)
+    common = _common_facts(lookup, steps, first, own.get("draw"))
     common["seeds"] = {"seed": shard.model.seed} | own
     what = "cell" if len(draws) == 1 else "shard"
     axes = {**shard.model._asdict(), "defense": shard.defense, "spc": shard.spc, **own}
@@ -502,7 +323,7 @@ def explain_cells(lookup: Lookup, shard: Shard, draws: Sequence[int]) -> Facts:
 
 def explain_model(lookup: Lookup, model: Model) -> Facts:
     """Return what is known of a model."""
-    steps = model_steps(model._asdict())
+    steps = list(graph.steps(graph.model_job(model)))
     card = lookup.model_card(model)
     rows = lookup.site.rows("models", model._asdict())
     planned = bool(lookup.site.planned_models(model._asdict()))
@@ -523,17 +344,17 @@ def explain_model(lookup: Lookup, model: Model) -> Facts:
 
 def explain_artifact(lookup: Lookup, folder: str, axes: Axes) -> Facts:
     """Return what is known of a data set, a sample, a trigger, or of images that carry it."""
-    what, steps_to = ARTIFACTS[folder]
-    steps = steps_to(axes)
-    site, last = lookup.site, steps[-1]
-    there = all(site.at(file).exists() for file in last.files)
+    site, last = lookup.site, graph.job_in(folder, axes)
+    steps = list(graph.steps(last))
+    files = [*last.files, *([last.file("card")] if "card" in graph.RULES[last.rule].beside else [])]
+    there = all(site.at(file).exists() for file in files)
     result: Facts = {"state": "done" if there else lookup.state(steps, planned=False)}
-    card = next((site.at(file) for file in last.files if file.endswith("card.json")), None)
-    if card and card.exists():
+    if len(files) > len(last.files) and site.at(files[-1]).exists():
         hidden = ("hyperparameters", "history", *last.axes)
-        result |= {name: value for name, value in _card(card).items() if name not in hidden}
+        card = _card(site.at(files[-1]))
+        result |= {name: value for name, value in card.items() if name not in hidden}
     return {
-        "what": what,
+        "what": ARTIFACTS[folder],
         "axes": {axis: str(v) if isinstance(v, Draws) else v for axis, v in last.axes.items()},
         "results": [result],
         **_common_facts(lookup, steps, None),

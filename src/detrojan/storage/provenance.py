@@ -15,14 +15,19 @@ from pathlib import Path
 
 from detrojan.registry import PACKAGE
 
+# What runs the jobs and what people ask with. Nothing that computes a number imports it but the scripts,
+# for the frame of a job (`workflow.job`); so it does not count, and mending it reruns nothing.
+PLUMBING = ("workflow", "commands")
+
 
 @functools.cache
 def code_digest(*files: str | Path) -> str:
     """Return a digest of ``files`` and of the package modules that they import, directly or not.
 
     Comments, docstrings and layout don't count, so editing them reruns nothing; nor does where the
-    checkout lies. Imports inside functions count. A method that is loaded by its name is not seen:
-    its file must be among ``files``. So must one that is no Python, a template say: it counts whole.
+    checkout lies. Imports inside functions count, those of ``PLUMBING`` don't. A method that is loaded
+    by its name is not seen: its file must be among ``files``. So must one that is no Python, a template
+    say: it counts whole.
     """
     seen: set[Path] = set()
     waiting = [Path(file).resolve() for file in files]
@@ -60,7 +65,7 @@ def _module(file: Path) -> tuple[str, list[Path]]:
 def _package_files(module: str) -> list[Path]:
     """Return the files that importing ``module`` runs, if it is one of ours: its package's too."""
     parts = module.split(".")
-    if parts[0] != PACKAGE.name:
+    if parts[0] != PACKAGE.name or parts[1:2] in [[folder] for folder in PLUMBING]:
         return []
     found = []
     for depth in range(2, len(parts) + 1):

@@ -18,9 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from detrojan.paths import LOGS
+from detrojan.workflow.graph import ATTEMPTS
 
-FOLDER = Path(LOGS, "attempts")
+FOLDER = Path(ATTEMPTS)
 NEAR_LIMIT = 0.9  # of the time limit: told to stop later than this, a job has run out of time
 
 How = Literal["failed", "stopped"]

@@ -8,10 +8,10 @@ reason. A run without ``close`` tries them again.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from detrojan import registry
-from detrojan.cells import MODEL_AXES, NO_METHOD, Cell, Model, Shard
-from detrojan.workflow import attempts
+from detrojan.cells import Cell, Model, Shard, untouched
+from detrojan.workflow import attempts, graph
 from detrojan.workflow.attempts import Record, State
+from detrojan.workflow.graph import Job
 
 COUNTED: tuple[State, ...] = ("timed_out", "out_of_memory", "killed")
 
@@ -24,10 +24,9 @@ class Verdict(NamedTuple):
 
 
 class GivenUp(NamedTuple):
-    """A job that is given up: its rule, the axes that its wildcards name, and why."""
+    """A job that is given up, and why."""
 
-    rule: str
-    axes: Mapping[str, Any]
+    job: Job
     verdict: Verdict
 
 
@@ -35,22 +34,22 @@ class Closed:
     """What a study does without, because the jobs that would make it are given up."""
 
     def __init__(self, jobs: Sequence[GivenUp] = ()) -> None:
-        self._of_shards = [job for job in jobs if "spc" in job.axes]
-        self._of_models = [job for job in jobs if "spc" not in job.axes]
+        self._verdicts = {job.job.key: job.verdict for job in jobs}
 
     def of_model(self, model: Model) -> Verdict | None:
         """Return why there is no such model, or why nothing can be measured on it; None if all is well."""
-        return next((job.verdict for job in self._of_models if _needs(model, job.axes)), None)
+        return self._of(graph.shard_job(untouched(model)))
 
     def of_shard(self, shard: Shard) -> Verdict | None:
         """Return why there is no result of ``shard``, or None; for its model's sake, or its own."""
-        own = shard.model._asdict() | {"defense": shard.defense, "spc": shard.spc, "draws": shard.draws}
-        for job in self._of_shards:
-            # Only methods that know the trigger need what `stamp` makes.
-            concerned = not job.rule.startswith("stamp") or _knows_trigger(shard.defense)
-            if concerned and all(own[axis] == value for axis, value in job.axes.items()):
-                return job.verdict
-        return self.of_model(shard.model)
+        return self._of(graph.shard_job(shard)) or self.of_model(shard.model)
+
+    def _of(self, job: Job) -> Verdict | None:
+        """Return why there will be no ``job``: it, or one on the way to it, is given up."""
+        if not self._verdicts:
+            return None
+        found = (self._verdicts.get(step.key) for step in graph.steps(job))
+        return next(filter(None, found), None)
 
     def open_models(self, models: Iterable[Model]) -> list[Model]:
         """Return those of ``models`` that are not given up."""
@@ -66,19 +65,6 @@ class Closed:
             else:
                 given_up += list(_cells(shard, verdict))
         return left, given_up
-
-
-def _needs(model: Model, axes: Mapping[str, Any]) -> bool:
-    """Return whether ``model`` needs the job that ``axes`` name: its own, or one of its clean model's."""
-    own = model._asdict()
-    if all(own[axis] == value for axis, value in axes.items() if axis in MODEL_AXES):
-        return True
-    learned = model.attack != NO_METHOD and registry.trigger_owner(model.attack) == "architecture"
-    return learned and _needs(model._replace(attack=NO_METHOD, ratio=0.0), axes)
-
-
-def _knows_trigger(defense: str) -> bool:
-    return defense != NO_METHOD and registry.threat_model("defenses", defense) == "known_trigger"
 
 
 def _cells(shard: Shard, verdict: Verdict) -> Iterator[dict[str, Any]]:
@@ -108,7 +94,7 @@ def closed(records: Iterable[Record], slurm: Mapping[str, str], kills: int) -> C
         counted = [state for state in states if state in COUNTED]
         if len(counted) >= kills and "running" not in states:
             axes = Cell.from_wildcards({name: str(value) for name, value in record.axes.items()}).axes
-            jobs.append(GivenUp(record.rule, axes, _verdict(record, counted, states)))
+            jobs.append(GivenUp(graph.job(record.rule, axes), _verdict(record, counted, states)))
     return Closed(jobs)
 
 

@@ -17,7 +17,7 @@ from detrojan.cells import Cell
 from detrojan.errors import StoppedError
 from detrojan.learning import determinism
 from detrojan.registry import PACKAGE
-from detrojan.workflow import gpus
+from detrojan.workflow import gpus, graph
 from detrojan.workflow.attempts import Diary
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def run(snakemake: Any) -> Iterator[Cell]:
     logger.info("%s", where)
     started = time.monotonic()
     try:
+        _check_code(snakemake)
         yield cell
     except (StoppedError, KeyboardInterrupt) as stop:
         reason = f"told to stop by {stop or 'SIGINT'}"
@@ -70,6 +71,21 @@ def run(snakemake: Any) -> Iterator[Cell]:
         raise
     logger.info("done in %.1f s", time.monotonic() - started)
     diary.done()
+
+
+def _check_code(snakemake: Any) -> None:
+    """Refuse to run code other than that which the job was planned with: its results would say that.
+
+    Raises:
+        ValueError: it was edited since.
+    """
+    named = {**dict(snakemake.wildcards.items()), "source": snakemake.params.get("source")}
+    found, planned = graph.code_digest(snakemake.rule, named), snakemake.params.code
+    if found != planned:
+        raise ValueError(
+            f"the code was edited since the run began: it is {found}, the job was planned with {planned}; "
+            "start the run again, or put the code back"
+        )
 
 
 def _stop_on_signals() -> None:

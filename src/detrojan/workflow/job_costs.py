@@ -32,27 +32,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detrojan.registry import PACKAGE
+from detrojan.workflow import graph
 
 TABLE = PACKAGE.parents[1] / "slurm" / "costs.csv"
 KEYS = ("rule", "method", "architecture", "dataset", "spc")
 NUMBERS = ("seconds", "memory_mb", "disk_mb")
 COLUMNS = (*KEYS, *NUMBERS, "device", "source")
 ASSUMED = "assumed"
-UNITS = {
-    "dataset": "job",
-    "sample": "draw",
-    "trigger": "job",
-    "poison": "training set",  # a poisoning ratio of it
-    "triggered": "job",
-    "stamp": "draw",
-    "train": "epoch",  # its disk is the job's
-    "defend": "draw",
-    "evaluate": "draw",
-    "evaluate_untouched": "job",
-    "aggregate": "thousand shards",
-    "report": "thousand shards",
-    "job": "job",
-}
+# What a row's seconds are of, by stage; `job` is what a cluster's job takes besides.
+UNITS = {rule.stage_name: rule.unit for rule in graph.RULES.values() if rule.unit} | {"job": "job"}
 
 STARTUP_S = 180  # a node that is slow to start, Python, torch and its first kernel
 SAFETY = 2  # on the seconds: a machine that others use, a model that is harder to repair

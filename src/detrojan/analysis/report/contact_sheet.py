@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -28,13 +28,6 @@ NAME, HEAD, DETAIL = 8, 6.5, 6  # points, of texts
 DPI = 400  # of the PNG: 7 dots for each pixel of a 32-pixel image
 ENLARGED = 128  # pixels: images are stored at least this large, as some viewers blur what they enlarge
 GREY, RED = "0.35", "#A3260F"
-# Where the examples of a trigger lie that all models share, or of a model's own, and what to say of it.
-OWNERS = {
-    "/triggered/{dataset}/{attack}/seed-{seed}": "seed {seed}",
-    "/triggered/{dataset}/{architecture}/{attack}/ratio-{ratio}/seed-{seed}": (
-        "{architecture}\nratio {ratio}, seed {seed}"
-    ),
-}
 
 
 class Block(NamedTuple):
@@ -55,14 +48,30 @@ class Block(NamedTuple):
     triggered: Tensor
 
 
-def draw_all(datasets: Sequence[str], models: pa.Table, examples: Sequence[str | Path]) -> dict[str, Figure]:
+class Example(NamedTuple):
+    """What shows a trigger.
+
+    Attributes:
+        file: of test images with, after them, their triggered copies.
+        axes: of the trigger: those of a model, or the fewer that models share it by.
+    """
+
+    file: str | Path
+    axes: Mapping[str, Any]
+
+
+def draw_all(
+    datasets: Sequence[str], models: pa.Table, files: Sequence[str], axes: Sequence[Mapping[str, Any]]
+) -> dict[str, Figure]:
     """Return the sheet of each data set.
 
     Args:
         datasets: the study's.
         models: of the schema ``MODELS``.
-        examples: files of test images with, after them, their triggered copies.
+        files: of examples, as :class:`Example` has them.
+        axes: of their triggers, in the same order.
     """
+    examples = list(map(Example, files, axes))
     return {dataset: draw(blocks(dataset, models, examples)) for dataset in datasets}
 
 
@@ -81,7 +90,7 @@ def write(sheets: Mapping[str, Figure], folder: Path) -> dict[str, str]:
 # --- what a sheet shows ----------------------------------------------------------------------------
 
 
-def blocks(dataset: str, models: pa.Table, examples: Sequence[str | Path]) -> list[Block]:
+def blocks(dataset: str, models: pa.Table, examples: Sequence[Example]) -> list[Block]:
     """Return what a data set's sheet shows of each attack, in alphabetical order.
 
     Of an attack's triggers, which may differ by seed, ratio and architecture, it is that of the first
@@ -94,14 +103,13 @@ def blocks(dataset: str, models: pa.Table, examples: Sequence[str | Path]) -> li
     return [_block(row, *_example(row, examples)) for _, row in sorted(shown.items())]
 
 
-def _example(row: Row, examples: Sequence[str | Path]) -> tuple[ImageSet, str]:
+def _example(row: Row, examples: Sequence[Example]) -> tuple[ImageSet, str]:
     """Return the images that show a model's trigger, and what that trigger belongs to."""
-    axes = row | {"ratio": ratio_text(row["ratio"])}
-    for pattern, owner in OWNERS.items():
-        for file in examples:
-            if Path(file).parent.as_posix().endswith(pattern.format(**axes)):
-                return artifacts.read_images(file), owner.format(**axes)
-    raise AssertionError(f"no examples of {axes['attack']} on {axes['dataset']}, seed {axes['seed']}")
+    for file, axes in examples:
+        if all(row[axis] == value for axis, value in axes.items()):
+            owner = f"{row['architecture']}\nratio {ratio_text(row['ratio'])}, " if "ratio" in axes else ""
+            return artifacts.read_images(file), f"{owner}seed {row['seed']}"
+    raise AssertionError(f"no examples of {row['attack']} on {row['dataset']}, seed {row['seed']}")
 
 
 def _block(row: Row, images: ImageSet, owner: str) -> Block:

@@ -9,19 +9,17 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from detrojan import paths, registry
-from detrojan.cells import NO_METHOD, Model, Shard, untouched
+from detrojan.cells import Model, Shard, untouched
 from detrojan.stages.evaluate import PREDICTIONS
 from detrojan.storage import artifacts
 from detrojan.storage.columns import CELL_KEYS, model_key, required
-from detrojan.study.site import Site
 
 Labels = npt.NDArray[np.int16]
 Flags = npt.NDArray[np.bool_]
@@ -201,25 +199,34 @@ class Truth:
 NO_IMAGES = Truth(np.empty(0, np.int32), np.empty(0, np.int16), np.empty(0, np.int16))
 
 
+class Places(Protocol):
+    """Says where a study's predictions and test sets lie."""
+
+    def predictions(self, shard: Shard) -> Path:
+        """Return where the predictions of ``shard`` lie."""
+
+    def test_images(self, dataset: str) -> Path:
+        """Return where the test images of a data set lie."""
+
+    def triggered_images(self, model: Model) -> Path | None:
+        """Return where the triggered test images of ``model`` lie; None for a clean one."""
+
+
 class Reader:
-    """Reads what was predicted below a folder of results, a shard at a time.
+    """Reads what was predicted in a study, a shard at a time.
 
     The sets and the untouched model that were read last are kept: those of a model's shards, which
     a study plans one after the other, are read once.
     """
 
-    def __init__(self, site: Site) -> None:
-        self.site = site
+    def __init__(self, places: Places) -> None:
+        self.places = places
         self._truth = functools.lru_cache(maxsize=2)(_truth)
         self._untouched = functools.lru_cache(maxsize=1)(self._read_untouched)
 
-    def file(self, shard: Shard) -> Path:
-        """Return where the predictions of ``shard`` lie."""
-        return self.site.at(paths.metrics(shard)).with_name("predictions.parquet")
-
     def is_there(self, shard: Shard) -> bool:
         """Return whether a shard and the untouched model that it is compared with were evaluated."""
-        return self.file(shard).exists() and self.file(untouched(shard.model)).exists()
+        return all(self.places.predictions(s).exists() for s in (shard, untouched(shard.model)))
 
     def answers(self, shard: Shard) -> tuple[list[int], Answers]:
         """Return the draws of ``shard`` that ended well, and what their models say.
@@ -244,19 +251,16 @@ class Reader:
 
     def _truths(self, model: Model) -> tuple[Truth, Truth]:
         """Return the clean test images and the triggered ones."""
-        clean = self._truth(self.site.at(f"{paths.RESULTS}/datasets/{model.dataset}/test.parquet"))
-        if model.attack == NO_METHOD:
-            return clean, NO_IMAGES
-        pattern = paths.TRIGGER if registry.trigger_owner(model.attack) == "all" else paths.MODEL
-        folder = paths.of_model(pattern, model)
-        return clean, self._truth(self.site.at(f"{paths.RESULTS}/triggered/{folder}/test.parquet"))
+        triggered = self.places.triggered_images(model)
+        clean = self._truth(self.places.test_images(model.dataset))
+        return clean, NO_IMAGES if triggered is None else self._truth(triggered)
 
     def _read_untouched(self, model: Model) -> Labels:
         return self._said(untouched(model))[1]
 
     def _said(self, shard: Shard) -> tuple[list[int], Labels]:
         """Return the draws that have predictions, and these, int16 (D, N + M): clean images first."""
-        path = self.file(shard)
+        path = self.places.predictions(shard)
         table = artifacts.read_table(path, PREDICTIONS)
         clean, triggered = self._truths(shard.model)
         index = np.concatenate([clean.index, triggered.index])

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from detrojan import paths
 from detrojan.cells import CELL_AXES, MODEL_AXES, Draws, Model, Shard, axes_text, value_text
 from detrojan.storage.columns import cell_key
 from detrojan.study import conditions, files, grid
 from detrojan.study.schema import Axis, Study
+from detrojan.workflow import graph
 
 Axes = Mapping[str, Axis]
 
@@ -56,8 +56,7 @@ class Site:
 
     def at(self, path: str) -> Path:
         """Return where a path of the workflow, ``results/...`` or ``logs/...``, lies."""
-        first, _, rest = path.partition("/")
-        return self.results / rest if first == paths.RESULTS else self.results.parent / path
+        return graph.below(self.results, path)
 
     @functools.cached_property
     def study(self) -> Study | None:
@@ -66,7 +65,7 @@ class Site:
         Raises:
             ValueError: it has mistakes, by today's code.
         """
-        if not self.at(f"{paths.RESULTS}/{files.KEPT}").exists():
+        if not (self.results / files.KEPT).exists():
             return None
         try:
             return files.load_study(files.kept(self.results))
@@ -76,7 +75,20 @@ class Site:
 
     def table(self, name: str) -> Path:
         """Return the path of one of the study's tables."""
-        return self.at(f"{paths.RESULTS}/tables/{name}.parquet")
+        return self.at(graph.table(name))
+
+    def predictions(self, shard: Shard) -> Path:
+        """Return the path of the predictions of ``shard``."""
+        return self.at(graph.shard_job(shard).file("predictions"))
+
+    def test_images(self, dataset: str) -> Path:
+        """Return the path of the test images of a data set."""
+        return self.at(graph.job("dataset", {"dataset": dataset}).file("test"))
+
+    def triggered_images(self, model: Model) -> Path | None:
+        """Return the path of the triggered test images of ``model``; None for a clean one."""
+        made = graph.job_of("triggered.triggered", model._asdict())
+        return made and self.at(made.file("triggered"))
 
     def rows(self, name: str, given: Axes, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Return the rows of a table that have the values ``given``; none if it is not there."""
@@ -108,12 +120,12 @@ class Site:
         planned: Iterable[Shard] = grid.shards(self.study) if self.study else ()
         same = [s for s in planned if s._replace(draws=cell.draws) == cell]
         found = [s for s in [*same, *self._on_disk(cell)] if cell.draws.first in s.draws.numbers()]
-        made = [shard for shard in found if self.at(paths.metrics(shard)).exists()]
+        made = [shard for shard in found if self.at(graph.metrics(shard)).exists()]
         return next(iter([*made, *found]), cell)
 
     def _on_disk(self, cell: Shard) -> list[Shard]:
         """Return the shards of the cell's model, defense and SPC that have a folder of metrics."""
-        siblings = self.at(paths.metrics(cell)).parents[1]
+        siblings = self.at(graph.metrics(cell)).parents[1]
         names = sorted(folder.name for folder in siblings.glob("draws-*"))
         return [cell._replace(draws=Draws.parse(name.removeprefix("draws-"))) for name in names]
 
@@ -146,7 +158,7 @@ def find_cell(site: Site, given: Axes) -> Shard:
     if not found and set(given) == set(CELL_AXES):
         # Of an earlier study in the same folder: neither planned nor in the tables any more.
         asked = _cell(given)
-        found = {asked} if site.at(paths.metrics(site.shard_of(asked))).exists() else set()
+        found = {asked} if site.at(graph.metrics(site.shard_of(asked))).exists() else set()
 
     def everything() -> list[Axes]:
         return [*site.rows("cells", {}, CELL_AXES), *map(axes_of, site.planned({}))]

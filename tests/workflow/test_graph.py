@@ -1,0 +1,129 @@
+"""The graph of jobs is Snakemake's own, and whatever follows it follows an edit of it alone."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from detrojan import registry
+from detrojan.cells import NO_METHOD, axes_text
+from detrojan.study import files
+from detrojan.workflow import graph
+
+ROOT = Path(__file__).parents[2]
+SMOKE = ROOT / "config" / "smoke.yaml"
+
+
+def inputs(job):
+    """Return the paths that a job of the graph reads, but for those of the whole study."""
+    attack, defense = job.axes.get("attack", NO_METHOD), job.axes.get("defense", NO_METHOD)
+    own = graph.RULES[job.rule].needs
+    patterns = [graph.input_pattern(job.rule, name, attack, defense) for name in own if not own[name].each]
+    return {job.at(pattern) for pattern in patterns if pattern}
+
+
+def test_jobs_and_files_are_those_of_a_dry_run(tmp_path):
+    study = files.load_study(yaml.safe_load(SMOKE.read_text()))
+    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--configfile", SMOKE]
+    done = subprocess.run(
+        [*command, "--dry-run", "--cores", "1"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    text = done.stdout + done.stderr
+    assert done.returncode == 0, text[-3000:]
+    found = {}
+    for name, job in re.findall(r"^(?:local)?rule (\w+):\n((?: +.*\n)+)", text, re.M):
+        told = dict(re.findall(r"^ +(input|output|log|wildcards): (.*)$", job, re.M))
+        key = (name, frozenset(told.get("wildcards", "").split(", ")) - {""})
+        found[key] = {kind: {w.split(" ")[0] for w in value.split(", ")} for kind, value in told.items()}
+    planned = {(j.rule, frozenset(axes_text(j.axes).split(" ")) - {""}): j for j in graph.jobs(study)}
+    assert set(planned) == set(found)
+    pool = f"/{study.pool}.parquet"
+    for key, job in planned.items():
+        rule, told = graph.RULES[job.rule], found[key]
+        made = rule.outputs_for(study.grid.datasets).values()
+        assert told.get("output", set()) == {job.at(path) for paths in made for path in graph.listed(paths)}
+        assert told.get("log", set()) == ({job.log} if rule.has_log else set())
+        read = {
+            path.replace("/train.parquet", pool) if job.rule == "sample" else path for path in inputs(job)
+        }
+        assert read <= told.get("input", set())
+        if not any(need.each for need in rule.needs.values()):
+            assert read == told.get("input", set())
+
+
+def test_the_profile_of_a_cluster_and_the_rules_agree_on_gpus_and_groups():
+    profile = yaml.safe_load((ROOT / "slurm" / "config.yaml").read_text())
+    gpu = {name for name, rule in graph.RULES.items() if rule.gpu}
+    assert set(profile["set-resources"]) == gpu
+    assert profile["groups"] == {name: rule.group for name, rule in graph.RULES.items() if rule.group}
+    asking = set()
+    for file in (ROOT / "rules").glob("*.smk"):
+        for name, body in re.findall(r"^rule (\w+):\n((?: .*\n|\n)+)", file.read_text() + "\n", re.M):
+            asking |= {name} if "gpu=GPUS_A_JOB" in body else set()
+    assert asking == {name for name in gpu if graph.RULES[name].script in ("", name)}
+
+
+TELL = """
+import json, sys
+from pathlib import Path
+from detrojan.commands import plan, status, why
+from detrojan.study.files import kept, load_study
+from detrojan.workflow.site import Site
+results = Path("results")
+looked = status.look(results, 0)
+facts = why.explain(Site(results), ["attack=badnets", "defense=ft", "draw=0"])
+count = plan.count_files(load_study(kept(results)))["results"]
+print(json.dumps([looked.models.done, looked.cells[0], [file["path"] for file in facts["files"]], count]))
+"""
+
+
+def test_another_place_of_models_is_one_edit(workshop):
+    def told():
+        done = subprocess.run(
+            [sys.executable, "-c", TELL],
+            cwd=workshop.folder,
+            env=workshop.environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return json.loads(done.stdout)
+
+    models, cells, paths, count = told()
+    assert models == 2
+    assert cells > 0
+    workshop.edit("src/detrojan/workflow/graph.py", 'MODEL = "{dataset}/', 'MODEL = "each/{dataset}/')
+    # Nothing lies where it should any more, for the rules as for those who tell of them.
+    assert workshop.planned()["train"] == 2
+    moved = re.compile(r"(results/(?:models|metrics|defended)/)")
+    others = [moved.sub(r"\1each/", path) for path in paths]
+    assert others != paths
+    assert told() == [0, 0, others, count]
+    plan = workshop.snakemake("--dry-run")
+    assert "results/models/each/tiny/preactresnet18/badnets" in plan
+    assert "logs/train/each/tiny" in plan
+
+
+def test_no_path_below_results_or_logs_is_written_elsewhere():
+    """Docstrings and messages to people may name one."""
+    found = []
+    for file in [*registry.PACKAGE.rglob("*.py"), *(ROOT / "scripts").glob("*.py")]:
+        if file != registry.PACKAGE / "workflow" / "graph.py":
+            found += [f"{file}: {text}" for text in texts(file) if re.match(r"(results|logs)/\w", text)]
+    for file in [ROOT / "Snakefile", *(ROOT / "rules").glob("*.smk")]:
+        found += [f"{file}: {line}" for line in re.findall(r".*[\"'](?:results|logs)/.*", file.read_text())]
+    assert found == []
+
+
+def texts(file):
+    """Return the strings of a Python file."""
+    tree = ast.parse(file.read_text())
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
