@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from detrojan import paths, registry
 from detrojan.cells import NO_METHOD, Shard
-from detrojan.stages.evaluate import PREDICTIONS
-from detrojan.storage import artifacts
+from detrojan.storage import records
+from detrojan.storage.columns import PREDICTIONS
 from detrojan.study import files as study_files
 from detrojan.study import grid
 from plan import DATASETS, HEADS, NUM_DRAWS, Images, run
@@ -96,7 +96,7 @@ def _write(results: Path, at_least: int, images: Images) -> int:
     for number, shard in enumerate(planned):
         tables = files[len(shard.draws), shard.model.attack != NO_METHOD]
         path = (results.parent / paths.metrics(shard)).with_name("predictions.parquet")
-        artifacts.write_predictions(tables[number % NUM_FILES], path)
+        records.write_predictions(tables[number % NUM_FILES], path)
     return len(planned)
 
 

@@ -9,7 +9,7 @@ from detrojan.analysis.statistics import derived
 from detrojan.analysis.statistics.collect import CELLS, MODELS
 from detrojan.analysis.statistics.predictions import MEASURES
 from detrojan.learning.training import HISTORY
-from detrojan.stages.evaluate import PREDICTIONS
+from detrojan.storage.columns import PREDICTIONS
 
 ROOT = Path(__file__).parents[2]
 TABLES = (ROOT / "docs" / "tables.md").read_text()

@@ -15,8 +15,8 @@ from detrojan.analysis.statistics import predictions
 from detrojan.analysis.statistics.predictions import MEASURES, NO_LABEL, Answers
 from detrojan.cells import NO_METHOD, NO_SAMPLES, ONE_DRAW, Draws, Model, Shard
 from detrojan.commands import measure
-from detrojan.stages.evaluate import PREDICTIONS
-from detrojan.storage import artifacts
+from detrojan.storage import records
+from detrojan.storage.columns import PREDICTIONS
 from detrojan.study import files, grid
 from detrojan.study.site import Site
 from tests.unit.test_config import minimal
@@ -199,7 +199,7 @@ def results(tmp_path):
         write_labels(folder / "triggered" / place / "test.parquet", TRIGGERED, **triggered)
 
     def write(shard, table):
-        artifacts.write_predictions(table, predictions.Reader(Site(folder)).file(shard))
+        records.write_predictions(table, predictions.Reader(Site(folder)).file(shard))
 
     for model in (MODEL, CONTROLLED, CLEAN):
         untouched = Shard(model, NO_METHOD, NO_SAMPLES, ONE_DRAW)
@@ -213,7 +213,7 @@ def results(tmp_path):
 
 def measured(results, *arguments):
     assert measure.main(["--results", str(results), *arguments]) == 0
-    return artifacts.read_table(results / "tables/measures.parquet", MEASURES)
+    return records.read_table(results / "tables/measures.parquet", MEASURES)
 
 
 def rows_of(table, shard, name):
@@ -276,7 +276,7 @@ def test_selected_cells_and_measures(results, tmp_path):
         "draw=2",
     ]
     assert measure.main(arguments) == 0
-    table = artifacts.read_table(into, MEASURES).to_pylist()
+    table = records.read_table(into, MEASURES).to_pylist()
     assert [(row["defense"], row["draw"], row["measure"], row["value"]) for row in table] == [
         *(("ft", 2, "ra", 3 / 4), ("ft", 2, "acc", 2 / 6)),
         *(("fp", 2, "ra", None), ("fp", 2, "acc", None)),
@@ -342,7 +342,7 @@ def broken(results, capsys, path):
 )
 def test_predictions_of_other_images(results, capsys, table, said):
     path = predictions.Reader(Site(results)).file(FT)
-    artifacts.write_predictions(table, path)
+    records.write_predictions(table, path)
     assert said in broken(results, capsys, path)
 
 

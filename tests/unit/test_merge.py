@@ -9,7 +9,7 @@ import yaml
 from detrojan.analysis.statistics import collect, derived, summary
 from detrojan.cells import Draws
 from detrojan.commands import merge, show
-from detrojan.storage import artifacts
+from detrojan.storage import records
 from detrojan.study import files, grid
 from tests.unit.test_config import minimal
 from tests.unit.test_show import cell, model
@@ -56,8 +56,8 @@ def site(tmp_path):
         if include:
             study["grid"]["include"] = [include]
         folder = tmp_path / name / "results"
-        artifacts.write_rows(cells, folder / "tables/cells.parquet", collect.CELLS)
-        artifacts.write_rows(models, folder / "tables/models.parquet", collect.MODELS)
+        records.write_rows(cells, folder / "tables/cells.parquet", collect.CELLS)
+        records.write_rows(models, folder / "tables/models.parquet", collect.MODELS)
         files.keep(study, folder)
         return folder
 
@@ -77,7 +77,7 @@ def merged(folders, *options):
 
 
 def table(folder, name="cells", schema=collect.CELLS):
-    return artifacts.read_table(folder / "tables" / f"{name}.parquet", schema)
+    return records.read_table(folder / "tables" / f"{name}.parquet", schema)
 
 
 def place(row):

@@ -21,7 +21,7 @@ from detrojan.analysis.report.views import counted
 from detrojan.analysis.statistics import predictions
 from detrojan.analysis.statistics.predictions import MEASURES, Measure, Reader
 from detrojan.cells import Shard
-from detrojan.storage import artifacts
+from detrojan.storage import records
 from detrojan.study.site import KEYS, Axes, Site, axes_of, no_match, parse_axes
 
 ROWS_AT_ONCE = 250_000  # about 30 MB of memory; a row group of the file
@@ -78,7 +78,7 @@ def write(
         path: of the table.
     """
     num_shards = num_cells = num_rows = 0
-    with artifacts.whole(path) as partial, pq.ParquetWriter(partial, MEASURES, compression="zstd") as writer:
+    with records.whole(path) as partial, pq.ParquetWriter(partial, MEASURES, compression="zstd") as writer:
         waiting: list[pa.Table] = []
         for shard in shards:
             draws = [int(given["draw"])] if "draw" in given else shard.draws.numbers()

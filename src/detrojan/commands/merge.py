@@ -22,7 +22,7 @@ from detrojan.analysis.statistics import collect, derived
 from detrojan.analysis.statistics.gate import Verdict, verdict
 from detrojan.cells import CELL_AXES, MODEL_AXES, NO_METHOD, Draws, Model
 from detrojan.settings import Gate
-from detrojan.storage import artifacts
+from detrojan.storage import records
 from detrojan.study import files
 from detrojan.study.schema import Filter, Study
 
@@ -91,7 +91,7 @@ def read(folder: Path) -> Site:
     """
     raw = files.kept(folder)
     tables = (
-        artifacts.read_table(folder / "tables" / f"{name}.parquet", schema)
+        records.read_table(folder / "tables" / f"{name}.parquet", schema)
         for name, schema in (("cells", collect.CELLS), ("models", collect.MODELS))
     )
     return Site(folder, raw, files.load_study(raw), *tables)
@@ -248,10 +248,10 @@ def merge(sites: Sequence[Site], preferred: int | None = None) -> tuple[Joined, 
 
 def write(sites: Sequence[Site], cells: Joined, models: Joined, folder: Path) -> None:
     """Write the tables, those that follow from the cells too, and the study file."""
-    artifacts.write_table(cells.table, folder / "tables" / "cells.parquet", collect.CELLS)
-    artifacts.write_table(models.table, folder / "tables" / "models.parquet", collect.MODELS)
+    records.write_table(cells.table, folder / "tables" / "cells.parquet", collect.CELLS)
+    records.write_table(models.table, folder / "tables" / "models.parquet", collect.MODELS)
     derived.write(cells.table, {name: folder / "tables" / f"{name}.parquet" for name in derived.TABLES})
-    artifacts.write_text(_study_text(sites), folder / files.KEPT)
+    records.write_text(_study_text(sites), folder / files.KEPT)
 
 
 def _refusal(conflicts: Sequence[Conflict]) -> str:

@@ -17,7 +17,7 @@ from detrojan.analysis.report.views import Row
 from detrojan.analysis.statistics.collect import CELLS, MODELS
 from detrojan.analysis.statistics.summary import SUMMARY
 from detrojan.cells import NO_METHOD
-from detrojan.storage import artifacts
+from detrojan.storage import records
 
 WIDTH_WITHOUT_TERMINAL = 100
 GAP = 2  # between columns
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
     try:
         tables = {
-            name: artifacts.read_table(folder / "tables" / f"{name}.parquet", schema)
+            name: records.read_table(folder / "tables" / f"{name}.parquet", schema)
             for name, schema in TABLES.items()
         }
     except ValueError as error:

@@ -18,9 +18,8 @@ import pyarrow.parquet as pq
 
 from detrojan import paths, registry
 from detrojan.cells import NO_METHOD, Model, Shard, untouched
-from detrojan.stages.evaluate import PREDICTIONS
-from detrojan.storage import artifacts
-from detrojan.storage.columns import CELL_KEYS, model_key, required
+from detrojan.storage import records
+from detrojan.storage.columns import CELL_KEYS, PREDICTIONS, model_key, required
 from detrojan.study.site import Site
 
 Labels = npt.NDArray[np.int16]
@@ -257,7 +256,7 @@ class Reader:
     def _said(self, shard: Shard) -> tuple[list[int], Labels]:
         """Return the draws that have predictions, and these, int16 (D, N + M): clean images first."""
         path = self.file(shard)
-        table = artifacts.read_table(path, PREDICTIONS)
+        table = records.read_table(path, PREDICTIONS)
         clean, triggered = self._truths(shard.model)
         index = np.concatenate([clean.index, triggered.index])
         is_triggered = np.arange(len(index)) >= len(clean.index)
