@@ -44,9 +44,12 @@ def code(script, *, beside=(), **methods):
     ``methods`` names the wildcard of each kind of method that the job loads.
     """
 
+    # Beside this file, where `script:` looks too: another workflow may use ours as a module.
+    path = workflow.source_path(f"../scripts/{script}.py")
+
     def digest(wildcards):
         files = [registry.path(kind, wildcards[axis]) for kind, axis in methods.items()]
-        return provenance.code_digest(f"{workflow.basedir}/scripts/{script}.py", *files, *beside)
+        return provenance.code_digest(path, *files, *beside)
 
     return known_parameters(digest)
 
@@ -58,7 +61,7 @@ def axes(wildcards):
 
 def dataset_code(wildcards):
     source = study.datasets[wildcards.dataset].source
-    script = f"{workflow.basedir}/scripts/dataset.py"
+    script = workflow.source_path("../scripts/dataset.py")
     return provenance.code_digest(script, registry.path("datasets", source))
 
 

@@ -46,8 +46,9 @@ class Closed:
         """Return why there is no result of ``shard``, or None; for its model's sake, or its own."""
         own = shard.model._asdict() | {"defense": shard.defense, "spc": shard.spc, "draws": shard.draws}
         for job in self._of_shards:
-            # Only methods that know the trigger need what `stamp` makes.
-            concerned = not job.rule.startswith("stamp") or _knows_trigger(shard.defense)
+            # Only methods that know the trigger need what `stamp` makes. Another workflow that uses our
+            # rules may have put a prefix before their names.
+            concerned = not job.rule.removesuffix("_own").endswith("stamp") or _knows_trigger(shard.defense)
             if concerned and all(own[axis] == value for axis, value in job.axes.items()):
                 return job.verdict
         return self.of_model(shard.model)
