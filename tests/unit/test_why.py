@@ -545,7 +545,7 @@ def test_streams_of_the_data_set_and_of_training(used, tmp_path, monkeypatch):
 
 
 def test_streams_that_scripts_name():
-    scripts = registry.PACKAGE.parents[1] / "scripts"
+    scripts = registry.CHECKOUT / "scripts"
     steps = why.poison_steps(MODEL._asdict())
     assert named(steps, "poison") == {("poison", "digits", 0)}
     assert 'rng.stream("poison", cell.dataset, cell.seed)' in (scripts / "poison.py").read_text()

@@ -324,7 +324,7 @@ def _card(path: Path) -> dict[str, Any]:
 
 def digest_today(rule: str, axes: Axes) -> str | None:
     """Return the digest of today's code of a rule of ``CODE``; None if it has lost the method."""
-    script = registry.PACKAGE.parents[1] / "scripts" / f"{rule}.py"
+    script = registry.CHECKOUT / "scripts" / f"{rule}.py"
     try:
         return provenance.code_digest(
             script, *(registry.path(kind, axes[a]) for kind, a in CODE[rule].items())
