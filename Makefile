@@ -18,6 +18,9 @@ export MPLCONFIGDIR := $(CURDIR)/$(VENV)/cache/matplotlib
 export PIP_NO_CACHE_DIR := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# A log gets a line a package of what pip says. A terminal gets all of it, with bars.
+PACKAGES := sed -un -e 's/^Collecting \([^ ]*\).*/  \1/p' -e 's/^Installing collected packages.*/Unpacking them./p'
+
 .PHONY: help install quickstart plan test lint clean
 
 help: ## list the targets
@@ -28,7 +31,11 @@ install: $(READY) ## make .venv with the pinned packages
 $(READY): envs/lock.txt pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Detrojan needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	"$(PYTHON)" -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement envs/lock.txt
+	@echo 'Installing what envs/lock.txt pins into $(VENV); the download decides how many minutes it takes.'
+	@echo '1.9 GB with the CPU build of torch; several GB more with the CUDA build, which pip takes on Linux unless'
+	@echo 'README.md, "Start", is followed.'
+	@install="$(BIN)/python -m pip install --requirement envs/lock.txt"; \
+	if [ -t 1 ]; then $$install; else $$install | $(PACKAGES); fi
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(READY)
 

@@ -28,7 +28,7 @@ from detrojan.analysis.report.views import Tables
 from detrojan.analysis.statistics import bootstrap, collect, derived
 from detrojan.analysis.statistics.relative import relative
 from detrojan.cells import CELL_AXES, NO_METHOD
-from detrojan.storage import artifacts
+from detrojan.storage import records
 from detrojan.storage.columns import OK
 from detrojan.study import files, grid
 
@@ -99,12 +99,12 @@ def survey(into: Path) -> None:
     print(f"{'':<24}{'wall, s':>10}{'CPU, s':>10}{'peak, MB':>10}")
     cells = timed("results made up", lambda: made_up(study))
     print(f"{cells.num_rows:,} cells")
-    artifacts.write_table(cells, into / "tables" / "cells.parquet", collect.CELLS)
+    records.write_table(cells, into / "tables" / "cells.parquet", collect.CELLS)
     found = {
         name: timed(name, functools.partial(table.make, cells)) for name, table in derived.TABLES.items()
     }
     for name, table in found.items():
-        artifacts.write_table(table, into / "tables" / f"{name}.parquet", derived.TABLES[name].schema)
+        records.write_table(table, into / "tables" / f"{name}.parquet", derived.TABLES[name].schema)
     about = report.About("Made-up results", ["They say nothing about any defense."], "", ["0-9"])
     timed("report", lambda: report.write(Tables(cells, **found), about, into / "report"))
     page = into / "report" / "index.html"

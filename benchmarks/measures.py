@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from detrojan import registry
 from detrojan.cells import NO_METHOD, Shard
-from detrojan.stages.evaluate import PREDICTIONS
-from detrojan.storage import artifacts
+from detrojan.storage import records
+from detrojan.storage.columns import PREDICTIONS
 from detrojan.study import files as study_files
 from detrojan.study import grid
 from detrojan.workflow.site import Site
@@ -97,7 +97,7 @@ def _write(results: Path, at_least: int, images: Images) -> int:
     files = {kind: [said(kind[0], attacked=kind[1]) for _ in range(NUM_FILES)] for kind in kinds}
     for number, shard in enumerate(planned):
         tables = files[len(shard.draws), shard.model.attack != NO_METHOD]
-        artifacts.write_predictions(tables[number % NUM_FILES], site.predictions(shard))
+        records.write_predictions(tables[number % NUM_FILES], site.predictions(shard))
     return len(planned)
 
 

@@ -280,8 +280,8 @@ def _predictions_size(images: Images, acc: float, asr: float) -> tuple[int, int]
     import numpy as np
     import pyarrow as pa
 
-    from detrojan.stages.evaluate import PREDICTIONS
-    from detrojan.storage import artifacts
+    from detrojan.storage import records
+    from detrojan.storage.columns import PREDICTIONS
 
     rng = np.random.default_rng(0)
     labels = rng.integers(0, images.num_classes, images.num_test)
@@ -300,7 +300,7 @@ def _predictions_size(images: Images, acc: float, asr: float) -> tuple[int, int]
     table = pa.concat_tables(tables)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "predictions.parquet")
-        artifacts.write_predictions(table, file)
+        records.write_predictions(table, file)
         return len(table), file.stat().st_size
 
 
@@ -321,9 +321,8 @@ def aggregation(arguments: argparse.Namespace) -> None:
 def _write_metrics(folder: Path, shards: int) -> None:
     from detrojan.analysis.statistics.collect import NOTHING_MEASURED
     from detrojan.cells import Draws, Model, Shard
-    from detrojan.stages.evaluate import METRICS
-    from detrojan.storage import artifacts, provenance
-    from detrojan.storage.columns import cell_key
+    from detrojan.storage import provenance, records
+    from detrojan.storage.columns import METRICS, cell_key
 
     origin = provenance.origin("0" * 16)
     names = registry.names("defenses")
@@ -337,7 +336,7 @@ def _write_metrics(folder: Path, shards: int) -> None:
             | origin
             for draw in range(NUM_DRAWS)
         ]
-        artifacts.write_rows(rows, folder / f"{number}.parquet", METRICS)
+        records.write_rows(rows, folder / f"{number}.parquet", METRICS)
 
 
 def gather(arguments: argparse.Namespace) -> None:
@@ -345,11 +344,11 @@ def gather(arguments: argparse.Namespace) -> None:
     import pyarrow as pa
 
     from detrojan.analysis.statistics import collect, derived
-    from detrojan.storage import artifacts
+    from detrojan.storage import records
 
     cells = collect.cells(sorted(arguments.folder.glob("*.parquet")))
     cells = collect.completed(cells, pa.Table.from_pylist([], schema=collect.MODELS))
-    artifacts.write_table(cells, arguments.folder / "cells.table", collect.CELLS)
+    records.write_table(cells, arguments.folder / "cells.table", collect.CELLS)
     derived.write(cells, {name: arguments.folder / f"{name}.table" for name in derived.TABLES})
 
 

@@ -65,6 +65,9 @@ def attacks_of(name):
 def code(name):
     """Return a param: the digest of all our code that the job of a rule runs."""
 
+    # Beside this file, where `script:` looks too: another workflow may use ours as a module.
+    path = workflow.source_path(f"../scripts/{script}.py")
+
     def digest(wildcards):
         named = dict(wildcards.items())
         if "source" in graph.RULES[name].methods.values():

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from detrojan.analysis.statistics import collect, derived, settings
 from detrojan.settings import Gate
-from detrojan.storage import artifacts
+from detrojan.storage import records
 from detrojan.study.schema import Study
 from detrojan.workflow import job
 
@@ -23,6 +23,6 @@ with job.run(snakemake) as cell:
     )
     settings.check(cells, models, Study.model_validate(snakemake.params.study))
     cells = collect.completed(cells, models)
-    artifacts.write_table(cells, snakemake.output.cells, collect.CELLS)
-    artifacts.write_table(models, snakemake.output.models, collect.MODELS)
+    records.write_table(cells, snakemake.output.cells, collect.CELLS)
+    records.write_table(models, snakemake.output.models, collect.MODELS)
     derived.write(cells, snakemake.output)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from detrojan import registry
 from detrojan.stages import defend
-from detrojan.storage import artifacts, columns
+from detrojan.storage import artifacts, columns, records
 from detrojan.workflow import job
 
 if TYPE_CHECKING:
@@ -14,6 +14,6 @@ with job.run(snakemake) as cell:
     defense = registry.load("defenses", cell.defense, snakemake.params.settings)
     model = artifacts.read_model(snakemake.input.model).place(job.device())
     samples = artifacts.read_samples(snakemake.input.get("sample"), snakemake.input.get("triggered_sample"))
-    with artifacts.whole_folder(snakemake.output.defended) as folder:
+    with records.whole_folder(snakemake.output.defended) as folder:
         runs = defend.run_shard(defense, model, samples, cell.shard, folder, code=snakemake.params.code)
-        artifacts.write_rows(runs, folder / "runs.parquet", columns.RUNS)
+        records.write_rows(runs, folder / "runs.parquet", columns.RUNS)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detrojan.stages import evaluate
-from detrojan.storage import artifacts
+from detrojan.storage import artifacts, columns, records
 from detrojan.workflow import job
 
 if TYPE_CHECKING:
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 with job.run(snakemake) as cell:
     defended = Path(snakemake.input.defended)
     rows, predictions = evaluate.evaluate(
-        artifacts.read_rows(defended / "runs.parquet", evaluate.RUNS),
+        records.read_rows(defended / "runs.parquet", columns.RUNS),
         lambda draw: defended / f"draw-{draw}.safetensors",
         artifacts.read_images(snakemake.input.test),
         artifacts.read_images_if_any(snakemake.input.get("triggered")),
         job.device(),
     )
-    artifacts.write_rows(rows, snakemake.output.metrics, evaluate.METRICS)
-    artifacts.write_predictions(predictions, snakemake.output.predictions)
+    records.write_rows(rows, snakemake.output.metrics, columns.METRICS)
+    records.write_predictions(predictions, snakemake.output.predictions)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from detrojan import cells
 from detrojan.stages import evaluate
-from detrojan.storage import artifacts
+from detrojan.storage import artifacts, columns, records
 from detrojan.workflow import job
 
 if TYPE_CHECKING:
@@ -19,5 +19,5 @@ with job.run(snakemake) as cell:
         artifacts.read_images_if_any(snakemake.input.get("triggered")),
         job.device(),
     )
-    artifacts.write_rows(rows, snakemake.output.metrics, evaluate.METRICS)
-    artifacts.write_predictions(predictions, snakemake.output.predictions)
+    records.write_rows(rows, snakemake.output.metrics, columns.METRICS)
+    records.write_predictions(predictions, snakemake.output.predictions)

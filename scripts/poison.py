@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from detrojan import registry, rng
 from detrojan.labels import LabelMap
 from detrojan.stages import poisoning
-from detrojan.storage import artifacts
+from detrojan.storage import artifacts, records
 from detrojan.workflow import job
 
 if TYPE_CHECKING:
@@ -19,5 +19,5 @@ with job.run(snakemake) as cell:
     stream = rng.stream("poison", cell.dataset, cell.seed)
     rows = poisoning.poison(attack, trigger, train, cell.ratio, labels, rng=stream)
     artifacts.write_poisoned(rows, snakemake.output.poisoned)
-    artifacts.write_card(cell.axes | poisoning.card(attack, rows, train), snakemake.output.card)
-    artifacts.write_picture(poisoning.preview(rows, train), snakemake.output.preview)
+    records.write_card(cell.axes | poisoning.card(attack, rows, train), snakemake.output.card)
+    records.write_picture(poisoning.preview(rows, train), snakemake.output.preview)

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 from detrojan.analysis.report import contact_sheet, report
 from detrojan.analysis.report.views import Tables
 from detrojan.settings import Gate
-from detrojan.storage import artifacts
+from detrojan.storage import records
 from detrojan.workflow import job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job.run(snakemake) as cell:
-    tables = Tables(*(artifacts.read_table(snakemake.input[name]) for name in Tables._fields))
+    tables = Tables(*(records.read_table(snakemake.input[name]) for name in Tables._fields))
     sheets = contact_sheet.draw_all(
         snakemake.params.datasets, tables.models, snakemake.input.examples, snakemake.params.triggers
     )

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detrojan.stages import classifier
-from detrojan.storage import artifacts
+from detrojan.storage import artifacts, records
 from detrojan.workflow import job
 
 if TYPE_CHECKING:
@@ -22,6 +22,6 @@ with job.run(snakemake) as cell:
         device=job.device(),
     )
     artifacts.write_model(trained.model, snakemake.output.model)
-    artifacts.write_rows(trained.history, snakemake.output.history, classifier.HISTORY)
-    artifacts.write_card(cell.axes | trained.card, snakemake.output.card)
+    records.write_rows(trained.history, snakemake.output.history, classifier.HISTORY)
+    records.write_card(cell.axes | trained.card, snakemake.output.card)
     trained.checkpoint.remove()

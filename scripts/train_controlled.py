@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from detrojan import registry
 from detrojan.labels import LabelMap
 from detrojan.stages import classifier
-from detrojan.storage import artifacts
+from detrojan.storage import artifacts, records
 from detrojan.workflow import job
 
 if TYPE_CHECKING:
@@ -27,6 +27,6 @@ with job.run(snakemake) as cell:
     )
     artifacts.write_tensors(trained.trigger, snakemake.output.trigger)
     artifacts.write_model(trained.model, snakemake.output.model)
-    artifacts.write_rows(trained.history, snakemake.output.history, classifier.HISTORY)
-    artifacts.write_card(cell.axes | trained.card, snakemake.output.card)
+    records.write_rows(trained.history, snakemake.output.history, classifier.HISTORY)
+    records.write_card(cell.axes | trained.card, snakemake.output.card)
     trained.checkpoint.remove()

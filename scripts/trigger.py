@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from detrojan import registry, rng
 from detrojan.stages import poisoning
-from detrojan.storage import artifacts
+from detrojan.storage import artifacts, records
 from detrojan.workflow import job
 
 if TYPE_CHECKING:
@@ -18,4 +18,4 @@ with job.run(snakemake) as cell:
         clean, model, target=snakemake.params.labels["target"], rng=rng.stream("trigger", *cell.axes.values())
     )
     artifacts.write_tensors(trigger, snakemake.output.trigger)
-    artifacts.write_card(cell.axes | poisoning.trigger_card(attack, trigger), snakemake.output.card)
+    records.write_card(cell.axes | poisoning.trigger_card(attack, trigger), snakemake.output.card)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from detrojan import registry
 from detrojan.labels import LabelMap
 from detrojan.stages import poisoning
-from detrojan.storage import artifacts
+from detrojan.storage import artifacts, records
 from detrojan.workflow import job
 
 if TYPE_CHECKING:
@@ -20,4 +20,4 @@ with job.run(snakemake) as cell:
     card = poisoning.triggered_card(attack, triggered, test, labels)
     artifacts.write_poisoned(triggered, snakemake.output.triggered)
     artifacts.write_poisoned(poisoning.examples(triggered, test), snakemake.output.examples)
-    artifacts.write_card(cell.axes | card, snakemake.output.card)
+    records.write_card(cell.axes | card, snakemake.output.card)

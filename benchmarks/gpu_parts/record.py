@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from detrojan.storage import artifacts
+from detrojan.storage import records
 
 LONG = pa.schema(
     [
@@ -46,14 +46,14 @@ class Record:
     def write(self) -> None:
         """Write both files, whole."""
         everything = {"parts": self.parts, "left_out": self.left_out}
-        artifacts.write_card(everything, self.folder / "gpu.json")
+        records.write_card(everything, self.folder / "gpu.json")
         rows = [
             {"part": part, "row": number, "name": name, **_columns(value)}
             for part, of_part in self.parts.items()
             for number, row in enumerate(of_part)
             for name, value in row.items()
         ]
-        artifacts.write_rows(rows, self.folder / "gpu.parquet", LONG)
+        records.write_rows(rows, self.folder / "gpu.parquet", LONG)
 
     def missing(self) -> list[str]:
         """Return a line for each reason why something was left out, with how much and what."""

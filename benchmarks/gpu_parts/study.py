@@ -33,8 +33,8 @@ from detrojan.images import DefenderSample, ImageSet
 from detrojan.labels import LabelMap
 from detrojan.models.base import Classifier
 from detrojan.stages import classifier, defend, evaluate, ingest, poisoning, sampling
-from detrojan.stages.evaluate import METRICS
-from detrojan.storage import artifacts
+from detrojan.storage import artifacts, records
+from detrojan.storage.columns import METRICS
 from detrojan.study.files import load_study
 from detrojan.study.schema import Study
 from detrojan.workflow import job_costs
@@ -260,7 +260,7 @@ class Work:
 
     def _note(self, kind: str, name: Model, card: dict[str, Any]) -> None:
         path = self._folder / f"{kind}-{len(self._cards[kind])}.json"
-        artifacts.write_card(name._asdict() | card, path)
+        records.write_card(name._asdict() | card, path)
         self._cards[kind].append(path)
 
     # --- cells --------------------------------------------------------------------------------------
@@ -304,12 +304,12 @@ class Work:
     def _add(self, rows: list[dict[str, Any]]) -> None:
         self.rows += rows
         metrics = self._folder / "metrics.parquet"
-        artifacts.write_rows(self.rows, metrics, METRICS)
+        records.write_rows(self.rows, metrics, METRICS)
         cells = collect.cells([metrics])
         models = collect.models(cells, *self._cards.values(), self.study.gate)
         tables = self.bench.record.folder / "tables"
-        artifacts.write_table(models, tables / "models.parquet", collect.MODELS)
-        artifacts.write_table(collect.completed(cells, models), tables / "cells.parquet", collect.CELLS)
+        records.write_table(models, tables / "models.parquet", collect.MODELS)
+        records.write_table(collect.completed(cells, models), tables / "cells.parquet", collect.CELLS)
         self.models = {Model(*(row[axis] for axis in Model._fields)): row for row in models.to_pylist()}
 
     def took(self) -> list[Model]:

@@ -19,6 +19,8 @@ from pydantic import Field
 from detrojan.cells import NO_METHOD
 
 PACKAGE = Path(__file__).parent
+# Where the Snakefile, rules/, scripts/, config/ and the profiles lie: a wheel has a copy of its checkout's.
+CHECKOUT = next(folder for folder in (PACKAGE / "_checkout", PACKAGE.parents[1]) if folder.is_dir())
 Kind = Literal["datasets", "models", "attacks", "defenses"]
 
 

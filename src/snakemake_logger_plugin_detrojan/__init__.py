@@ -31,6 +31,7 @@ STILL_ALIVE_EVERY = 60.0  # seconds after which a plain line comes even if nothi
 LOG_LINES = 15
 ERROR = " ERROR "  # a line of the level, as detrojan.workflow.job writes it
 WIDTH_WITHOUT_TERMINAL = 100
+START_S = 5.0  # before a job's script begins: Python, the Snakefile, torch; the table of costs leaves it out
 LOG_BYTES = 65536
 
 # Plain messages come without a kind, so they are told apart by how they begin. Before the run all
@@ -65,6 +66,7 @@ class LogHandler(LogHandlerBase):
         self._planned = False
         self._interrupted = False
         self._display: _Region | _Lines | None = None
+        self._asked_costs = False
         self._would_run: dict[str, _WouldRun] = {}
         self._closed = False
 
@@ -154,6 +156,10 @@ class LogHandler(LogHandlerBase):
             self._would_run.setdefault(rule, _WouldRun()).add(num_cells(rule, wildcards), reason)
         else:
             self.progress.start(record.jobid, rule, wildcards, record.created)  # type: ignore[attr-defined]
+            if self._display is not None and not self._asked_costs:
+                self._asked_costs = True
+                # Beside the run: it takes seconds of a large study, and jobs can start without it.
+                threading.Thread(target=expect, args=(self.progress,), daemon=True).start()
         if self.common_settings.verbose:
             self._print(self.format(record))
 
@@ -204,6 +210,23 @@ class LogHandler(LogHandlerBase):
             would = self._would_run.get(rule, _WouldRun())
             table.add_row(rule, str(jobs), str(would.cells or ""), would.because)
         return Group(table, "A dry run: nothing was done.")
+
+
+def expect(progress: Progress) -> None:
+    """Tell ``progress`` what jobs take by the table of costs, if it is a study of ours that runs."""
+    # Snakemake loads all plugins at each start, most of which show nothing.
+    from detrojan.commands import plan
+    from detrojan.study import files
+    from detrojan.workflow import job_costs
+    from detrojan.workflow.graph import RESULTS
+
+    try:
+        # The first job starts after this study was written.
+        study = files.load_study(files.kept(Path(RESULTS)))
+        seconds = plan.seconds_a_job(study, job_costs.default())
+    except ValueError:
+        return  # another workflow's, or a table of costs with a mistake, of which the Snakefile tells
+    progress.expect({rule: START_S + script for rule, script in seconds.items()})
 
 
 class _WouldRun:
@@ -281,7 +304,7 @@ class _Region:
             bar = ProgressBar(total=stage.total, completed=stage.done, width=24)
             table.add_row(Text(stage.name, style), bar, Text(f"{stage.done}/{stage.total}", style), running)
         left = self._progress.left(time.time())
-        return Group(table, Text(f"{self._progress.cells()}, {left} left", "bold"))
+        return Group(table, Text(f"{self._progress.cells()}, {left}", "bold"))
 
 
 class _Lines:

@@ -10,6 +10,7 @@ from detrojan.cells import Draws
 # The last ones take seconds and run once: not to know how long they take says nothing of the rest.
 LAST_RULES = ("aggregate", "report", "all")
 MINUTE, HOUR, DAY = 60, 3600, 86400
+SHOWN_RUNNING = 3  # jobs that a line names
 
 
 class Stage(NamedTuple):
@@ -28,6 +29,11 @@ class _Job(NamedTuple):
     rule: str
     wildcards: Mapping[str, str]
     started: float
+
+    def __str__(self) -> str:
+        named = (self.wildcards.get(axis) for axis in ("attack", "defense"))
+        spc = f"spc-{self.wildcards['spc']}" if "spc" in self.wildcards else None
+        return " ".join([self.rule, "/".join(filter(None, (*named, spc)))]).rstrip()
 
 
 def num_cells(rule: str, wildcards: Mapping[str, str]) -> int:
@@ -57,6 +63,7 @@ class Progress:
         self._total: dict[str, int] = {}
         self._done: Counter[str] = Counter()
         self._seconds: dict[str, float] = {}
+        self._expected: Mapping[str, float] = {}
         self._running: dict[int, _Job] = {}
         self._failed: dict[int, str] = {}
         self._began: float | None = None
@@ -66,6 +73,11 @@ class Progress:
         """Set how many jobs each rule has, in the order of the stages."""
         with self._lock:
             self._total = {rule: count for rule, count in num_jobs.items() if rule not in ("total", "all")}
+
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """Set what a job of each rule should take, for as long as none of the rule has finished."""
+        with self._lock:
+            self._expected = seconds
 
     def start(self, job: int, rule: str, wildcards: Mapping[str, str], now: float) -> None:
         """Note that a job was started, or handed to a cluster; maybe again, after it failed."""
@@ -110,41 +122,54 @@ class Progress:
             return list(found.values())
 
     def left(self, now: float) -> str:
-        """Return the time left, as far as the jobs that have finished tell.
+        """Return the time left, and what it goes by.
 
         What a rule's jobs took on average, times those that are left, by the average number that ran
-        at the same time. While a rule has no finished job the time is a lower bound; while none of
-        the rules that are left has one, nobody knows.
+        at the same time. A rule that has no finished job takes what :meth:`expect` was told. Without
+        that the time is a lower bound; while nothing is known of all that is left, nobody knows.
         """
         with self._lock:
-            work, unknown = 0.0, False
+            work, unknown, expected = 0.0, False, False
             for rule, total in self._total.items():
                 remaining = total - self._done[rule]
-                if remaining and self._done[rule]:
-                    work += remaining * self._mean(rule)
+                mean = self._mean(rule)
+                if remaining and mean is not None:
+                    work += remaining * mean
+                    expected |= not self._done[rule] and rule not in LAST_RULES
                 elif remaining and rule not in LAST_RULES:
                     unknown = True
             busy = sum(self._seconds.values())
             for job in self._running.values():
                 ran = now - job.started
                 busy += ran
-                work -= min(ran, self._mean(job.rule)) if self._done[job.rule] else 0.0
+                work -= min(ran, self._mean(job.rule) or 0.0)
             elapsed = now - (now if self._began is None else self._began)
-        if not work or not elapsed:
-            return "…" if unknown else duration(0)
-        seconds = work / max(1.0, busy / elapsed)
-        return f"at least {duration(seconds)}" if unknown else f"about {duration(seconds)}"
+        if not work:
+            return "… left" if unknown else f"{duration(0)} left"
+        text = duration(work / max(1.0, busy / elapsed if elapsed else 1.0))
+        if unknown:
+            return f"at least {text} left"
+        return f"about {text} left{' by the table of costs' if expected else ''}"
 
-    def _mean(self, rule: str) -> float:
-        return self._seconds[rule] / self._done[rule]
+    def _mean(self, rule: str) -> float | None:
+        """Return what a job of ``rule`` takes: as finished ones did, else as expected, if anything was."""
+        done = self._done[rule]
+        return self._seconds[rule] / done if done else self._expected.get(rule)
 
     def line(self, now: float) -> str:
-        """Return all that matters now, on one line: stages under way, cells done, time left."""
+        """Return all that matters now, on one line: stages under way, what runs, cells done, time left."""
         stages = self.stages()
         done, total = sum(stage.done for stage in stages), sum(stage.total for stage in stages)
         under_way = [str(s) for s in stages if s.running or 0 < s.done < s.total]
-        parts = [f"{done}/{total} jobs", "  ".join(under_way), self.cells(), f"{self.left(now)} left"]
+        parts = [f"{done}/{total} jobs", "  ".join(under_way), self.running(), self.cells(), self.left(now)]
         return " | ".join(part for part in parts if part)
+
+    def running(self) -> str:
+        """Return which jobs run now, those that started first, or nothing."""
+        with self._lock:
+            jobs = [str(job) for job in self._running.values()]
+        more = [f"{len(jobs) - SHOWN_RUNNING} more"] if len(jobs) > SHOWN_RUNNING else []
+        return f"now {', '.join([*jobs[:SHOWN_RUNNING], *more])}" if jobs else ""
 
     def cells(self) -> str:
         """Return how many cells this run has evaluated."""

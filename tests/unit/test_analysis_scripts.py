@@ -13,7 +13,7 @@ import pytest
 
 from detrojan.analysis.statistics import collect, consistency
 from detrojan.analysis.statistics.relative import RELATIVE, relative
-from detrojan.storage import artifacts
+from detrojan.storage import records
 from tests.unit.test_show import cell
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -74,7 +74,7 @@ def run(tmp_path, monkeypatch, capsys):
     """Return a function that runs a script on a table; it returns the script's names and what it printed."""
 
     def run(script, cells):
-        artifacts.write_table(cells, tmp_path / "it's here/tables/cells.parquet", collect.CELLS)
+        records.write_table(cells, tmp_path / "it's here/tables/cells.parquet", collect.CELLS)
         monkeypatch.setattr(sys, "argv", [script, str(tmp_path / "it's here")])
         names = runpy.run_path(str(DOCS / script))
         return names, capsys.readouterr().out

@@ -11,7 +11,7 @@ import torch
 
 from detrojan.images import DefenderSample, ImageSet, TriggeredSample
 from detrojan.settings import Augmentation
-from detrojan.storage import artifacts
+from detrojan.storage import artifacts, records
 
 SCHEMA = pa.schema([pa.field("draw", pa.int32()), pa.field("acc", pa.float64())])
 ROWS = [{"draw": 1, "acc": 0.5}, {"draw": 2, "acc": None}]
@@ -44,13 +44,13 @@ def sample(toy_images):
 
 
 def write_half(target, error=RuntimeError):
-    with artifacts.whole(target) as partial:
+    with records.whole(target) as partial:
         partial.write_text("half")
         raise error
 
 
 def write_half_a_folder(target):
-    with artifacts.whole(target) as partial:
+    with records.whole(target) as partial:
         partial.mkdir()
         (partial / "new").write_text("half")
         raise RuntimeError
@@ -58,7 +58,7 @@ def write_half_a_folder(target):
 
 def test_whole_renames_a_finished_file(tmp_path):
     target = tmp_path / "new" / "folder" / "file.txt"
-    with artifacts.whole(target) as partial:
+    with records.whole(target) as partial:
         partial.write_text("new")
         assert partial.parent == target.parent  # a rename can't cross file systems
         assert not target.exists()
@@ -79,7 +79,7 @@ def test_whole_keeps_the_old_target_until_the_end(tmp_path):
     with pytest.raises(RuntimeError):
         write_half(target)
     assert target.read_text() == "old"
-    with artifacts.whole(target) as partial:
+    with records.whole(target) as partial:
         partial.write_text("new")
         assert target.read_text() == "old"
     assert target.read_text() == "new"
@@ -93,7 +93,7 @@ def test_whole_folder(tmp_path):
     with pytest.raises(RuntimeError):
         write_half_a_folder(target)
     assert [file.name for file in target.iterdir()] == ["old"]
-    with artifacts.whole(target) as partial:
+    with records.whole(target) as partial:
         partial.mkdir()
         (partial / "new").write_text("new")
     assert [file.name for file in target.iterdir()] == ["new"]
@@ -103,12 +103,12 @@ def test_whole_folder(tmp_path):
 @pytest.mark.parametrize("left_over", ["file", "folder"])
 def test_whole_clears_what_a_killed_job_left(tmp_path, left_over):
     target = tmp_path / "file.txt"
-    with artifacts.whole(target) as partial:
+    with records.whole(target) as partial:
         name = partial.name
         partial.write_text("old")
     left = tmp_path / name
     left.mkdir() if left_over == "folder" else left.write_text("half")
-    with artifacts.whole(target) as partial:
+    with records.whole(target) as partial:
         assert not partial.exists()
         partial.write_text("new")
     assert target.read_text() == "new"
@@ -121,7 +121,7 @@ def test_whole_clears_what_a_killed_job_left(tmp_path, left_over):
         artifacts.write_images,
         artifacts.write_poisoned,
         lambda images, path: artifacts.write_samples({0: DefenderSample(images, images)}, path),
-        lambda images, path: artifacts.write_rows(ROWS, path, SCHEMA),
+        lambda images, path: records.write_rows(ROWS, path, SCHEMA),
         lambda images, path: artifacts.write_tensors({"images": images.images}, path),
     ],
     ids=["images", "poisoned", "samples", "rows", "tensors"],
@@ -145,21 +145,21 @@ def test_every_write_is_whole(tmp_path, toy_images, monkeypatch, write):
 
 def test_rows_come_back(tmp_path):
     path = tmp_path / "rows.parquet"
-    artifacts.write_rows(ROWS, path, SCHEMA)
-    assert artifacts.read_table(path, SCHEMA).to_pylist() == ROWS
+    records.write_rows(ROWS, path, SCHEMA)
+    assert records.read_table(path, SCHEMA).to_pylist() == ROWS
 
 
 def test_no_rows_come_back(tmp_path):
     path = tmp_path / "rows.parquet"
-    artifacts.write_rows([], path, SCHEMA)
-    table = artifacts.read_table(path, SCHEMA)
+    records.write_rows([], path, SCHEMA)
+    table = records.read_table(path, SCHEMA)
     assert (table.num_rows, table.schema) == (0, SCHEMA)
 
 
 @pytest.mark.parametrize("row", [{"draw": 1}, {"draw": 1, "acc": 0.5, "asr": 0.1}])
 def test_rows_have_every_column_and_no_other(tmp_path, row):
     with pytest.raises(AssertionError):
-        artifacts.write_rows([row], tmp_path / "rows.parquet", SCHEMA)
+        records.write_rows([row], tmp_path / "rows.parquet", SCHEMA)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -175,14 +175,14 @@ def test_rows_have_every_column_and_no_other(tmp_path, row):
 )
 def test_table_of_another_schema(tmp_path, schema, differing):
     path = tmp_path / "rows.parquet"
-    artifacts.write_rows(ROWS, path, SCHEMA)
-    refuses(lambda path: artifacts.read_table(path, schema), path, differing)
+    records.write_rows(ROWS, path, SCHEMA)
+    refuses(lambda path: records.read_table(path, schema), path, differing)
 
 
 def test_missing_files(tmp_path):
-    for read in (artifacts.read_table, artifacts.read_images, artifacts.read_samples):
+    for read in (records.read_table, artifacts.read_images, artifacts.read_samples):
         refuses(read, tmp_path / "none.parquet", "no such Parquet table; run the workflow again")
-    refuses(artifacts.read_card, tmp_path / "none.json", "no such card")
+    refuses(records.read_card, tmp_path / "none.json", "no such card")
     refuses(artifacts.read_tensors, tmp_path / "none.safetensors", "no such safetensors file")
 
 
@@ -191,22 +191,22 @@ def test_truncated_table(tmp_path, toy_images, kept):
     path = tmp_path / "train.parquet"
     artifacts.write_images(toy_images(), path)
     path.write_bytes(path.read_bytes()[:kept])
-    for read in (artifacts.read_table, artifacts.read_images, artifacts.read_samples):
+    for read in (records.read_table, artifacts.read_images, artifacts.read_samples):
         refuses(read, path, "not a whole Parquet table")
 
 
 def test_cards_come_back(tmp_path):
     path = tmp_path / "card.json"
     card = {"psnr": None, "ratio": 0.1, "classes": ["a", "ü"]}
-    artifacts.write_card(card, path)
-    assert artifacts.read_card(path) == card
+    records.write_card(card, path)
+    assert records.read_card(path) == card
     path.write_text(path.read_text()[:-5])
-    refuses(artifacts.read_card, path, "not a whole card")
+    refuses(records.read_card, path, "not a whole card")
 
 
 def test_a_card_that_is_not_finite_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        artifacts.write_card({"psnr": float("nan")}, tmp_path / "card.json")
+        records.write_card({"psnr": float("nan")}, tmp_path / "card.json")
     assert list(tmp_path.iterdir()) == []
 
 

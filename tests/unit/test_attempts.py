@@ -207,10 +207,11 @@ def test_a_clean_model_takes_along_the_attacks_that_learn_against_it():
     assert found.of_model(MODEL._replace(attack="lf", seed=1)) is None
 
 
-def test_stamped_samples_matter_only_to_methods_that_know_the_trigger():
+@pytest.mark.parametrize("rule", ["stamp", "stamp_own", "detrojan_stamp_own"])
+def test_stamped_samples_matter_only_to_methods_that_know_the_trigger(rule):
     tries, slurm = kills(3)
     axes = {"dataset": "digits", "attack": "badnets", "seed": 0, "spc": 10, "draws": "0-2"}
-    found = closed([record(*tries, rule="stamp", axes=axes)], slurm, 3)
+    found = closed([record(*tries, rule=rule, axes=axes)], slurm, 3)
     assert found.of_shard(SHARD) is None
     assert found.of_shard(SHARD._replace(defense="grad_prune"))
 

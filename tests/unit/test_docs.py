@@ -4,12 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
+import detrojan
 from detrojan.analysis.statistics import derived
 from detrojan.analysis.statistics.collect import CELLS, MODELS
 from detrojan.analysis.statistics.predictions import MEASURES
 from detrojan.learning.training import HISTORY
-from detrojan.stages.evaluate import PREDICTIONS
+from detrojan.storage.columns import PREDICTIONS
 
 ROOT = Path(__file__).parents[2]
 TABLES = (ROOT / "docs" / "tables.md").read_text()
@@ -50,6 +52,30 @@ def test_other_files_are_explained(schema):
 
 
 def test_links_lead_somewhere():
-    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "results" / "README.md"]:
+    beside = [ROOT / folder / "README.md" for folder in ("config", "results")]
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *beside]:
         for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_overview_of_studies_names_all():
+    overview = (ROOT / "config" / "README.md").read_text()
+    assert {file.name for file in (ROOT / "config").glob("*.yaml")} == set(
+        re.findall(r"\[(\w+\.yaml)\]", overview)
+    )
+
+
+def test_the_citation_names_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == detrojan.__version__
+    assert citation["authors"] == [{"name": "Detrojan contributors"}]
+
+
+def test_the_catalog_offers_what_there_is():
+    usage = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text())["usage"]
+    option, profile = usage["mandatory-flags"]["flags"].split()
+    assert option == "--profile"
+    assert (ROOT / profile / "config.yaml").is_file()
+    # No rule has an environment of its own, and a test of Snakemake's report shows that there is one.
+    assert set(usage["software-stack-deployment"].values()) == {False}
+    assert usage["report"] is True

@@ -94,3 +94,11 @@ def test_all_have_the_same_python(conda):
     assert f"python={version}" in conda["dependencies"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert Requirement(f"python{project['requires-python']}").specifier.contains(version)
+
+
+def test_hooks_before_a_commit_are_the_linters_of_the_lock():
+    lines = (ENVS / "lock-lint.txt").read_text().splitlines()
+    lint = pins(line for line in lines if line and not line.startswith("#"))
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    found = {repo["hooks"][0]["id"].partition("-")[0]: repo["rev"] for repo in hooks}
+    assert found == {name: f"v{lint[name]}" for name in ("ruff", "snakefmt")}

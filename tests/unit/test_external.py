@@ -13,7 +13,7 @@ from detrojan.analysis.others import external
 from detrojan.analysis.statistics.collect import CELLS
 from detrojan.analysis.statistics.consistency import consistency
 from detrojan.analysis.statistics.ranks import rank
-from detrojan.storage import artifacts
+from detrojan.storage import records
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "config" / "external" / "backdoorbench.yaml"
@@ -456,5 +456,5 @@ def test_the_page_has_the_leaderboards_numbers(leaderboard, ranks):
 
 
 def test_leaderboard_is_written_as_a_table_of_ours(leaderboard, tmp_path):
-    artifacts.write_table(leaderboard, tmp_path / "cells.parquet", CELLS)
-    assert artifacts.read_table(tmp_path / "cells.parquet", CELLS).num_rows == 15360
+    records.write_table(leaderboard, tmp_path / "cells.parquet", CELLS)
+    assert records.read_table(tmp_path / "cells.parquet", CELLS).num_rows == 15360

@@ -8,7 +8,7 @@ import pytest
 
 from detrojan.analysis.statistics import collect, gate
 from detrojan.settings import Gate
-from detrojan.storage import artifacts
+from detrojan.storage import records
 
 GATE = Gate(min_asr=0.8, max_acc_loss=0.1)
 
@@ -119,7 +119,7 @@ def cards(tmp_path):
         paths = []
         for number, content in enumerate(contents):
             paths.append(tmp_path / kind / f"{number}.json")
-            artifacts.write_card(content, paths[-1])
+            records.write_card(content, paths[-1])
         return paths
 
     return write

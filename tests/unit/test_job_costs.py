@@ -12,7 +12,7 @@ from detrojan import models, registry
 from detrojan.analysis.statistics import collect
 from detrojan.cells import Draws
 from detrojan.commands import costs
-from detrojan.storage import artifacts, provenance
+from detrojan.storage import provenance, records
 from detrojan.storage.columns import NOT_APPLICABLE, OK
 from detrojan.workflow import job_costs
 from detrojan.workflow.job_costs import Costs, Estimate, Key, Row
@@ -272,7 +272,7 @@ def model(attack, taken, epochs, *, device="cpu", peak=900e6, **keys):
 def study(folder, cells, models=()):
     """Write the tables of a study into ``folder``."""
     for name, rows, schema in (("cells", cells, collect.CELLS), ("models", models, collect.MODELS)):
-        artifacts.write_rows(list(rows), folder / "tables" / f"{name}.parquet", schema)
+        records.write_rows(list(rows), folder / "tables" / f"{name}.parquet", schema)
     return folder
 
 
@@ -354,8 +354,8 @@ def test_before_there_are_tables_the_metrics_and_cards_tell(tmp_path, assumed):
     names = collect.METRICS.names
     for number in (1, 2):
         row = {name: value for name, value in cell("ft", number).items() if name in names}
-        artifacts.write_rows([row], results / f"metrics/{number}/metrics.parquet", collect.METRICS)
-    artifacts.write_card(model("badnets", 60, 3), results / "models/digits/net/card.json")
+        records.write_rows([row], results / f"metrics/{number}/metrics.parquet", collect.METRICS)
+    records.write_card(model("badnets", 60, 3), results / "models/digits/net/card.json")
     rows, _ = learn(assumed, results)
     assert rows[Key("defend", "ft", "net", "digits", 10)].source == "measured, 2 runs"
     assert rows[Key("train", "badnets", "net", "digits")].estimate.seconds == 20

@@ -15,8 +15,8 @@ from detrojan.analysis.statistics import predictions
 from detrojan.analysis.statistics.predictions import MEASURES, NO_LABEL, Answers
 from detrojan.cells import NO_METHOD, NO_SAMPLES, ONE_DRAW, Draws, Model, Shard
 from detrojan.commands import measure
-from detrojan.stages.evaluate import PREDICTIONS
-from detrojan.storage import artifacts
+from detrojan.storage import records
+from detrojan.storage.columns import PREDICTIONS
 from detrojan.study import files, grid
 from detrojan.workflow import graph
 from detrojan.workflow.site import Site
@@ -201,7 +201,7 @@ def results(tmp_path):
         write_labels(folder / "triggered" / place / "test.parquet", TRIGGERED, **triggered)
 
     def write(shard, table):
-        artifacts.write_predictions(table, Site(folder).predictions(shard))
+        records.write_predictions(table, Site(folder).predictions(shard))
 
     for model in (MODEL, CONTROLLED, CLEAN):
         untouched = Shard(model, NO_METHOD, NO_SAMPLES, ONE_DRAW)
@@ -215,7 +215,7 @@ def results(tmp_path):
 
 def measured(results, *arguments):
     assert exit_code("measure", "--results", results, *arguments) == 0
-    return artifacts.read_table(results / "tables/measures.parquet", MEASURES)
+    return records.read_table(results / "tables/measures.parquet", MEASURES)
 
 
 def rows_of(table, shard, name):
@@ -278,7 +278,7 @@ def test_selected_cells_and_measures(results, tmp_path):
         "draw=2",
     ]
     assert exit_code("measure", *arguments) == 0
-    table = artifacts.read_table(into, MEASURES).to_pylist()
+    table = records.read_table(into, MEASURES).to_pylist()
     assert [(row["defense"], row["draw"], row["measure"], row["value"]) for row in table] == [
         *(("ft", 2, "ra", 3 / 4), ("ft", 2, "acc", 2 / 6)),
         *(("fp", 2, "ra", None), ("fp", 2, "acc", None)),
@@ -290,7 +290,7 @@ def test_lists_ranges_and_comparisons_select_cells_too(results, tmp_path):
     into = tmp_path / "few.parquet"
     asked = ["attack=badnets,wanet", "defense=ft", "spc=>=1", "draw=1-2,7", "--only", "acc"]
     assert exit_code("measure", "--results", results, "--into", into, *asked) == 0
-    table = artifacts.read_table(into, MEASURES).to_pylist()
+    table = records.read_table(into, MEASURES).to_pylist()
     assert [(row["attack"], row["draw"]) for row in table] == [
         ("badnets", 1),
         ("badnets", 2),
@@ -363,7 +363,7 @@ def broken(results, capsys, path):
 )
 def test_predictions_of_other_images(results, capsys, table, said):
     path = Site(results).predictions(FT)
-    artifacts.write_predictions(table, path)
+    records.write_predictions(table, path)
     assert said in broken(results, capsys, path)
 
 

@@ -9,7 +9,7 @@ import yaml
 from detrojan.analysis.statistics import collect, derived, summary
 from detrojan.cells import Draws
 from detrojan.commands import merge
-from detrojan.storage import artifacts
+from detrojan.storage import records
 from detrojan.study import files, grid
 from tests.command import exit_code
 from tests.unit.test_schema import minimal
@@ -57,8 +57,8 @@ def site(tmp_path):
         if include:
             study["grid"]["include"] = [include]
         folder = tmp_path / name / "results"
-        artifacts.write_rows(cells, folder / "tables/cells.parquet", collect.CELLS)
-        artifacts.write_rows(models, folder / "tables/models.parquet", collect.MODELS)
+        records.write_rows(cells, folder / "tables/cells.parquet", collect.CELLS)
+        records.write_rows(models, folder / "tables/models.parquet", collect.MODELS)
         files.keep(study, folder)
         return folder
 
@@ -78,7 +78,7 @@ def merged(folders, *options):
 
 
 def table(folder, name="cells", schema=collect.CELLS):
-    return artifacts.read_table(folder / "tables" / f"{name}.parquet", schema)
+    return records.read_table(folder / "tables" / f"{name}.parquet", schema)
 
 
 def place(row):

@@ -13,7 +13,7 @@ from detrojan.analysis.others import external, parity
 from detrojan.analysis.statistics import derived
 from detrojan.analysis.statistics.collect import CELLS, MODELS, NOTHING_MEASURED
 from detrojan.analysis.statistics.relative import relative
-from detrojan.storage import artifacts
+from detrojan.storage import records
 from detrojan.study import files
 from tests.command import exit_code
 
@@ -91,9 +91,9 @@ def our_model(ratio=0.1, *, seed=0):
 
 
 def results_of(folder, cells, models=None):
-    artifacts.write_table(cells, folder / "tables" / "cells.parquet", CELLS)
+    records.write_table(cells, folder / "tables" / "cells.parquet", CELLS)
     table = pa.Table.from_pylist(models or [our_model()], MODELS)
-    artifacts.write_table(table, folder / "tables" / "models.parquet", MODELS)
+    records.write_table(table, folder / "tables" / "models.parquet", MODELS)
     files.keep(STUDY, folder)
     return parity.read_ours(folder)
 
@@ -295,9 +295,9 @@ def test_command(tmp_path, capsys):
     assert exit_code("compare", *asked, "--results", tmp_path / "results") == 0
     assert "6 of theirs stand beside ours, 4 of them" in capsys.readouterr().out
     for name, schema in {"cells": CELLS, **{name: of.schema for name, of in derived.TABLES.items()}}.items():
-        artifacts.read_table(into / "tables" / f"{name}.parquet", schema)
+        records.read_table(into / "tables" / f"{name}.parquet", schema)
     for name in ("parity", "parity_by_defense", "parity_agreement"):
-        table = artifacts.read_table(into / "tables" / f"{name}.parquet")
+        table = records.read_table(into / "tables" / f"{name}.parquet")
         assert len(pd.read_csv(into / "tables" / f"{name}.csv")) == len(table)
     html = (into / "report" / "index.html").read_text()
     assert "BackdoorBench leaderboard, analysed by Detrojan" in html
@@ -317,7 +317,7 @@ def test_command(tmp_path, capsys):
     assert line.endswith(r"3 draws of 1 model / 1 model \\")
     assert r"SPC 100 / 5 \% of the training set; " in line
     # Ranked are mitigations alone.
-    ranked = set(artifacts.read_table(into / "tables" / "ranks.parquet")["defense"].to_pylist())
+    ranked = set(records.read_table(into / "tables" / "ranks.parquet")["defense"].to_pylist())
     assert ranked <= {"ft", "fp", "clp", "nad"}
 
 

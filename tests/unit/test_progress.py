@@ -10,8 +10,12 @@ from rich.console import Console
 from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from snakemake_logger_plugin_detrojan import JobOutput, LogHandler, clean, last_lines
+from detrojan.commands import plan as plan_of
+from detrojan.study import files
+from detrojan.workflow import job_costs
+from snakemake_logger_plugin_detrojan import START_S, JobOutput, LogHandler, clean, expect, last_lines
 from snakemake_logger_plugin_detrojan.progress import Progress, Stage, duration, num_cells
+from tests.unit.test_schema import minimal
 
 SHARD = {"attack": "sig", "defense": "ft", "spc": "2", "draws": "0-2"}
 
@@ -88,23 +92,65 @@ def test_stages_count_both_ways_to_evaluate_as_one():
     progress.finish(1, 2.0)
     progress.start(2, "defend", SHARD, 2.0)
     assert progress.stages() == [Stage("evaluate", 1, 0, 3), Stage("defend", 0, 1, 2)]
-    assert progress.line(3.0) == "1/5 jobs | evaluate 1/3  defend 0/2 | 1 cell done | … left"
+    assert progress.line(3.0) == (
+        "1/5 jobs | evaluate 1/3  defend 0/2 | now defend sig/ft/spc-2 | 1 cell done | … left"
+    )
 
 
 def test_time_left():
     progress = Progress()
     progress.plan({"train": 3, "defend": 4, "report": 1})
-    assert progress.left(0.0) == "…"
+    assert progress.left(0.0) == "… left"
     for job in (1, 2):  # two at a time, 100 s each
         progress.start(job, "train", {}, 0.0)
     for job in (1, 2):
         progress.finish(job, 100.0)
-    assert progress.left(100.0) == "at least 50 s"  # one training of 100 s; nobody knows about defending
+    assert progress.left(100.0) == "at least 50 s left"  # one training of 100 s; nobody knows about defending
     progress.start(3, "train", {}, 100.0)
     progress.start(4, "defend", SHARD, 100.0)
     progress.finish(4, 140.0)
     # 100 - 50 s of training and 3 x 40 s of defending, by (200 + 40 + 50) / 150 jobs at the same time
-    assert progress.left(150.0) == f"about {round(170 / (290 / 150))} s"
+    assert progress.left(150.0) == f"about {round(170 / (290 / 150))} s left"
+
+
+def test_time_left_before_a_job_has_finished_goes_by_the_table_of_costs():
+    progress = Progress()
+    progress.plan({"train": 2, "defend": 4, "report": 1})
+    progress.expect({"train": 30.0, "defend": 10.0, "report": 5.0})
+    assert progress.left(0.0) == "about 105 s left by the table of costs"
+    progress.start(1, "train", {}, 0.0)
+    assert progress.left(20.0) == "about 85 s left by the table of costs"
+    # Longer than expected: what is left is the other jobs.
+    assert progress.left(60.0) == "about 75 s left by the table of costs"
+    progress.finish(1, 60.0)
+    progress.start(2, "defend", SHARD, 60.0)
+    progress.finish(2, 64.0)
+    # A second training of 60 s, three of 4 s, and 5 s that hardly matter.
+    assert progress.left(64.0) == "about 77 s left"
+
+
+def test_a_line_names_the_jobs_that_run():
+    progress = Progress()
+    progress.plan({"train": 5})
+    assert progress.running() == ""
+    for job, attack in enumerate(("none", "badnets", "sig", "lf", "iab")):
+        progress.start(job, "train", {"dataset": "digits", "attack": attack, "seed": "0"}, 0.0)
+    assert progress.running() == "now train none, train badnets, train sig, 2 more"
+
+
+def test_costs_are_those_of_the_study_that_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    progress = Progress()
+    progress.plan({"dataset": 1, "train": 1})
+    expect(progress)  # of another workflow, which keeps no study of ours
+    assert progress.left(0.0) == "… left"
+    study = minimal()
+    files.keep(study, tmp_path / "results")
+    expect(progress)
+    seconds = plan_of.seconds_a_job(files.load_study(study), job_costs.default())
+    assert seconds["dataset"] == job_costs.default().estimate("dataset", {"dataset": "digits"}).seconds
+    total = duration(seconds["dataset"] + seconds["train"] + 2 * START_S)
+    assert progress.left(0.0) == f"about {total} left by the table of costs"
 
 
 def test_a_job_that_is_tried_again_has_not_failed():

@@ -12,7 +12,7 @@ import detrojan
 from detrojan import reading
 from detrojan.analysis.statistics.collect import CELLS, MODELS
 from detrojan.analysis.statistics.predictions import MEASURES
-from detrojan.storage import artifacts
+from detrojan.storage import records
 from tests.unit.test_show import cell, model
 
 CELL_ROWS = [
@@ -27,9 +27,9 @@ CELL_ROWS = [
 def results(tmp_path):
     """Return a folder of results with tables of cells and of models."""
     folder = tmp_path / "results"
-    artifacts.write_rows(CELL_ROWS, folder / "tables/cells.parquet", CELLS)
+    records.write_rows(CELL_ROWS, folder / "tables/cells.parquet", CELLS)
     models = [model("none", acc=0.95), model("badnets", acc=0.94, asr=1.0, ra=0.0, target=3)]
-    artifacts.write_rows(models, folder / "tables/models.parquet", MODELS)
+    records.write_rows(models, folder / "tables/models.parquet", MODELS)
     return folder
 
 
@@ -98,7 +98,7 @@ def test_measures_of_classes(tmp_path):
         key | {"measure": "acc", "label": None, "value": 0.5, "num_images": 8},
         key | {"measure": "class_acc", "label": 3, "value": None, "num_images": 0},
     ]
-    artifacts.write_rows(rows, tmp_path / "measures.parquet", MEASURES)
+    records.write_rows(rows, tmp_path / "measures.parquet", MEASURES)
     measures = detrojan.read_measures(tmp_path)
     assert (str(measures["label"].dtype), measures["label"].tolist()) == ("Int16", [pd.NA, 3])
     assert measures["measure"].cat.categories.tolist() == ["acc", "class_acc"]
@@ -140,7 +140,7 @@ def test_a_truncated_table(results):
 @pytest.mark.parametrize("name", reading.MAKERS)
 def test_every_table_has_a_reader(name, tmp_path):
     schema = reading.schema(name)
-    artifacts.write_table(schema.empty_table(), tmp_path / f"{name}.parquet", schema)
+    records.write_table(schema.empty_table(), tmp_path / f"{name}.parquet", schema)
     frame = getattr(detrojan, f"read_{name}")(tmp_path)
     assert list(frame.columns) == schema.names
 
@@ -159,3 +159,23 @@ def test_importing_the_package_imports_no_pandas():
         "assert 'pandas' in sys.modules and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+NO_TORCH = """
+import sys
+class NoTorch:  # None in sys.modules would do, but SciPy takes it for the module
+    def find_spec(name, path, target=None):
+        if name == "torch":
+            raise ModuleNotFoundError("this machine has no torch")
+sys.meta_path.insert(0, NoTorch)
+import detrojan
+for name in detrojan.__all__:
+    getattr(detrojan, name)(sys.argv[1])
+"""
+
+
+def test_every_table_is_read_without_torch(tmp_path):
+    for name in reading.MAKERS:
+        schema = reading.schema(name)
+        records.write_table(schema.empty_table(), tmp_path / f"{name}.parquet", schema)
+    subprocess.run([sys.executable, "-c", NO_TORCH, tmp_path], check=True)

@@ -11,7 +11,7 @@ from rich.console import Console
 from detrojan.analysis.report import views
 from detrojan.analysis.statistics import collect, summary
 from detrojan.commands import show
-from detrojan.storage import artifacts
+from detrojan.storage import records
 from tests.command import exit_code
 
 ORIGIN = {"code": "c0de", "versions": json.dumps({"torch": "2.13.0"}), "git_commit": "abc"}
@@ -67,7 +67,7 @@ def tables():
 @pytest.fixture
 def folder(tables, tmp_path):
     for (name, schema), table in zip(show.TABLES.items(), tables, strict=True):
-        artifacts.write_table(table, tmp_path / "tables" / f"{name}.parquet", schema)
+        records.write_table(table, tmp_path / "tables" / f"{name}.parquet", schema)
     return tmp_path
 
 
@@ -110,7 +110,7 @@ def test_notes_tell_intervals_failed_attacks_weak_triggers_and_paths(tables, fol
     assert "digits · wanet (1 model): a faint warp" in text
     assert f"{folder}/tables/summary.parquet" in text
     assert "not made yet" in text
-    artifacts.write_text("page", folder / "report" / "index.html")
+    records.write_text("page", folder / "report" / "index.html")
     assert "not made yet" not in shown(tables, folder)
 
 

@@ -5,7 +5,7 @@ import pytest
 from detrojan.analysis.report.views import Tables
 from detrojan.analysis.statistics import collect, derived
 from detrojan.commands import tables
-from detrojan.storage import artifacts
+from detrojan.storage import records
 from detrojan.study import files
 from tests.command import exit_code
 from tests.unit import pages
@@ -16,8 +16,8 @@ from tests.unit.test_schema import minimal
 def copied(tmp_path):
     """A folder into which the two tables of a study were copied."""
     cells = pages.small()
-    artifacts.write_table(cells, tmp_path / "tables/cells.parquet", collect.CELLS)
-    artifacts.write_table(pages.models_of(cells), tmp_path / "tables/models.parquet", collect.MODELS)
+    records.write_table(cells, tmp_path / "tables/cells.parquet", collect.CELLS)
+    records.write_table(pages.models_of(cells), tmp_path / "tables/models.parquet", collect.MODELS)
     return tmp_path
 
 
@@ -32,7 +32,7 @@ def test_all_that_follows_is_made(copied, capsys):
     assert {file.stem for file in (copied / "tables").iterdir()} == set(Tables._fields)
     cells = pages.small()
     for name, table in derived.TABLES.items():
-        made = artifacts.read_table(copied / f"tables/{name}.parquet", table.schema)
+        made = records.read_table(copied / f"tables/{name}.parquet", table.schema)
         assert made.equals(table.make(cells))
     assert (copied / "report/figures/ranking.svg").exists()
     assert (copied / "report/tables/models.csv").exists()

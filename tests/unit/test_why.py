@@ -15,8 +15,8 @@ from detrojan.cells import CELL_AXES, Draws, Model, Shard
 from detrojan.commands import why
 from detrojan.datasets.base import RawImages
 from detrojan.settings import NO_AUGMENTATION, Optimization
-from detrojan.stages import classifier, defend, evaluate, ingest, sampling
-from detrojan.storage import artifacts
+from detrojan.stages import classifier, defend, ingest, sampling
+from detrojan.storage import artifacts, columns, records
 from detrojan.study import files as study_files
 from detrojan.workflow import graph
 from detrojan.workflow.attempts import Diary
@@ -81,12 +81,12 @@ def site(tmp_path, monkeypatch):
 
 
 def write_metrics(site, *rows, shard=SHARD):
-    artifacts.write_rows(list(rows), site.at(graph.metrics(shard)), evaluate.METRICS)
+    records.write_rows(list(rows), site.at(graph.metrics(shard)), columns.METRICS)
 
 
 def write_cells(site, *rows):
     cells = [row | {"attack_took": True, "threat_model": "clean_data"} for row in rows]
-    artifacts.write_table(pa.Table.from_pylist(cells, collect.CELLS), site.table("cells"), collect.CELLS)
+    records.write_table(pa.Table.from_pylist(cells, collect.CELLS), site.table("cells"), collect.CELLS)
 
 
 def explain(site, *what):
@@ -310,9 +310,9 @@ def test_a_row_of_an_earlier_study_is_found_by_its_whole_key(site):
 def done(site):
     """The same study with one shard that has been run, and an altered study file after that."""
     write_metrics(site, row(0), row(1, acc=0.875), row(2, status="diverged", reason="a NaN", acc=None))
-    artifacts.write_card(card(), site.at(graph.model_card(MODEL)))
+    records.write_card(card(), site.at(graph.model_card(MODEL)))
     trigger = {"hyperparameters": {"side": 4}, "history": [], "findings": {}, "weakness": None}
-    artifacts.write_card(trigger, site.at("results/triggers/digits/badnets/seed-0/card.json"))
+    records.write_card(trigger, site.at("results/triggers/digits/badnets/seed-0/card.json"))
     return site
 
 
@@ -396,7 +396,7 @@ def test_code_of_today_and_of_then(done):
     assert code["defend"]["digest"] == "0123456789abcdef"
     assert not code["defend"]["same"]
     write_metrics(done, row(1, code=code["defend"]["today"]))
-    artifacts.write_card(card(code=code["train"]["today"]), done.at(graph.model_card(MODEL)))
+    records.write_card(card(code=code["train"]["today"]), done.at(graph.model_card(MODEL)))
     facts = explain(done, *CELL)
     assert facts["code"]["defend"]["same"]
     assert facts["code"]["train"]["same"]
@@ -444,7 +444,7 @@ def test_lf_stands_on_the_clean_model(site):
     study_files.keep(study, site.results)
     for model, width in ((CLEAN, 8), (MODEL._replace(attack="lf"), 16)):
         made = card(architecture_settings={"width": width})
-        artifacts.write_card(made, site.at(graph.model_card(model)))
+        records.write_card(made, site.at(graph.model_card(model)))
     facts = explain(site, "attack=lf", "defense=clp")
     assert facts["settings"]["architecture, clean model"]["values"] == {"width": 8}
     assert facts["settings"]["architecture"]["values"] == {"width": 16}
@@ -553,7 +553,7 @@ def test_streams_of_the_data_set_and_of_training(used, tmp_path, monkeypatch):
 
 
 def test_streams_that_scripts_name():
-    scripts = registry.PACKAGE.parents[1] / "scripts"
+    scripts = registry.CHECKOUT / "scripts"
     steps = list(graph.steps(graph.job("poison", MODEL._asdict())))
     assert named(steps, "poison") == {("poison", "digits", 0)}
     assert 'rng.stream("poison", cell.dataset, cell.seed)' in (scripts / "poison.py").read_text()

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from detrojan.learning import metrics
-from detrojan.storage import artifacts
+from detrojan.storage import artifacts, records
 from detrojan.storage.columns import OK
 
 from .conftest import Workshop
@@ -70,7 +70,7 @@ def test_test_images_carry_the_trigger_that_the_model_was_trained_with(attacked)
         assert triggered.images.equal(method.apply(test.images, trigger))
         # All-to-all: each class should become the next one, and every image counts.
         assert triggered.labels.equal((test.labels + 1) % 10)
-        card = artifacts.read_card(results / f"triggered/{model_folder(attack)}/card.json")
+        card = records.read_card(results / f"triggered/{model_folder(attack)}/card.json")
         assert (card["label_map"], card["target"]) == ("all_to_all", None)
         assert card["linf"] == metrics.linf(test.images, triggered.images)
 
@@ -80,7 +80,7 @@ def test_a_model_row_tells_how_its_batches_were_poisoned(attacked):
     assert rows["lf"]["num_poisoned"] == 7
     assert rows["lf"]["effective_ratio"] == pytest.approx(0.1)
     # Three epochs of 70 images in batches of 32, 32 and 6: 3.2, 3.2 and 0.6 images in the mean.
-    history = artifacts.read_table(
+    history = records.read_table(
         attacked.folder / f"results/models/{model_folder('iab')}/history.parquet"
     ).to_pylist()
     poisoned = [row["num_poisoned"] for row in history]

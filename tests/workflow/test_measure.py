@@ -9,7 +9,7 @@ import pytest
 
 from detrojan.analysis.statistics.predictions import MEASURES
 from detrojan.cells import CELL_AXES
-from detrojan.storage import artifacts
+from detrojan.storage import records
 
 from .conftest import ROOT
 
@@ -42,7 +42,7 @@ def measured(finished, tmp_path_factory):
     """The table of measures of the finished study, written elsewhere."""
     path = tmp_path_factory.mktemp("measured") / "measures.parquet"
     run(finished, "-m", "detrojan", "measure", "--into", str(path))
-    return artifacts.read_table(path, MEASURES)
+    return records.read_table(path, MEASURES)
 
 
 def test_acc_asr_and_ra_are_those_of_the_study(finished, measured):

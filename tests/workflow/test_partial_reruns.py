@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from detrojan.commands import status
-from detrojan.stages.evaluate import METRICS
-from detrojan.storage import artifacts
+from detrojan.storage import records
+from detrojan.storage.columns import METRICS
 from detrojan.study import files as study_files
 from detrojan.study import grid
 from detrojan.workflow import graph
@@ -192,8 +192,8 @@ def test_a_cell_by_its_own_path_is_that_of_its_shard(workshop):
     before = tables.stat().st_mtime_ns
     path = (folder / "draws-1-1/metrics.parquet").relative_to(workshop.folder)
     assert jobs_run(workshop.snakemake(path)) == ["sample", "defend", "evaluate"]
-    (alone,) = artifacts.read_rows(folder / "draws-1-1/metrics.parquet", METRICS)
-    _, in_shard = artifacts.read_rows(folder / "draws-0-1/metrics.parquet", METRICS)
+    (alone,) = records.read_rows(folder / "draws-1-1/metrics.parquet", METRICS)
+    _, in_shard = records.read_rows(folder / "draws-0-1/metrics.parquet", METRICS)
     assert without_timings(alone) == without_timings(in_shard)
     assert tables.stat().st_mtime_ns == before
 

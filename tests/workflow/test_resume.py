@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from detrojan import registry
-from detrojan.storage import artifacts
+from detrojan.storage import records
 
 CONTROLLING = [name for name in registry.names("attacks") if registry.trigger_owner(name) == "model"]
 
@@ -26,7 +26,7 @@ from detrojan.labels import LabelMap
 from detrojan.learning import determinism, training
 from detrojan.settings import Augmentation
 from detrojan.stages import classifier
-from detrojan.storage import artifacts
+from detrojan.storage import artifacts, records
 
 determinism.configure(1)
 name = sys.argv[1]
@@ -58,7 +58,7 @@ def train(folder, kill_after):
     artifacts.write_model(trained.model, folder / "model.safetensors")
     artifacts.write_tensors(trained.trigger, folder / "trigger.safetensors")
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in trained.history]
-    artifacts.write_card({"history": rows, "ratio": trained.card["effective_ratio"]}, folder / "card.json")
+    records.write_card({"history": rows, "ratio": trained.card["effective_ratio"]}, folder / "card.json")
 
 def job(folder, kill_after=0):
     folder.mkdir(exist_ok=True)
@@ -87,5 +87,5 @@ def test_a_killed_training_ends_with_the_same_bits(name, tmp_path):
     assert endings == [[0, True], [-signal.SIGKILL, False], [0, True]], done.stderr
     for file in ("model.safetensors", "trigger.safetensors", "card.json"):
         assert (killed / file).read_bytes() == (undisturbed / file).read_bytes(), file
-    card = artifacts.read_card(killed / "card.json")
+    card = records.read_card(killed / "card.json")
     assert sum(row["num_poisoned"] for row in card["history"]) == pytest.approx(card["ratio"] * 4 * 50)

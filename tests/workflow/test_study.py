@@ -8,7 +8,7 @@ import pytest
 from detrojan.analysis.statistics import collect, derived
 from detrojan.learning import metrics
 from detrojan.stages import evaluate
-from detrojan.storage import artifacts
+from detrojan.storage import artifacts, columns, records
 from detrojan.storage.columns import NOT_APPLICABLE, OK
 
 
@@ -40,8 +40,8 @@ def test_measures_follow_from_stored_predictions(finished):
     test = artifacts.read_images(results / "datasets/tiny/test.parquet")
     triggered = artifacts.read_images(results / "triggered/tiny/badnets/seed-0/test.parquet")
     shard = results / "metrics/tiny/preactresnet18/badnets/ratio-0.1/seed-0/ft/spc-2/draws-0-1"
-    rows = artifacts.read_rows(shard / "metrics.parquet", evaluate.METRICS)
-    predictions = artifacts.read_table(shard / "predictions.parquet", evaluate.PREDICTIONS).to_pandas()
+    rows = records.read_rows(shard / "metrics.parquet", columns.METRICS)
+    predictions = records.read_table(shard / "predictions.parquet", columns.PREDICTIONS).to_pandas()
     labels = dict(zip(test.index.tolist(), test.labels.tolist(), strict=True))
     for row in rows:
         own = predictions[predictions["draw"] == row["draw"]]

@@ -20,7 +20,7 @@ from detrojan.analysis.statistics import derived
 from detrojan.analysis.statistics.collect import CELLS
 from detrojan.analysis.statistics.gate import describe
 from detrojan.analysis.statistics.relative import MEASURED
-from detrojan.storage import artifacts
+from detrojan.storage import records
 from detrojan.workflow import graph
 
 PAIRS_SHOWN = 20  # in the folder's README; the tables have all
@@ -64,18 +64,18 @@ def _write(
     made = {name: table.make(cells) for name, table in derived.TABLES.items()}
     schemas = {"cells": CELLS, **{name: table.schema for name, table in derived.TABLES.items()}}
     for name, table in {"cells": cells, **made}.items():
-        artifacts.write_table(table, graph.below(into, graph.table(name)), schemas[name])
+        records.write_table(table, graph.below(into, graph.table(name)), schemas[name])
     if both:
         for name, (table, schema) in parity.tables(both).items():
-            artifacts.write_table(table, graph.below(into, graph.table(name)), schema)
-            with artifacts.whole(into / "tables" / f"{name}.csv") as partial:
+            records.write_table(table, graph.below(into, graph.table(name)), schema)
+            with records.whole(into / "tables" / f"{name}.csv") as partial:
                 csv.write_csv(table, partial)
-        artifacts.write_text(parity.latex(both.pairs), into / "tables" / "parity.tex")
+        records.write_text(parity.latex(both.pairs), into / "tables" / "parity.tex")
     lines = [mapping.citation, *external.notes(cells, mapping), *(_counts(both) if both else ())]
     about = report.About(f"{mapping.source}, analysed by Detrojan", lines, _gate(mapping), None)
     report.write(Tables(external.without_costs(cells), **made), about, into / "report")
-    artifacts.write_text(asked.mapping.read_text(encoding="utf-8"), into / "mapping.yaml")
-    artifacts.write_text("\n".join(_readme(cells, both, mapping, asked)), into / "README.md")
+    records.write_text(asked.mapping.read_text(encoding="utf-8"), into / "mapping.yaml")
+    records.write_text("\n".join(_readme(cells, both, mapping, asked)), into / "README.md")
 
 
 def _gate(mapping: TableMapping) -> str:

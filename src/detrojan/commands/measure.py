@@ -19,7 +19,7 @@ from detrojan.analysis.report.views import counted
 from detrojan.analysis.statistics import predictions
 from detrojan.analysis.statistics.predictions import MEASURES, Measure, Reader
 from detrojan.cells import Shard
-from detrojan.storage import artifacts
+from detrojan.storage import records
 from detrojan.study import conditions
 from detrojan.study.conditions import Condition
 from detrojan.workflow.site import Site
@@ -79,7 +79,7 @@ def write(
     """
     num_shards = num_cells = num_rows = 0
     of_draws = [condition for condition in asked if condition.axis == "draw"]
-    with artifacts.whole(path) as partial, pq.ParquetWriter(partial, MEASURES, compression="zstd") as writer:
+    with records.whole(path) as partial, pq.ParquetWriter(partial, MEASURES, compression="zstd") as writer:
         waiting: list[pa.Table] = []
         for shard in shards:
             draws = [draw for draw in shard.draws.numbers() if all(one.admits(draw) for one in of_draws)]

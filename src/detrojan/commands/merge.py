@@ -18,7 +18,7 @@ from detrojan.analysis.statistics import collect, derived
 from detrojan.analysis.statistics.gate import Verdict, verdict
 from detrojan.cells import CELL_AXES, MODEL_AXES, NO_METHOD, Draws, Model
 from detrojan.settings import Gate
-from detrojan.storage import artifacts
+from detrojan.storage import records
 from detrojan.study import files
 from detrojan.study.schema import Filter, Study
 from detrojan.workflow import graph
@@ -88,7 +88,7 @@ def read(folder: Path) -> Site:
     """
     raw = files.kept(folder)
     tables = (
-        artifacts.read_table(graph.below(folder, graph.table(name)), schema)
+        records.read_table(graph.below(folder, graph.table(name)), schema)
         for name, schema in (("cells", collect.CELLS), ("models", collect.MODELS))
     )
     return Site(folder, raw, files.load_study(raw), *tables)
@@ -245,10 +245,10 @@ def merge(sites: Sequence[Site], preferred: int | None = None) -> tuple[Joined, 
 
 def write(sites: Sequence[Site], cells: Joined, models: Joined, folder: Path) -> None:
     """Write the tables, those that follow from the cells too, and the study file."""
-    artifacts.write_table(cells.table, graph.below(folder, graph.table("cells")), collect.CELLS)
-    artifacts.write_table(models.table, graph.below(folder, graph.table("models")), collect.MODELS)
+    records.write_table(cells.table, graph.below(folder, graph.table("cells")), collect.CELLS)
+    records.write_table(models.table, graph.below(folder, graph.table("models")), collect.MODELS)
     derived.write(cells.table, {name: graph.below(folder, graph.table(name)) for name in derived.TABLES})
-    artifacts.write_text(_study_text(sites), folder / files.KEPT)
+    records.write_text(_study_text(sites), folder / files.KEPT)
 
 
 def _refusal(conflicts: Sequence[Conflict]) -> str:

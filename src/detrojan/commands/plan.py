@@ -180,6 +180,13 @@ def make(study: Study, costs: Costs) -> Plan:
     )
 
 
+def seconds_a_job(study: Study, costs: Costs) -> dict[str, float]:
+    """Return what a job of each rule takes on average, by a table of costs."""
+    plan = make(study, costs)
+    stages = {rule: plan.stages.get(graph.RULES[rule].stage_name) for rule in plan.jobs}
+    return {rule: (stage.gpu + stage.cpu) / stage.jobs for rule, stage in stages.items() if stage}
+
+
 def _shard_text(axes: Mapping[str, Any]) -> str:
     names = f"{axes['defense']} on {axes['dataset']} and {axes['architecture']}"
     return f"{names}, spc {axes['spc']}, draws {axes['draws']}"

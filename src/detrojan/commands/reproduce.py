@@ -28,7 +28,6 @@ from detrojan.workflow.site import Axes, Site, axes_of, find_cell, parse_axes, r
 
 Row = Mapping[str, Any]
 
-CHECKOUT = registry.PACKAGE.parents[1]
 HEAD = "# One cell of a study, written by `detrojan reproduce`.\n"
 MEASURES = ("acc", "asr", "ra")
 # Other hardware and other versions round otherwise, and training amplifies that: nothing is promised
@@ -126,7 +125,7 @@ def command(cell: Shard, into: Path, arguments: Sequence[str]) -> list[str]:
     folder = into.resolve()
     return [
         *(sys.executable, "-m", "snakemake", graph.metrics(cell)),
-        *("--snakefile", str(CHECKOUT / "Snakefile"), "--directory", str(folder)),
+        *("--snakefile", str(registry.CHECKOUT / "Snakefile"), "--directory", str(folder)),
         *("--configfile", str(folder / files.KEPT), "--rerun-incomplete"),
         *how_many,
         *arguments,

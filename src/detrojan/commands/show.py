@@ -15,7 +15,7 @@ from detrojan.analysis.report.views import Row
 from detrojan.analysis.statistics.collect import CELLS, MODELS
 from detrojan.analysis.statistics.summary import SUMMARY
 from detrojan.cells import NO_METHOD
-from detrojan.storage import artifacts
+from detrojan.storage import records
 from detrojan.workflow import graph
 
 WIDTH_WITHOUT_TERMINAL = 100
@@ -134,7 +134,7 @@ def main(results: Path) -> None:
     """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
     tables = {
-        name: artifacts.read_table(graph.below(results, graph.table(name)), schema)
+        name: records.read_table(graph.below(results, graph.table(name)), schema)
         for name, schema in TABLES.items()
     }
     show(tables["cells"], tables["models"], tables["summary"], results, console)

@@ -12,7 +12,7 @@ from detrojan.analysis.report import report
 from detrojan.analysis.report.views import Tables, counted
 from detrojan.analysis.statistics import collect, derived
 from detrojan.settings import Gate
-from detrojan.storage import artifacts
+from detrojan.storage import records
 from detrojan.study.files import KEPT, kept, load_study
 
 GATE_UNKNOWN = "Whether an attack took is as the table of models has it, by a gate that was not copied along."
@@ -42,10 +42,10 @@ def main(folder: Path) -> None:
             "--profile local`, or copy tables/cells.parquet and tables/models.parquet into another folder"
         )
     files = {name: folder / "tables" / f"{name}.parquet" for name in Tables._fields}
-    cells = artifacts.read_table(files["cells"], collect.CELLS)
-    models = artifacts.read_table(files["models"], collect.MODELS)
+    cells = records.read_table(files["cells"], collect.CELLS)
+    models = records.read_table(files["models"], collect.MODELS)
     derived.write(cells, files)
-    made = {name: artifacts.read_table(files[name], table.schema) for name, table in derived.TABLES.items()}
+    made = {name: records.read_table(files[name], table.schema) for name, table in derived.TABLES.items()}
     tables = Tables(cells, **made, models=models)
     report.write(tables, about(tables, folder), folder / "report")
     click.echo(f"{folder}: {counted(len(cells), 'cell')} of {counted(len(models), 'model')}.")

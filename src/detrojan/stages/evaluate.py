@@ -15,27 +15,7 @@ from detrojan.learning import inference, metrics
 from detrojan.learning.meter import Cost, device_name
 from detrojan.stages.rows import run_row
 from detrojan.storage import artifacts
-from detrojan.storage.columns import OK, RUNS, required
-
-METRICS = pa.schema(
-    [
-        *RUNS,
-        required("num_test", pa.int32()),
-        required("num_triggered", pa.int32()),
-        pa.field("acc", pa.float64()),
-        pa.field("asr", pa.float64()),
-        pa.field("ra", pa.float64()),
-    ]
-)
-
-PREDICTIONS = pa.schema(
-    [
-        required("draw", pa.int32()),
-        required("triggered", pa.bool_()),
-        required("index", pa.int32()),
-        required("predicted", pa.int16()),
-    ]
-)
+from detrojan.storage.columns import OK, PREDICTIONS
 
 
 def predict(model: nn.Module, images: ImageSet) -> Tensor:

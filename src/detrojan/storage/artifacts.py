@@ -1,25 +1,19 @@
-"""Every read and write of an artifact: whole files or none, no pickle, one clear line on bad input.
+"""What jobs hand on to each other as tensors: images, triggers and models, without a pickle.
 
-A write goes to ``.NAME.partial`` beside its target and is then renamed. The name is fixed, so that
-what a killed job leaves is overwritten and renamed away by its rerun.
+They are written whole or not at all, and read with one clear line on bad input, as what needs no torch
+is in :mod:`detrojan.storage.records`.
 """
 
-import contextlib
 import dataclasses
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -27,148 +21,10 @@ from detrojan import models
 from detrojan.errors import DivergedError
 from detrojan.images import DatasetInfo, DefenderSample, ImageSet, TriggeredSample
 from detrojan.settings import Augmentation
+from detrojan.storage import records
+from detrojan.storage.records import FilePath
 
-FilePath = str | os.PathLike[str]
 SPLITS = ("train", "validation")  # of a defender's sample
-# What libraries, and our dataclasses made from metadata, raise on a file that is not what it should be.
-BROKEN = (
-    pa.ArrowException,
-    SafetensorError,
-    json.JSONDecodeError,
-    UnicodeDecodeError,
-    ValidationError,
-    KeyError,
-    TypeError,
-)
-
-
-@contextlib.contextmanager
-def whole(path: FilePath) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write a file or a folder to; rename it when the block ends well."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    _remove(partial)
-    try:
-        yield partial
-        if partial.is_file():
-            # A rename may reach the disk before the data: after a power cut, an empty file.
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-        if target.is_dir():
-            shutil.rmtree(target)
-        partial.replace(target)
-    except BaseException:
-        _remove(partial)
-        raise
-
-
-@contextlib.contextmanager
-def whole_folder(path: FilePath) -> Iterator[Path]:
-    """Yield an empty folder beside ``path`` to fill; rename it when the block ends well."""
-    with whole(path) as partial:
-        partial.mkdir()
-        yield partial
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _readable(path: FilePath, what: str) -> Iterator[None]:
-    """Turn a library's error about a broken file into a line that names it."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such {what}; run the workflow again to make it") from error
-    except BROKEN as error:
-        raise ValueError(
-            f"{path}: not a whole {what} ({_one_line(error)}); delete the file and run the workflow again"
-        ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-# --- tables and cards ------------------------------------------------------------------------------
-
-
-def write_table(table: pa.Table, path: FilePath, schema: pa.Schema) -> None:
-    """Write ``table`` as Parquet with exactly the columns and types of ``schema``."""
-    with whole(path) as partial:
-        pq.write_table(table.select(schema.names).cast(schema), partial, compression="zstd")
-
-
-def write_rows(rows: list[dict[str, Any]], path: FilePath, schema: pa.Schema) -> None:
-    """Write ``rows``, each with a value for every column of ``schema``, as Parquet."""
-    for row in rows:
-        assert set(row) == set(schema.names), set(row) ^ set(schema.names)
-    write_table(pa.Table.from_pylist(rows, schema=schema), path, schema)
-
-
-def read_rows(path: FilePath, schema: pa.Schema) -> list[dict[str, Any]]:
-    """Return the rows of the table at ``path``; raise as :func:`read_table` does."""
-    return cast("list[dict[str, Any]]", read_table(path, schema).to_pylist())
-
-
-def read_table(path: FilePath, schema: pa.Schema | None = None) -> pa.Table:
-    """Return the Parquet table at ``path``.
-
-    Raises:
-        ValueError: it is missing, truncated, or its columns differ from ``schema``.
-    """
-    with _readable(path, "Parquet table"):
-        # memory_map=False: a mapped file on a network file system turns its loss into a bus error.
-        table = pq.ParquetFile(path, memory_map=False).read()
-    if schema is not None and table.schema.remove_metadata() != schema.remove_metadata():
-        found, declared = (s.remove_metadata().to_string().splitlines() for s in (table.schema, schema))
-        differing = sorted(set(found) ^ set(declared)) or ["another order"]
-        raise ValueError(
-            f"{path}: its columns are not this version's ({', '.join(differing)}); "
-            "delete the file and run the workflow again"
-        )
-    return table
-
-
-def write_predictions(table: pa.Table, path: FilePath) -> None:
-    """Write predicted classes, compactly: the classes dictionary-coded, the sorted indices as differences."""
-    with whole(path) as partial:
-        pq.write_table(
-            table,
-            partial,
-            compression="zstd",
-            use_dictionary=[name for name in table.column_names if name != "index"],
-            column_encoding={"index": "DELTA_BINARY_PACKED"},
-        )
-
-
-def write_text(text: str, path: FilePath) -> None:
-    """Write ``text`` as UTF-8."""
-    with whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def write_picture(picture: Image.Image, path: FilePath) -> None:
-    """Write ``picture`` as PNG."""
-    with whole(path) as partial:
-        picture.save(partial, format="PNG")
-
-
-def write_card(card: Mapping[str, Any], path: FilePath) -> None:
-    """Write ``card`` as indented JSON."""
-    with whole(path) as partial:
-        partial.write_text(json.dumps(card, indent=2, allow_nan=False) + "\n")
-
-
-def read_card(path: FilePath) -> dict[str, Any]:
-    """Return the card at ``path``."""
-    with _readable(path, "card"):
-        return cast("dict[str, Any]", json.loads(Path(path).read_text()))
 
 
 # --- images ----------------------------------------------------------------------------------------
@@ -190,8 +46,8 @@ def read_images(path: FilePath, poisoned: FilePath | None = None) -> ImageSet:
 
     Without a column ``true_label`` the labels are the true ones.
     """
-    images = _image_set(read_table(path), path)
-    return images.replaced(_image_set(read_table(poisoned), poisoned)) if poisoned else images
+    images = _image_set(records.read_table(path), path)
+    return images.replaced(_image_set(records.read_table(poisoned), poisoned)) if poisoned else images
 
 
 def read_images_if_any(path: FilePath | None) -> ImageSet | None:
@@ -245,13 +101,13 @@ def _write_samples(splits: Mapping[int, tuple[ImageSet, ImageSet]], path: FilePa
             tables.append(pa.table(columns | dict(zip(table.column_names, table.columns, strict=True))))
     table = pa.concat_tables(tables)
     info = next(iter(splits.values()))[0].info
-    with whole(path) as partial:
+    with records.whole(path) as partial:
         pq.write_table(table.replace_schema_metadata(_metadata(info)), partial, compression="zstd")
 
 
 def _read_splits(path: FilePath) -> dict[int, tuple[ImageSet, ImageSet]]:
-    table = read_table(path)
-    with _readable(path, "sample"):
+    table = records.read_table(path)
+    with records.readable(path, "sample"):
         draws, names = table["draw"].to_numpy(), np.asarray(table["split"].to_pylist())
     images = _image_set(table, path)
     return {
@@ -267,7 +123,7 @@ def _write_image_table(images: ImageSet, extra: Mapping[str, pa.Array], path: Fi
     table = _image_table(images)
     for name, column in extra.items():
         table = table.append_column(name, column)
-    with whole(path) as partial:
+    with records.whole(path) as partial:
         pq.write_table(table.replace_schema_metadata(_metadata(images.info)), partial, compression="zstd")
 
 
@@ -302,7 +158,7 @@ def _with_tuples(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _image_set(table: pa.Table, path: FilePath) -> ImageSet:
-    with _readable(path, "image table"):
+    with records.readable(path, "image table"):
         info = _info(table.schema.metadata)
         size = info.height * info.width * 3
         column, kind = table["image"], table.schema.field("image").type
@@ -334,7 +190,7 @@ def _image_set(table: pa.Table, path: FilePath) -> ImageSet:
 def write_tensors(tensors: Mapping[str, Tensor], path: FilePath, **metadata: object) -> None:
     """Write named tensors as safetensors; ``metadata`` values are stored as JSON."""
     texts = {key: json.dumps(value) for key, value in metadata.items()}
-    with whole(path) as partial:
+    with records.whole(path) as partial:
         # With neither tensors nor metadata, safetensors writes a header that it can't read: "or None".
         save_file(
             {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial, texts or None
@@ -343,7 +199,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: FilePath, **metadata: obj
 
 def read_tensors(path: FilePath) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the named tensors at ``path``, on the CPU, and its metadata."""
-    with _readable(path, "safetensors file"), safe_open(path, framework="pt") as file:
+    with records.readable(path, "safetensors file"), safe_open(path, framework="pt") as file:
         metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
         # Copies start where torch aligns its memory. In the file tensors start anywhere, and on some
         # processors a convolution's last bits depend on that: a model that was read would differ.
@@ -368,12 +224,14 @@ def read_model(path: FilePath) -> "models.Classifier":
         DivergedError: a weight is not finite.
     """
     tensors, metadata = read_tensors(path)
-    with _readable(path, "model"):
+    with records.readable(path, "model"):
         build = models.Build(**_with_tuples(metadata["build"]))
     try:
         model = models.restore(build, tensors)
     except ValueError as error:  # pydantic's too: a setting of the architecture that there is no more
-        raise ValueError(f"{path}: {_one_line(error)}; delete the file and run the workflow again") from error
+        raise ValueError(
+            f"{path}: {records.one_line(error)}; delete the file and run the workflow again"
+        ) from error
     check_finite(model, str(path))
     return model
 

@@ -1,4 +1,4 @@
-"""The columns that tables share: keys, cost, origin, and how a run of a defense ended."""
+"""The columns of what a shard leaves, and those that tables share: keys, cost, origin, how a run ended."""
 
 from typing import Any
 
@@ -51,6 +51,24 @@ RUNS = pa.schema(
         required("hyperparameters", pa.string()),
         *COST,
         *ORIGIN,
+    ]
+)
+METRICS = pa.schema(
+    [
+        *RUNS,
+        required("num_test", pa.int32()),
+        required("num_triggered", pa.int32()),
+        pa.field("acc", pa.float64()),
+        pa.field("asr", pa.float64()),
+        pa.field("ra", pa.float64()),
+    ]
+)
+PREDICTIONS = pa.schema(
+    [
+        required("draw", pa.int32()),
+        required("triggered", pa.bool_()),
+        required("index", pa.int32()),
+        required("predicted", pa.int16()),
     ]
 )
 

@@ -13,7 +13,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from detrojan.registry import PACKAGE
+from detrojan.registry import CHECKOUT, PACKAGE
 
 # What runs the jobs and what people ask with. Nothing that computes a number imports it but the scripts,
 # for the frame of a job (`workflow.job`); so it does not count, and mending it reruns nothing.
@@ -95,6 +95,8 @@ def _canonical(node: object) -> object:
 @functools.cache
 def git_commit() -> str:
     """Return the commit of this code's checkout, ``-dirty`` if it was edited since; else ``unknown``."""
+    if CHECKOUT.is_relative_to(PACKAGE):  # a wheel: a repository around it is another's
+        return "unknown"
     command = ["git", "-C", str(PACKAGE), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         described = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)

@@ -25,7 +25,7 @@ NAMED_AXES = ("dataset", "architecture", "attack", "defense")  # the others are 
 FILTER_AXES = (*MODEL_AXES, "defense", "spc")
 TRIGGER_AXES = ("dataset", "attack", "seed")  # of a trigger that all architectures and ratios share
 OWN_TRIGGER_AXES = ("dataset", "architecture", "attack", "seed")  # of one that is learned against a model
-CONFIG = registry.PACKAGE.parents[1] / "config"
+CONFIG = registry.CHECKOUT / "config"
 MethodKind = Literal["models", "attacks", "defenses"]
 SECTIONS: dict[MethodKind, str] = {"models": "architectures", "attacks": "attacks", "defenses": "defenses"}
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
@@ -261,7 +261,6 @@ def shipped(kind: MethodKind, name: str) -> Settings:
     None for most: then the class has all there is. A study file overrides them.
     """
     file = CONFIG / SECTIONS[kind] / f"{name}.yaml"
-    assert CONFIG.is_dir(), f"{CONFIG} is missing: install the package in place, pip install -e ."
     return Settings(**yaml.safe_load(file.read_text())) if file.exists() else Settings()
 
 

@@ -27,7 +27,7 @@ from detrojan.study.schema import Study
 RESULTS, LOGS = "results", "logs"
 # How each job sets up torch before it computes: by `workflow.job`, which digests of code leave out.
 DETERMINISM = registry.PACKAGE / "learning" / "determinism.py"
-SCRIPTS = registry.PACKAGE.parents[1] / "scripts"
+SCRIPTS = registry.CHECKOUT / "scripts"
 ATTEMPTS = f"{LOGS}/attempts"  # of jobs that run or died
 
 # --- places ----------------------------------------------------------------------------------------
@@ -472,6 +472,20 @@ RULES: dict[str, Rule] = {
         *(_aggregate, _report, _all),
     )
 }
+
+
+def known(rule: str) -> str:
+    """Return the name that a rule has here: a workflow that uses ours may have put a prefix before it.
+
+    Raises:
+        KeyError: there is no such rule.
+    """
+    if rule in RULES:
+        return rule
+    ends = [name for name in RULES if rule.endswith(f"_{name}")]
+    if not ends:
+        raise KeyError(rule)
+    return max(ends, key=len)
 
 
 def making(*folders: str) -> list[str]:

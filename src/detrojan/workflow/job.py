@@ -47,7 +47,7 @@ def run(snakemake: Any) -> Iterator[Cell]:
     _log_to(log, mode="w" if snakemake.log else "a")
     determinism.configure(snakemake.threads)
     where = f"rule {snakemake.rule}, {cell}" if str(cell) else f"rule {snakemake.rule}"
-    diary = Diary(snakemake.rule, cell.axes, str(log))
+    diary = Diary(graph.known(snakemake.rule), cell.axes, str(log))
     limits = snakemake.resources
     diary.start(mem_mb=limits.get("mem_mb"), runtime_min=limits.get("runtime"))
     _stop_on_signals()
@@ -80,7 +80,7 @@ def _check_code(snakemake: Any) -> None:
         ValueError: it was edited since.
     """
     named = {**dict(snakemake.wildcards.items()), "source": snakemake.params.get("source")}
-    found, planned = graph.code_digest(snakemake.rule, named), snakemake.params.code
+    found, planned = graph.code_digest(graph.known(snakemake.rule), named), snakemake.params.code
     if found != planned:
         raise ValueError(
             f"the code was edited since the run began: it is {found}, the job was planned with {planned}; "

@@ -31,10 +31,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from detrojan.registry import PACKAGE
+from detrojan.registry import CHECKOUT
 from detrojan.workflow import graph
 
-TABLE = PACKAGE.parents[1] / "slurm" / "costs.csv"
+TABLE = CHECKOUT / "slurm" / "costs.csv"
 KEYS = ("rule", "method", "architecture", "dataset", "spc")
 NUMBERS = ("seconds", "memory_mb", "disk_mb")
 COLUMNS = (*KEYS, *NUMBERS, "device", "source")

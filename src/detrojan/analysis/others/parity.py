@@ -20,7 +20,7 @@ from detrojan.analysis.statistics.collect import CELLS, MODELS
 from detrojan.analysis.statistics.relative import MEASURED
 from detrojan.analysis.statistics.summary import summarize
 from detrojan.cells import NO_METHOD
-from detrojan.storage import artifacts
+from detrojan.storage import records
 from detrojan.storage.columns import OK, required
 from detrojan.study import files
 from detrojan.study.schema import NAMED_AXES, Dataset, Study
@@ -117,8 +117,8 @@ def read_ours(results: Path) -> Ours:
     Raises:
         ValueError: there are none, or they are another version's.
     """
-    cells = artifacts.read_table(results / "tables" / "cells.parquet", CELLS)
-    models = artifacts.read_table(results / "tables" / "models.parquet", MODELS)
+    cells = records.read_table(results / "tables" / "cells.parquet", CELLS)
+    models = records.read_table(results / "tables" / "models.parquet", MODELS)
     study = files.load_study(files.kept(results))
     return Ours(cells, models, {name: _images(results, study, name) for name in study.grid.datasets})
 

@@ -18,7 +18,7 @@ from detrojan.analysis.report.views import UNDEFINED, Row
 from detrojan.cells import NO_METHOD, ratio_text
 from detrojan.images import ImageSet
 from detrojan.learning.metrics import linf
-from detrojan.storage import artifacts
+from detrojan.storage import artifacts, records
 
 NUM_SHOWN = 5  # test images of a sheet; more would be too small in print
 SIDE, PITCH = 0.56, 0.58  # inches: of an image, and from one to the next
@@ -80,9 +80,9 @@ def write(sheets: Mapping[str, Figure], folder: Path) -> dict[str, str]:
     texts = {dataset: svg(sheet) for dataset, sheet in sheets.items()}
     for dataset, sheet in sheets.items():
         path = folder / f"triggers-{dataset}.svg"
-        artifacts.write_text(texts[dataset], path)
+        records.write_text(texts[dataset], path)
         for kind, undated in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
-            with mpl.rc_context(STYLE), artifacts.whole(path.with_suffix(f".{kind}")) as partial:
+            with mpl.rc_context(STYLE), records.whole(path.with_suffix(f".{kind}")) as partial:
                 sheet.savefig(partial, format=kind, dpi=DPI, metadata=undated)
     return texts
 

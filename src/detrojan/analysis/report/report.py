@@ -20,7 +20,7 @@ from detrojan.analysis.statistics.gate import describe
 from detrojan.analysis.statistics.relative import LOWER_IS_BETTER
 from detrojan.cells import CELL_AXES, NO_METHOD, axes_text, ratio_text
 from detrojan.settings import Gate
-from detrojan.storage import artifacts
+from detrojan.storage import records
 from detrojan.storage.columns import OK
 from detrojan.study.schema import BASELINES
 
@@ -99,15 +99,15 @@ def write(
     drawn = {name: vega.files(figure) for name, figure in figures.items()}
     for name, files in drawn.items():
         for kind, content in files._asdict().items():
-            with artifacts.whole(folder / "figures" / f"{name}.{kind}") as partial:
+            with records.whole(folder / "figures" / f"{name}.{kind}") as partial:
                 partial.write_bytes(content if isinstance(content, bytes) else content.encode())
     texts = contact_sheet.write(sheets or {}, folder / "figures")
     found = listings.of_tables(tables)
     for listing in found:
-        artifacts.write_text(listings.csv_text(listing), folder / "tables" / f"{listing.name}.csv")
-        artifacts.write_text(listings.latex(listing), folder / "tables" / f"{listing.name}.tex")
+        records.write_text(listings.csv_text(listing), folder / "tables" / f"{listing.name}.csv")
+        records.write_text(listings.latex(listing), folder / "tables" / f"{listing.name}.tex")
     pictures = {name: files.svg for name, files in drawn.items()}
-    artifacts.write_text(page(tables, about, figures, pictures, found, texts), folder / "index.html")
+    records.write_text(page(tables, about, figures, pictures, found, texts), folder / "index.html")
 
 
 def page(

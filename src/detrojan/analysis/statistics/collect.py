@@ -14,9 +14,8 @@ from detrojan.analysis.statistics.gate import Verdict, verdict
 from detrojan.analysis.statistics.relative import MEASURED, RELATIVE, relative
 from detrojan.cells import CELL_AXES, MODEL_AXES, NO_METHOD, Model
 from detrojan.settings import Gate
-from detrojan.stages.evaluate import METRICS
-from detrojan.storage import artifacts
-from detrojan.storage.columns import MODEL_KEYS, ORIGIN, required
+from detrojan.storage import records
+from detrojan.storage.columns import METRICS, MODEL_KEYS, ORIGIN, required
 
 GATHERED = METRICS.insert(METRICS.get_field_index("defense") + 1, required("threat_model", pa.string()))
 CELLS = functools.reduce(
@@ -75,7 +74,7 @@ class Cards:
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
         self._by_axes: dict[tuple[str, ...], dict[tuple[Any, ...], Card]] = {}
-        for card in map(artifacts.read_card, paths):
+        for card in map(records.read_card, paths):
             axes = tuple(axis for axis in MODEL_AXES if axis in card)
             self._by_axes.setdefault(axes, {})[tuple(card[axis] for axis in axes)] = card
 
@@ -97,7 +96,7 @@ def cells(paths: Sequence[str | Path], given_up: Sequence[Mapping[str, Any]] = (
         given_up: keys, status and reason of cells that have none, see :mod:`detrojan.workflow.closing`.
     """
     # A table at a time: they are thousands of small files, and one that is broken must be named.
-    tables = [artifacts.read_table(path, METRICS) for path in paths]
+    tables = [records.read_table(path, METRICS) for path in paths]
     rows = [{**NOTHING_MEASURED, **cell} for cell in given_up]
     table = pa.concat_tables([*tables, pa.Table.from_pylist(rows, schema=METRICS)])
     folders = {
@@ -130,7 +129,7 @@ def models(
     untouched = {_model(row): row for row in cells.filter(pc.field("defense") == NO_METHOD).to_pylist()}
     triggers, poisoned, triggered = map(Cards, (trigger_cards, poison_cards, triggered_cards))
     rows = []
-    for card in map(artifacts.read_card, model_cards):
+    for card in map(records.read_card, model_cards):
         model = _model(card)
         row = untouched[model]
         clean = untouched.get(model._replace(attack=NO_METHOD, ratio=0.0), {})

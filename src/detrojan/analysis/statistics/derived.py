@@ -11,7 +11,7 @@ from detrojan.analysis.statistics.consistency import CONSISTENCY, consistency
 from detrojan.analysis.statistics.outcomes import OUTCOMES, outcomes
 from detrojan.analysis.statistics.ranks import RANKS, rank
 from detrojan.analysis.statistics.summary import SUMMARY, summarize
-from detrojan.storage import artifacts
+from detrojan.storage import records
 
 
 class Derived(NamedTuple):
@@ -38,4 +38,4 @@ def write(cells: pa.Table, paths: Mapping[str, str | Path]) -> None:
         paths: by name; others than those of ``TABLES`` don't matter.
     """
     for name, derived in TABLES.items():
-        artifacts.write_table(derived.make(cells), paths[name], derived.schema)
+        records.write_table(derived.make(cells), paths[name], derived.schema)

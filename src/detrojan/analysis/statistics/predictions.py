@@ -17,9 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from detrojan.cells import Model, Shard, untouched
-from detrojan.stages.evaluate import PREDICTIONS
-from detrojan.storage import artifacts
-from detrojan.storage.columns import CELL_KEYS, model_key, required
+from detrojan.storage import records
+from detrojan.storage.columns import CELL_KEYS, PREDICTIONS, model_key, required
 
 Labels = npt.NDArray[np.int16]
 Flags = npt.NDArray[np.bool_]
@@ -261,7 +260,7 @@ class Reader:
     def _said(self, shard: Shard) -> tuple[list[int], Labels]:
         """Return the draws that have predictions, and these, int16 (D, N + M): clean images first."""
         path = self.places.predictions(shard)
-        table = artifacts.read_table(path, PREDICTIONS)
+        table = records.read_table(path, PREDICTIONS)
         clean, triggered = self._truths(shard.model)
         index = np.concatenate([clean.index, triggered.index])
         is_triggered = np.arange(len(index)) >= len(clean.index)
