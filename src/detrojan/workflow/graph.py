@@ -14,7 +14,7 @@ import functools
 import itertools
 import re
 import string
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -59,7 +59,6 @@ WILDCARDS = {
 # --- what a rule says of itself --------------------------------------------------------------------
 
 Owner = Literal["none", "all", "architecture", "model"]
-ATTACKED: tuple[Owner, ...] = ("all", "architecture", "model")
 DEFENDED = ("data_free", "clean_data", "known_trigger")
 
 
@@ -774,7 +773,7 @@ def places(folder: str) -> list[str]:
     return list(dict.fromkeys(rule.place for rule in RULES.values() if rule.axes and rule.folder == folder))
 
 
-def folders() -> Collection[str]:
+def folders() -> list[str]:
     """Return the folders below the results that have a place a cell, each once."""
     return list(dict.fromkeys(rule.folder for rule in RULES.values() if rule.axes))
 
