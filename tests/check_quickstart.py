@@ -27,7 +27,7 @@ assert models["attack_took"].notna().sum() == 2, models["attack_took"]
 assert models["gate_reason"].isna().all(), models["gate_reason"]
 assert models["trigger_weakness"].isna().all(), models["trigger_weakness"]
 
-# MM-BD, with clean images alone, takes BadNets away at little cost; every defense changes some model.
+# MM-BD, given clean images alone, takes BadNets away at little cost; every defense changes some model.
 mean = cells.groupby(["attack", "defense", "spc"])[["acc", "asr"]].mean()
 badnets = mean.loc["badnets"]
 repaired = badnets[
