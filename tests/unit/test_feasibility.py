@@ -10,7 +10,7 @@ from detrojan.datasets.digits import Digits
 from detrojan.study import feasibility
 from detrojan.study.feasibility import _rounded, check
 from detrojan.study.files import StudyError, load_study
-from tests.unit.test_config import minimal
+from tests.unit.test_schema import minimal
 
 ROOT = Path(__file__).parents[2]
 TRAIN = {0: 143, 1: 146, 2: 142, 3: 147, 4: 145, 5: 146, 6: 145, 7: 144, 8: 140, 9: 144}  # 1,442 digits

@@ -9,7 +9,7 @@ from detrojan import registry
 from detrojan.cells import NO_METHOD, ONE_DRAW, Draws, Model, ratio_text, untouched
 from detrojan.study.files import load_study
 from detrojan.study.grid import models, shards
-from tests.unit.test_config import minimal
+from tests.unit.test_schema import minimal
 
 ROOT = Path(__file__).parents[2]
 

@@ -19,7 +19,7 @@ from detrojan.stages.evaluate import PREDICTIONS
 from detrojan.storage import artifacts
 from detrojan.study import files, grid
 from detrojan.study.site import Site
-from tests.unit.test_config import minimal
+from tests.unit.test_schema import minimal
 
 TARGET = 0
 # Six test images of three classes. Those that don't show the target count as triggered.

@@ -11,7 +11,7 @@ from detrojan.cells import Draws
 from detrojan.commands import merge, show
 from detrojan.storage import artifacts
 from detrojan.study import files, grid
-from tests.unit.test_config import minimal
+from tests.unit.test_schema import minimal
 from tests.unit.test_show import cell, model
 
 STUDY = minimal(

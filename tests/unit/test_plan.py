@@ -8,7 +8,7 @@ import yaml
 from detrojan.commands import plan
 from detrojan.study.files import load_study
 from detrojan.workflow.job_costs import Costs
-from tests.unit.test_config import minimal
+from tests.unit.test_schema import minimal
 
 ROOT = Path(__file__).parents[2]
 SURVEY = ROOT / "config" / "survey.yaml"

@@ -11,7 +11,7 @@ from detrojan.commands import select
 from detrojan.commands.select import Condition
 from detrojan.study import files
 from detrojan.workflow.attempts import Diary
-from tests.unit.test_config import minimal
+from tests.unit.test_schema import minimal
 
 CLEAN = Model("digits", "preactresnet18", NO_METHOD, 0.0, 0)
 BADNETS = CLEAN._replace(attack="badnets", ratio=0.05)

@@ -19,7 +19,7 @@ from detrojan.commands.status import Stage
 from detrojan.study import files, grid
 from detrojan.workflow import attempts
 from detrojan.workflow.attempts import Diary
-from tests.unit.test_config import minimal
+from tests.unit.test_schema import minimal
 
 CLEAN = Model("digits", "preactresnet18", "none", 0.0, 0)
 BADNETS = CLEAN._replace(attack="badnets", ratio=0.05)
