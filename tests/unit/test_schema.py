@@ -368,7 +368,12 @@ def tables():
     return found
 
 
-SOURCES = [registry.declared("datasets", name).settings for name in registry.names("datasets")]
+# A new source may stand on a page of its own.
+SOURCES = [
+    registry.declared("datasets", name).settings
+    for name in registry.names("datasets")
+    if f"**`{name}`**" in PAGE
+]
 
 
 @pytest.mark.parametrize(
@@ -396,6 +401,11 @@ def test_every_key_is_explained_with_its_default(kinds):
             assert value == field.default or (value == {} and isinstance(field.default, BaseModel)), name
         else:
             assert stated in (["required"] if field.is_required() else ["any", "empty", "see below"]), name
+
+
+def test_the_page_has_the_sources_that_come_along():
+    described = set(re.findall(r"^\*\*`(\w+)`\*\*:", PAGE, re.M))
+    assert described == {"digits", "image_folder", "huggingface_parquet", "torchvision_folder"}
 
 
 def test_examples_of_the_page_are_allowed():
