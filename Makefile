@@ -55,6 +55,7 @@ lint: $(VENV)/ready-lint ## run the linters, the type checker and the check of w
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/detrojan schema | cmp - config/schema.json # else: detrojan schema > config/schema.json
 
 $(VENV)/ready-lint: envs/lock-lint.txt $(READY)
 	$(BIN)/python -m pip install --quiet --requirement envs/lock-lint.txt

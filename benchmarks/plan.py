@@ -12,6 +12,7 @@ machine trust them, not the wall clock. ``assume`` leaves rows that were measure
 """
 
 import argparse
+import functools
 import math
 import os
 import shutil
@@ -421,6 +422,13 @@ def measured_network(module: Any, *inputs: Any) -> Network:
     return Network(**counts, weights=sum(p.numel() for p in module.parameters()), mb=size / 1e6)
 
 
+@functools.cache
+def surveyed(kind: registry.Kind) -> list[str]:
+    """Return the methods of the survey's grid, which have rows; any other has that of no name."""
+    grid = yaml.safe_load((ROOT / "config" / "survey.yaml").read_text())["grid"]
+    return sorted(set(grid["architectures" if kind == "models" else kind]) - {"none"})
+
+
 class Assumptions:
     """Makes the rows: what each stage takes, for each data set, network and method that a row is for."""
 
@@ -441,7 +449,7 @@ class Assumptions:
         for name, images in DATASETS.items():
             with torch.device("meta"):  # shapes alone: nothing is computed
                 pixels = torch.empty(1, 3, images.side, images.side)
-                for architecture in registry.names("models"):
+                for architecture in surveyed("models"):
                     build = models.Build(architecture, {}, images.num_classes, (0.5,) * 3, (0.25,) * 3)
                     self.networks[architecture, name] = measured_network(models.build(build), pixels)
                 self.encoders[name] = measured_network(ssba.Encoder(1), torch.empty(1, 1), pixels)
@@ -475,7 +483,7 @@ class Assumptions:
             Key("dataset", dataset=dataset), seconds, memory + COPIES * test_mb, train_mb + test_mb, CPU
         )
         reading = 5 + train_mb / DISK_MB_PER_S
-        for attack in (*registry.names("attacks"), ""):
+        for attack in (*surveyed("attacks"), ""):
             stamp_s = self._stamp_s(attack, known)
             poisoning = images.num_train * stamp_s + reading
             self._add(Key("poison", attack, dataset=dataset), poisoning, memory, train_mb, CPU)
@@ -488,7 +496,7 @@ class Assumptions:
                 key = Key("stamp", attack, dataset=dataset, spc=spc)
                 sample_memory = CPU_PROCESS_MB + 2 * COPIES * NUM_DRAWS * sample * images.mb_each
                 self._add(key, DRAW_S + sample * stamp_s, sample_memory, sample * images.mb_each, CPU)
-            for architecture in (*registry.names("models"), "") if attack == "lf" else ("",):
+            for architecture in (*surveyed("models"), "") if attack == "lf" else ("",):
                 learning = self._trigger_s(attack, architecture, known) + reading
                 gpu_memory = PROCESS_MB + COPIES * train_mb
                 self._add(Key("trigger", attack, architecture, dataset), learning, gpu_memory, 5)
@@ -504,7 +512,7 @@ class Assumptions:
     def _stamp_s(self, attack: str, dataset: str) -> float:
         """Return what it takes to trigger an image on one core; the slowest if no attack is named."""
         if not attack:
-            return max(self._stamp_s(name, dataset) for name in registry.names("attacks"))
+            return max(self._stamp_s(name, dataset) for name in surveyed("attacks"))
         networks = {"ssba": [self.encoders[dataset]], "iab": 2 * [self.generators[dataset]]}
         passed = sum(network.multiply_adds for network in networks.get(attack, ()))
         return CPU_STAMP_S + passed / CPU_MULTIPLY_ADDS_PER_S
@@ -519,11 +527,11 @@ class Assumptions:
             presented = 2 * IAB_MASK_EPOCHS * count
             return self.generators[dataset].seconds(presented, presented, 128)
         if attack == "lf":
-            names = [architecture] if architecture else registry.names("models")
+            names = [architecture] if architecture else surveyed("models")
             return max(self.networks[name, dataset].seconds(LF_PASSES, LF_PASSES, 1) for name in names)
         if attack:
             return 0.0
-        return max(self._trigger_s(name, architecture, dataset) for name in registry.names("attacks"))
+        return max(self._trigger_s(name, architecture, dataset) for name in surveyed("attacks"))
 
     def _train(self, dataset: str) -> None:
         """Add what an epoch takes, with the generators of IAB and without."""
@@ -541,17 +549,17 @@ class Assumptions:
 
     def _networks(self, dataset: str) -> Iterator[tuple[str, list[Network]]]:
         """Yield each architecture and its network; at last all of them, for one that is not named."""
-        names = registry.names("models")
+        names = surveyed("models")
         for name in names:
             yield name, [self.networks[name, dataset]]
         yield "", [self.networks[name, dataset] for name in names]
 
     def _defend(self, dataset: str) -> None:
         known = dataset or OTHER_DATASET
-        for defense in (*registry.names("defenses"), ""):
+        for defense in (*surveyed("defenses"), ""):
             method = defense or OTHER_DEFENSE
             for architecture, networks in self._networks(known):
-                names = [architecture] if architecture else registry.names("models")
+                names = [architecture] if architecture else surveyed("models")
                 for spc, sample in self._samples(known):
                     if spc and registry.threat_model("defenses", method) == "data_free":
                         continue

@@ -437,26 +437,65 @@ def compare(table: Path, mapping: Path, results: Path | None, into: Path | None)
 
 @detrojan.group(epilog=examples("detrojan new defense bold_tuning --threat-model clean_data"))
 def new() -> None:
-    """Start a new method."""
+    """Start a new method.
+
+    NAME is in lower case, as my_method: it stands in study files and paths. What is written runs as it
+    stands and keeps the contract; each place to change is marked.
+    """
+
+
+_NAME = click.argument("name")
+_YES = click.option("--yes", is_flag=True, help="Write, wherever the package lies, and don't ask.")
 
 
 @new.command(epilog=examples("detrojan new defense bold_tuning --threat-model clean_data"))
-@click.argument("name")
+@_NAME
 @click.option(
     "--threat-model",
     required=True,
     type=click.Choice(["data_free", "clean_data", "known_trigger"]),
     help="What it is given: nothing but the model, clean images, or triggered copies of these too.",
 )
-def defense(name: str, threat_model: str) -> None:
-    """Start a method that repairs a model.
+@_YES
+def defense(name: str, threat_model: str, yes: bool) -> None:
+    """Start a method that repairs a model."""
+    _begin("defense", name, threat_model, yes)
 
-    NAME is in lower case, as my_method: it stands in study files and paths. What is written runs as it
-    stands and keeps the contract; each place to change is marked.
-    """
+
+@new.command(epilog=examples("detrojan new attack frame --threat-model data_poisoning"))
+@_NAME
+@click.option(
+    "--threat-model",
+    required=True,
+    type=click.Choice(["data_poisoning", "training_control"]),
+    help="What is in its hands: some of the training images, or the training itself.",
+)
+@_YES
+def attack(name: str, threat_model: str, yes: bool) -> None:
+    """Start a method that backdoors a model."""
+    _begin("attack", name, threat_model, yes)
+
+
+@new.command(epilog=examples("detrojan new architecture wide_lenet"))
+@_NAME
+@_YES
+def architecture(name: str, yes: bool) -> None:
+    """Start a network."""
+    _begin("architecture", name, "", yes)
+
+
+@new.command(epilog=examples("detrojan new source numpy_file"))
+@_NAME
+@_YES
+def source(name: str, yes: bool) -> None:
+    """Start a source of images."""
+    _begin("source", name, "", yes)
+
+
+def _begin(kind: str, name: str, threat_model: str, yes: bool) -> None:
     from detrojan.commands import new
 
-    new.main(name, threat_model)
+    new.main(kind, name, threat_model, yes=yes)
 
 
 @detrojan.command(epilog=examples("detrojan schema > config/schema.json"))

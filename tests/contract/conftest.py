@@ -1,4 +1,4 @@
-"""What keeps the contract tests quick: a VGG with fewer channels, which is wired as the real one."""
+"""What keeps the contract tests quick: networks with few channels, which are wired as the real ones."""
 
 import functools
 import itertools
@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from detrojan import registry
 from detrojan.models._parts.torchvision import torchvision
 
 # A block of the real one has 64, 128, 256, 512 or 512 channels. The last stays: the head counts on it.
@@ -18,6 +19,12 @@ NARROW = [
     *(64, 64, 64, 512, "M"),
 ]
 HIDDEN = 64  # features between the layers of the head, where the real one has 4,096
+
+
+def narrow_settings(architecture, width=4):
+    """Return settings of an architecture that make it quick: few channels in its first stage, if it says."""
+    has_width = "width" in registry.declared("models", architecture).settings.model_fields
+    return {"width": width} if has_width else {}
 
 
 def narrow(real, *, num_classes, **settings):

@@ -14,6 +14,7 @@ from detrojan.labels import LabelMap
 from detrojan.learning import training
 from detrojan.settings import Optimization
 from detrojan.stages import classifier, poisoning
+from tests.contract.conftest import narrow_settings
 
 SIZES = ((10, 32), (43, 32), (200, 64))
 SOME = 20  # images: enough to see, and networks that redraw them take their time
@@ -157,15 +158,20 @@ def test_batches_are_poisoned_as_told(name, kind, train):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+SHAPES = [
+    ("preactresnet18", 200, 64),
+    ("vgg19_bn", 43, 32),
+    ("efficientnet_b3", 10, 32),
+    ("mobilenet_v3_large", 43, 32),
+    ("mobilenet_v3_large", 200, 64),
+]
+OTHERS = sorted(set(registry.names("models")) - {architecture for architecture, _, _ in SHAPES})
+
+
 @pytest.mark.parametrize(
     ("architecture", "num_classes", "side"),
-    [
-        ("preactresnet18", 200, 64),
-        ("vgg19_bn", 43, 32),
-        ("efficientnet_b3", 10, 32),
-        ("mobilenet_v3_large", 43, 32),
-        ("mobilenet_v3_large", 200, 64),
-    ],
+    SHAPES
+    + [(name, 10, max(32, registry.declared("models", name).constants["min_side"])) for name in OTHERS],
 )
 @pytest.mark.parametrize("name", CONTROLLING)
 def test_attack_trains_with_every_architecture(name, architecture, num_classes, side, toy_images):
@@ -173,8 +179,9 @@ def test_attack_trains_with_every_architecture(name, architecture, num_classes, 
     attack = load(name)
     trigger = attack.learn_trigger(images, rng=rng.stream("trigger"))
     poisoner = attack.poisoner(trigger, images, TARGET, rng=rng.stream("poisoner"))
-    settings = {"width": 4} if architecture == "preactresnet18" else {}
-    build = models.Build(architecture, settings, num_classes, images.info.mean, images.info.std)
+    build = models.Build(
+        architecture, narrow_settings(architecture), num_classes, images.info.mean, images.info.std
+    )
     with rng.global_stream(rng.stream("model")):
         model = models.build(build)
     (epoch,) = training.fit(

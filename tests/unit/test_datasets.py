@@ -4,7 +4,6 @@ import io
 import json
 import os
 import pickle
-import subprocess
 import sys
 import types
 from collections import Counter
@@ -17,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-from detrojan import registry
 from detrojan.datasets import torchvision_folder
 from detrojan.datasets.base import (
     RawImages,
@@ -710,34 +708,6 @@ def test_failed_download_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"could not download tiny_imagenet \(network is unreachable\)"):
         source.read("train", 8)
     assert not list((tmp_path / "x").iterdir())
-
-
-# --- all sources -----------------------------------------------------------------------------------
-
-
-def test_sources_are_declared_and_free_of_torch():
-    """What the Snakefile does with a source: read its settings, load it, count its images."""
-    code = (
-        "import sys; from detrojan import registry\n"
-        "names = registry.names('datasets')\n"
-        "for name in names: registry.declared('datasets', name)\n"
-        "for name in names: registry.load('datasets', name, {'path': '.', 'layout': 'gtsrb'} "
-        "if name == 'torchvision_folder' else {} if name == 'digits' else {'path': '.'})\n"
-        "registry.load('datasets', 'digits').counts('train')\n"
-        "heavy = {'torch', 'torchvision', 'sklearn', 'pandas'} & set(sys.modules)\n"
-        "assert not heavy, heavy; print(*names)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split() == ["digits", "huggingface_parquet", "image_folder", "torchvision_folder"]
-
-
-@pytest.mark.parametrize("name", registry.names("datasets"))
-def test_declared_settings_are_the_classs(name):
-    source = {"path": "x"} | ({"layout": "gtsrb"} if name == "torchvision_folder" else {})
-    settings = {} if name == "digits" else source
-    declared = registry.declared("datasets", name).settings(**settings)
-    assert declared.model_dump() == registry.load("datasets", name, settings).model_dump()
 
 
 # --- ingest ----------------------------------------------------------------------------------------

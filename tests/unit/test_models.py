@@ -20,7 +20,6 @@ from detrojan.models.preactresnet18 import PreActBlock
 from detrojan.registry import PACKAGE
 from detrojan.storage import artifacts
 
-ARCHITECTURES = ("preactresnet18", "vgg19_bn", "efficientnet_b3", "mobilenet_v3_large")
 # Of 10, 43 and 200 classes (CIFAR-10, GTSRB, Tiny-ImageNet).
 PARAMETERS = {
     "preactresnet18": (11_171_146, 11_188_075, 11_268_616),
@@ -36,11 +35,7 @@ def on_meta(architecture, num_classes=10, **settings):
         return registry.load("models", architecture, settings).network(num_classes)
 
 
-def test_registry_finds_the_architectures():
-    assert set(registry.names("models")) == set(ARCHITECTURES)
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", PARAMETERS)
 def test_parameter_counts(architecture):
     counts = [sum(p.numel() for p in on_meta(architecture, k).parameters()) for k in (10, 43, 200)]
     assert tuple(counts) == PARAMETERS[architecture]
@@ -50,8 +45,9 @@ def test_preactresnet18_has_102_state_dict_entries():
     assert len(on_meta("preactresnet18").state_dict()) == 102
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", PARAMETERS)
 def test_forward(architecture):
+    # The real VGG too, which is narrower among the contract tests.
     classifier = models.build(models.Build(architecture, {}, 7, (0.5,) * 3, (0.25,) * 3))
     assert not classifier.training
     features = []
@@ -62,18 +58,6 @@ def test_forward(architecture):
         assert logits.shape == (2, 7)
         assert logits.isfinite().all()
     assert [f.ndim for f in features] == [2, 2]  # the head reads flat features
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_last_child_is_the_head_and_copies_are_separate(architecture):
-    network = on_meta(architecture, 43)
-    head = list(network.children())[-1]
-    linear = [m for m in head.modules() if isinstance(m, nn.Linear)][-1]
-    assert linear.out_features == 43
-    assert linear is [m for m in network.modules() if isinstance(m, nn.Linear)][-1]
-    copied = copy.deepcopy(network)
-    assert copied.state_dict().keys() == network.state_dict().keys()
-    assert not {id(p) for p in copied.parameters()} & {id(p) for p in network.parameters()}
 
 
 def test_torchvision_is_imported_in_one_place():
@@ -269,7 +253,7 @@ def raw(toy_images):
     return toy_images(side=16).images.float() / 255
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", HOSTS)
 def test_inserted_layers_survive_a_file(architecture, tmp_path):
     settings = {"width": 4} if architecture == "preactresnet18" else {}
     model = models.build(models.Build(architecture, settings, 3, (0.5,) * 3, (0.25,) * 3))

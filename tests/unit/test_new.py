@@ -3,13 +3,16 @@
 import dataclasses
 import importlib.util
 import inspect
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -22,11 +25,31 @@ from detrojan.images import DefenderSample, empty
 from detrojan.study import files as study_files
 from detrojan.study import schema
 from tests.command import exit_code
+from tests.contract import test_datasets as contract
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "adding-a-defense.md").read_text()
-METHOD, METHOD_TESTS = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+
+
+def page(kind):
+    return (ROOT / new.STARTS[kind].guide).read_text()
+
+
+def python_of(kind):
+    """Return the pieces of Python on a kind's page; the first is a whole method."""
+    return re.findall(r"^```python\n(.*?)^```", page(kind), re.M | re.S)
+
+
+PAGE = page("defense")
+METHOD_TESTS = python_of("defense")[1]
 THREAT_MODELS = ("data_free", "clean_data", "known_trigger")
+EVERY_START = [(kind, threat_model) for kind, start in new.STARTS.items() for threat_model in start.templates]
+# The methods of the pages: kind, name, threat model.
+ON_PAGES = [
+    ("defense", "bold_tuning", "clean_data"),
+    ("attack", "frame", "data_poisoning"),
+    ("architecture", "wide_lenet", ""),
+    ("source", "numpy_file", ""),
+]
 
 
 @pytest.fixture
@@ -36,6 +59,7 @@ def clone(tmp_path, monkeypatch):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy2(ROOT / "pyproject.toml", tmp_path)
     monkeypatch.setattr(registry, "PACKAGE", tmp_path / "src" / "detrojan")
+    monkeypatch.chdir(tmp_path)
     clear_caches()
     yield tmp_path
     clear_caches()
@@ -46,10 +70,14 @@ def clear_caches():
         cached.cache_clear()
 
 
-def write(threat_model, name="my_method"):
-    assert exit_code("new", "defense", name, "--threat-model", threat_model) == 0
+def arguments(kind, name, threat_model):
+    return [kind, name, *(["--threat-model", threat_model] if threat_model else [])]
+
+
+def write(threat_model, name="my_method", kind="defense"):
+    assert exit_code("new", *arguments(kind, name, threat_model)) == 0
     clear_caches()
-    return registry.path("defenses", name)
+    return registry.path(new.STARTS[kind].folder, name)
 
 
 def load(file, *, smoke=False, **settings):
@@ -62,12 +90,18 @@ def load(file, *, smoke=False, **settings):
     return method(**(method.smoke if smoke else {}) | settings)
 
 
-def write_the_page_s(clone):
-    """Write the method that the page has in full."""
-    file = write("clean_data", "bold_tuning")
-    file.write_text(METHOD)
+def write_the_page_s(kind, name, threat_model):
+    """Write the method that a page has in full."""
+    file = write(threat_model, name, kind)
+    file.write_text(python_of(kind)[0])
     clear_caches()
     return file
+
+
+def write_all():
+    """Write one of every kind and threat model, and those of the pages; return their files."""
+    files = [write(threat_model, f"new_{threat_model or kind}", kind) for kind, threat_model in EVERY_START]
+    return files + [write_the_page_s(*one) for one in ON_PAGES]
 
 
 def defend(defense, model, sample):
@@ -77,34 +111,35 @@ def defend(defense, model, sample):
 # --- what is written -------------------------------------------------------------------------------
 
 
-def test_every_threat_model_has_a_template():
-    folders = {folder.name for folder in (registry.PACKAGE / "defenses").glob("[a-z]*/")}
-    assert set(new.TEMPLATES) == folders == set(THREAT_MODELS)
+def test_every_kind_and_threat_model_has_a_template():
+    assert {start.folder for start in new.STARTS.values()} == set(get_args(registry.Kind))
+    for start in new.STARTS.values():
+        folders = {folder.name for folder in (registry.PACKAGE / start.folder).glob("[a-z]*/")}
+        assert set(start.templates) == (folders or {""})
 
 
-@pytest.mark.parametrize("threat_model", THREAT_MODELS)
-def test_the_registry_finds_it(clone, threat_model, capsys):
-    file = write(threat_model)
-    assert file == clone / "src/detrojan/defenses" / threat_model / "my_method.py"
-    assert registry.threat_model("defenses", "my_method") == threat_model
-    settings, constants = registry.declared("defenses", "my_method")
+@pytest.mark.parametrize(("kind", "threat_model"), EVERY_START)
+def test_the_registry_finds_it(clone, kind, threat_model, capsys):
+    file, folder = write(threat_model, kind=kind), new.STARTS[kind].folder
+    assert file == clone / "src/detrojan" / folder / threat_model / "my_method.py"
+    assert registry.threat_model(folder, "my_method") == (threat_model or folder)
+    settings, constants = registry.declared(folder, "my_method")
     assert settings.__name__ == "MyMethod"
-    assert settings(**constants["smoke"])
+    assert settings(**constants.get("smoke", {}))
     assert all(field.description for field in settings.model_fields.values())
     text = file.read_text()
     assert text.count(new.MARK) >= 4
+    assert new.STARTS[kind].guide in (printed := capsys.readouterr().out)
     assert not re.search(r"\$|TODO", text)  # nothing left to fill in
-    printed = capsys.readouterr().out
-    assert str(file) in printed
-    assert "pytest -q tests/contract/test_defenses.py -k my_method\n" in printed
+    assert str(file.relative_to(clone)) in printed
+    assert "pytest -q tests/contract -k my_method\n" in printed
 
 
 @pytest.mark.skipif(not shutil.which("ruff"), reason="ruff is not installed: make lint installs it")
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
 def test_it_passes_the_linters(clone, command):
-    files = [write(threat_model, f"new_{threat_model}") for threat_model in THREAT_MODELS]
     done = subprocess.run(
-        ["ruff", *command, "--no-cache", *files, write_the_page_s(clone)],
+        ["ruff", *command, "--no-cache", *write_all()],
         cwd=clone,
         capture_output=True,
         text=True,
@@ -113,15 +148,24 @@ def test_it_passes_the_linters(clone, command):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_it_keeps_the_contract(clone):
-    """And so does the method that docs/adding-a-defense.md makes of one."""
-    names = [write(threat_model, f"new_{threat_model}").stem for threat_model in THREAT_MODELS]
-    names.append(write_the_page_s(clone).stem)
+def test_nothing_else_has_to_change(clone):
+    """A file of each kind, and those of the pages, keep the contract; the tests of studies pass as before."""
+    names = [file.stem for file in write_all()]
+    # What reads files needs an example of them, as its page says.
+    names.remove("numpy_file")
+    # Of the many pairs of a defense and a new architecture, those with layers that settings name.
+    networks, layers = ("new_architecture", "wide_lenet"), ("fst", "mm_bd", "nad", "npd")
+    wanted = [name for name in names if name not in networks]
+    wanted += [f"({network} and ({' or '.join(layers)} or test_models))" for network in networks]
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            *("-k", f"({' or '.join(names)}) and not vgg and not 200"),
-            ROOT / "tests" / "contract" / "test_defenses.py",
+            *("-k", f"smoke or survey or explained or (({' or '.join(wanted)}) and not vgg and not 200)"),
+            *(
+                ROOT / "tests" / "contract",
+                ROOT / "tests/unit/test_schema.py",
+                ROOT / "tests/unit/test_grid.py",
+            ),
         ],
         cwd=clone,
         env=os.environ | {"PYTHONPATH": str(clone / "src")},
@@ -130,8 +174,22 @@ def test_it_keeps_the_contract(clone):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    # For each: three settings by three tests, two other architectures, and three tests that run once.
-    assert f"{len(names) * 14} passed" in done.stdout
+
+
+def test_the_page_s_source_keeps_the_contract(clone, tmp_path, monkeypatch):
+    file = write_the_page_s("source", "numpy_file", "")
+    example = {"np": np, "noise": contract.noise}
+    exec(python_of("source")[1], example)
+    settings = example["numpy_file"](tmp_path)
+    source = load(file, **settings)
+    monkeypatch.setattr(registry, "load", lambda *_: source)
+    contract.test_source_is_declared_in_full("numpy_file", source, settings)
+    contract.test_images_are_of_the_size_asked_for_and_counted_right(source)
+    contract.test_images_are_the_same_whenever_they_are_read(source)
+    contract.test_splits_share_no_image(source)
+    (tmp_path / "test.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"test\.npz: no NumPy file"):
+        source.counts("test")
 
 
 def test_the_command_names_a_path_that_can_be_typed(clone):
@@ -214,17 +272,18 @@ def test_head_clipping_shortens_the_longest_row_alone(clone, toy_model):
 # --- the page that goes through it -----------------------------------------------------------------
 
 
-def test_the_page_shows_what_the_command_prints_and_writes(clone):
+def test_the_page_shows_what_the_command_prints_and_writes(clone, capsys):
     file = write("clean_data", "bold_tuning")
+    capsys.readouterr()
     shown = file.relative_to(clone)
-    assert f"```text\n{new.NEXT.format(file=shown, name='bold_tuning', mark=new.MARK)}```" in PAGE
+    assert f"```text\n{new.next_steps('defense', file)}```" in PAGE
     lines = enumerate(file.read_text().splitlines(), 1)
     places = "".join(f"{number}:{line}\n" for number, line in lines if new.MARK in line)
     assert f"grep -n {new.MARK} {shown}\n```\n\n```text\n{places}```" in PAGE
 
 
 def test_the_page_s_tests_pass(clone, backdoored, monkeypatch):
-    file = write_the_page_s(clone)
+    file = write_the_page_s(*ON_PAGES[0])
     monkeypatch.setattr(
         registry,
         "load",
@@ -240,7 +299,7 @@ def test_the_page_s_tests_pass(clone, backdoored, monkeypatch):
 
 
 def test_the_page_s_settings_are_allowed(clone, monkeypatch):
-    write_the_page_s(clone)
+    write_the_page_s(*ON_PAGES[0])
     study, overrides = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.M | re.S)
     study_files.load_study(yaml.safe_load(study))
     monkeypatch.setattr(schema, "CONFIG", clone / "config")
@@ -271,7 +330,7 @@ def test_the_page_s_settings_are_allowed(clone, monkeypatch):
         ("ft", r"taken by .*clean_data/ft\.py"),
         ("base", r"taken by .*defenses/base\.py"),
         ("__init__", r"taken by .*__init__\.py"),
-        ("optimization", "imports another of that name"),
+        ("optimization", "has another of that name"),
     ],
 )
 def test_bad_names(clone, name, message, capsys):
@@ -292,7 +351,42 @@ def test_a_second_start_leaves_the_first_alone(clone, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["attack", "a"], ["defense", "a"], ["defense", "a", "--threat-model", "x"]], ids=" ".join
+    "arguments",
+    [
+        ["trigger", "a"],
+        ["attack", "a"],
+        ["defense", "a"],
+        ["defense", "a", "--threat-model", "x"],
+        ["architecture", "a", "--threat-model", "clean_data"],
+    ],
+    ids=" ".join,
 )
 def test_bad_arguments(clone, arguments):
     assert exit_code("new", *arguments) == 2
+
+
+# --- where it goes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("answer", "written"), [("y", True), ("n", False), ("", False), (None, False)])
+def test_a_clone_elsewhere_is_asked_for(clone, tmp_path_factory, monkeypatch, capsys, answer, written):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("" if answer is None else f"{answer}\n"))
+    assert exit_code("new", "architecture", "my_network") == (0 if written else 1)
+    assert (clone / "src/detrojan/models/my_network.py").exists() == written
+    captured = capsys.readouterr()
+    assert str(clone) in captured.out
+    assert written or f"go to the clone that you mean, or add --yes for {clone}" in captured.err
+
+
+def test_a_script_says_yes(clone, tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    monkeypatch.setattr("click.confirm", lambda _: pytest.fail("nobody is there to answer"))
+    assert exit_code("new", "architecture", "my_network", "--yes") == 0
+    assert (clone / "src/detrojan/models/my_network.py").exists()
+
+
+def test_within_the_clone_nothing_is_asked(clone, monkeypatch):
+    monkeypatch.chdir(clone / "config")
+    monkeypatch.setattr("click.confirm", lambda _: pytest.fail("it is this clone"))
+    assert exit_code("new", "architecture", "my_network") == 0

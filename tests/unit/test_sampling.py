@@ -23,7 +23,8 @@ def per_class(images):
 
 
 @pytest.mark.parametrize(
-    ("spc", "train", "validation"), [(1, 1, 0), (2, 1, 1), (5, 4, 1), (10, 9, 1), (20, 18, 2), (100, 90, 10)]
+    ("spc", "train", "validation"),
+    [(1, 1, 0), (2, 1, 1), (5, 4, 1), (10, 9, 1), (15, 14, 1), (19, 18, 1), (20, 18, 2), (100, 90, 10)],
 )
 def test_spc_counts_all_that_the_defender_holds(pool, spc, train, validation):
     sample = draw(pool, spc)

@@ -368,7 +368,12 @@ def tables():
     return found
 
 
-SOURCES = [registry.declared("datasets", name).settings for name in registry.names("datasets")]
+# A new source may stand on a page of its own.
+SOURCES = [
+    registry.declared("datasets", name).settings
+    for name in registry.names("datasets")
+    if f"**`{name}`**" in PAGE
+]
 
 
 @pytest.mark.parametrize(
@@ -398,6 +403,11 @@ def test_every_key_is_explained_with_its_default(kinds):
             assert stated in (["required"] if field.is_required() else ["any", "empty", "see below"]), name
 
 
+def test_the_page_has_the_sources_that_come_along():
+    described = set(re.findall(r"^\*\*`(\w+)`\*\*:", PAGE, re.M))
+    assert described == {"digits", "image_folder", "huggingface_parquet", "torchvision_folder"}
+
+
 def test_examples_of_the_page_are_allowed():
     blocks = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.M | re.S)
     complete, *parts = map(yaml.safe_load, blocks)
@@ -412,23 +422,56 @@ def test_examples_of_the_page_are_allowed():
 # --- the studies that come along -------------------------------------------------------------------
 
 
+def smoke_study(**changed):
+    return load_study(yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text()) | changed)
+
+
 def test_smoke_study_uses_what_each_method_calls_smoke():
-    raw = yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text())
+    study = smoke_study()
     for kind in ("attacks", "defenses"):
-        for name in raw["grid"][kind]:
-            if name != NO_METHOD:
-                smoke = registry.declared(kind, name).constants["smoke"]
-                assert raw.get(kind, {}).get(name, {}) == smoke, name
+        for name in registry.names(kind):
+            declared = registry.declared(kind, name)
+            quick = declared.settings(**declared.constants["smoke"]).model_dump(mode="json")
+            assert study.method(kind, name, {}) == quick, name
+    assert smoke_study(architectures={}).method("models", "preactresnet18", {}) == {"width": 64}
 
 
-def test_smoke_study_meets_every_attack_and_defense_that_it_names():
-    study = load_study(yaml.safe_load((ROOT / "config" / "smoke.yaml").read_text()))
+def test_what_a_smoke_study_sets_wins():
+    study = smoke_study(defenses={"ft": {"lr": 0.5, "epochs": 7}})
+    settings = study.method("defenses", "ft", {})
+    assert (settings["lr"], settings["epochs"]) == (0.5, 7)
+    assert smoke_study(smoke=False).method("defenses", "ft", {})["epochs"] == 100
+
+
+def test_smoke_study_meets_every_attack_and_defense():
+    study = smoke_study()
     feasibility.check(study)
     found = list(shards(study))
-    assert {shard.defense for shard in found} == set(study.grid.defenses)
-    assert {shard.model.attack for shard in found} == set(study.grid.attacks)
-    assert set(study.grid.attacks) == {NO_METHOD, *registry.names("attacks")}
-    assert set(study.grid.defenses) == {NO_METHOD, *registry.names("defenses")}
+    assert {shard.defense for shard in found} == {NO_METHOD, *registry.names("defenses")}
+    assert {shard.model.attack for shard in found} == {NO_METHOD, *registry.names("attacks")}
+    # A trigger of each owner meets a method of each threat model that is given samples.
+    given = {
+        (registry.trigger_owner(shard.model.attack), registry.threat_model("defenses", shard.defense))
+        for shard in found
+        if NO_METHOD not in (shard.model.attack, shard.defense)
+    }
+    owners = {registry.trigger_owner(name) for name in registry.names("attacks")}
+    assert given >= {(owner, knows) for owner in owners for knows in ("clean_data", "known_trigger")}
+
+
+def test_all_stands_for_the_control_and_every_method():
+    study = load_study(minimal(attacks="all", defenses="all"))
+    assert study.grid.attacks == [NO_METHOD, *registry.names("attacks")]
+    assert study.grid.defenses == [NO_METHOD, *registry.names("defenses")]
+    with pytest.raises(StudyError, match=r"grid\.architectures: should be a list"):
+        load_study(minimal(architectures="all"))
+    with pytest.raises(StudyError, match=r"grid\.attacks\[0\]: unknown name 'all'"):
+        load_study(minimal(attacks=["all"]))
+
+
+def test_all_attacks_can_t_all_relabel_to_the_next_class():
+    with pytest.raises(StudyError, match="sig is a clean-label attack"):
+        load_study(minimal(attacks="all") | {"label_map": "all_to_all"})
 
 
 @pytest.mark.parametrize(

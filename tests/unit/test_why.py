@@ -16,7 +16,7 @@ from detrojan.commands import why
 from detrojan.datasets.base import RawImages
 from detrojan.settings import NO_AUGMENTATION, Optimization
 from detrojan.stages import classifier, defend, ingest, sampling
-from detrojan.storage import artifacts, columns, records
+from detrojan.storage import artifacts, columns, provenance, records
 from detrojan.study import files as study_files
 from detrojan.workflow import graph
 from detrojan.workflow.attempts import Diary
@@ -403,6 +403,22 @@ def test_code_of_today_and_of_then(done):
     text = told(done, *CELL)
     assert text.count("the same as today's") == 2
     assert "git commit                c0ffee (today: " in text
+
+
+@pytest.mark.parametrize("attack", ["none", *registry.names("attacks")])
+def test_code_of_a_model_covers_the_methods_that_its_job_runs(site, attack):
+    """The code of an attack that poisons a training set beforehand runs in other jobs than the training."""
+    controlled = attack != "none" and registry.threat_model("attacks", attack) == "training_control"
+    rule, methods = "train", [registry.path("models", "preactresnet18")]
+    if controlled:
+        rule, methods = "train_controlled", [*methods, registry.path("attacks", attack)]
+    always = (registry.CHECKOUT / "scripts" / f"{rule}.py", registry.PACKAGE / "learning" / "determinism.py")
+    model = MODEL._replace(attack=attack, ratio=0.0 if attack == "none" else 0.1)
+    study_files.keep(STUDY | {"grid": STUDY["grid"] | {"attacks": [attack]}}, site.results)
+    for digest, same in ((provenance.code_digest(*always, *methods), True), ("0123456789abcdef", False)):
+        records.write_card(card(code=digest), site.at(graph.model_card(model)))
+        code = explain(site, *(f"{axis}={value}" for axis, value in model._asdict().items()))["code"]
+        assert code[rule]["same"] is same
 
 
 def test_digests_of_data_and_files(done, toy_images):

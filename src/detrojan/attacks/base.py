@@ -54,7 +54,7 @@ class Attack(BaseModel):
         against_model: whether its trigger is learned against a clean model, and so belongs to an
             architecture too.
         side_multiple: the images' sides must be multiples of this, pixels.
-        smoke: settings for quick tests.
+        smoke: settings for tests and for studies that say ``smoke: true``, about a second's work.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

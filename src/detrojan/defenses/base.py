@@ -16,7 +16,7 @@ class Defense(BaseModel):
     Class variables:
         min_spc: the fewest clean samples per class that it can work with; with less, a cell ends as
             a row ``not_applicable``. A method that chooses on validation images needs 2.
-        smoke: settings for tests and ``config/smoke.yaml``, about a second's work.
+        smoke: settings for tests and for studies that say ``smoke: true``, about a second's work.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -19,6 +19,7 @@ from detrojan import registry
 from detrojan.cells import MODEL_AXES, NO_METHOD
 from detrojan.settings import Augmentation, Optimization
 from detrojan.study.schema import (
+    ALL,
     BASELINES,
     FILTER_AXES,
     OWN_TRIGGER_AXES,
@@ -239,7 +240,7 @@ def _inconsistent(raw: Any) -> Iterator[str]:
             "against: add them, or set grid.controls: false"
         )
     if study.get("label_map") == "all_to_all":
-        for name in _list(grid.get("attacks")):
+        for name in registry.names("attacks") if grid.get("attacks") == ALL else _list(grid.get("attacks")):
             if name in registry.names("attacks") and _is_clean_label(name):
                 yield (
                     f"label_map: all_to_all changes labels, but {name} is a clean-label attack, which leaves "

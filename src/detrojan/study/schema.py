@@ -16,10 +16,11 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from detrojan import registry
-from detrojan.cells import MODEL_AXES, Draws
+from detrojan.cells import MODEL_AXES, NO_METHOD, Draws
 from detrojan.settings import Augmentation, Gate, Optimization
 
 ATTEMPTS = 3  # of a job, before `close: true` gives it up: the first, and two retries of the SLURM profile
+ALL = "all"  # in place of a list of attacks or defenses
 BASELINES = ("ft", "fp")  # the two seminal defenses that every comparison needs
 NAMED_AXES = ("dataset", "architecture", "attack", "defense")  # the others are numbers
 FILTER_AXES = (*MODEL_AXES, "defense", "spc")
@@ -154,14 +155,14 @@ class Grid(Strict):
 
     datasets: list[str] = Field(min_length=1, description="names from the section datasets")
     architectures: list[str] = Field(min_length=1, description="names of files in models/")
-    attacks: list[str] = Field(min_length=1, description="names of files in attacks/, or none")
+    attacks: list[str] = Field(min_length=1, description="names of files in attacks/, or none; or all")
     ratios: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
         min_length=1, description="poisoned share of all training images"
     )
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
         [0], min_length=1, description="drive poisoning, trigger and training: a model each"
     )
-    defenses: list[str] = Field(min_length=1, description="names of files in defenses/, or none")
+    defenses: list[str] = Field(min_length=1, description="names of files in defenses/, or none; or all")
     spc: list[Annotated[int, Field(ge=1)]] = Field(
         min_length=1, description="clean samples per class that the defender holds"
     )
@@ -171,6 +172,14 @@ class Grid(Strict):
     include: list[Filter] = Field([], description="only what one of these matches is run")
     exclude: list[Filter] = Field([], description="nothing that one of these matches is run")
     controls: bool = Field(True, description="insist on the two baselines among the defenses")
+
+    @pydantic.field_validator(
+        "attacks", "defenses", mode="before", json_schema_input_type=list[str] | Literal["all"]
+    )
+    @classmethod
+    def _all_methods(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        kinds: dict[str | None, MethodKind] = {"attacks": "attacks", "defenses": "defenses"}
+        return [NO_METHOD, *registry.names(kinds[info.field_name])] if value == ALL else value
 
     @pydantic.field_validator("*")
     @classmethod
@@ -278,6 +287,9 @@ class Study(Strict):
     training: Settings = Field(Settings(), description="likewise, of training the models")
     attacks: dict[str, Settings] = Field({}, description="likewise")
     defenses: dict[str, Settings] = Field({}, description="likewise")
+    smoke: bool = Field(
+        False, description="run attacks and defenses with their quick settings, which show that they run"
+    )
     gate: Gate = Field(Gate(), description="when an attack counts as having worked")
     keep_defended: bool = Field(False, description="keep repaired weights after they are evaluated")
     close: bool | Annotated[int, Field(ge=1)] = Field(
@@ -297,11 +309,16 @@ class Study(Strict):
         return {"target": self.target, "kind": self.label_map}
 
     def method(self, kind: MethodKind, name: str, axes: Mapping[str, Axis]) -> dict[str, Any]:
-        """Return all settings of a method at ``axes``: the class's, the shipped ones, the study's."""
+        """Return all settings of a method at ``axes``: the class's, the shipped ones, the study's.
+
+        Where ``smoke`` is set, the quick ones of an attack or a defense come before the study's.
+        """
         own: dict[str, Settings] = getattr(self, SECTIONS[kind])
+        declared = registry.declared(kind, name)
         values = shipped(kind, name).resolve(axes)
+        values |= declared.constants["smoke"] if self.smoke and kind != "models" else {}
         values |= own[name].resolve(axes) if name in own else {}
-        return registry.declared(kind, name).settings(**values).model_dump(mode="json")
+        return declared.settings(**values).model_dump(mode="json")
 
     def optimization(self, axes: Mapping[str, Axis]) -> dict[str, Any]:
         """Return all settings of training at ``axes``, defaults included."""
