@@ -2,7 +2,7 @@
 
 import pytest
 
-from detrojan.cli import main
+from detrojan.commands.cli import main
 
 
 def exit_code(*arguments):

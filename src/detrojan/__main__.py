@@ -1,5 +1,5 @@
 """``python -m detrojan`` is the command ``detrojan``, from a checkout that is not installed too."""
 
-from detrojan.cli import main
+from detrojan.commands.cli import main
 
 main()

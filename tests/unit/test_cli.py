@@ -12,8 +12,8 @@ import click
 import pytest
 
 import detrojan
-from detrojan import cli
-from detrojan.cli import detrojan as command
+from detrojan.commands import cli
+from detrojan.commands.cli import detrojan as command
 from tests.command import exit_code
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +73,7 @@ def test_every_example_is_understood(words, monkeypatch):
 def test_help_of_all_commands_imports_nothing_heavy():
     program = f"""
 import sys
-from detrojan.cli import main
+from detrojan.commands.cli import main
 for words in {ALL}:
     try:
         main([*words, "--help"])
@@ -119,7 +119,7 @@ def test_the_page_has_all_commands():
 
 def completed(*words):
     """Return what bash is offered after these words, the last of which is begun."""
-    program = "import sys; sys.argv[0] = 'detrojan'; from detrojan.cli import main; main()"
+    program = "import sys; sys.argv[0] = 'detrojan'; from detrojan.commands.cli import main; main()"
     said = python(
         ["-c", program],
         _DETROJAN_COMPLETE="bash_complete",
@@ -140,7 +140,7 @@ def test_the_page_says_how_to_switch_completion_on():
     page = (ROOT / "docs" / "commands.md").read_text()
     for shell in ("bash", "zsh", "fish"):
         assert f"_DETROJAN_COMPLETE={shell}_source detrojan" in page
-        program = "import sys; sys.argv[0] = 'detrojan'; from detrojan.cli import main; main()"
+        program = "import sys; sys.argv[0] = 'detrojan'; from detrojan.commands.cli import main; main()"
         assert "_DETROJAN_COMPLETE" in python(["-c", program], _DETROJAN_COMPLETE=f"{shell}_source")
 
 

@@ -1,1 +1,1 @@
-"""What one runs beside the workflow, as ``detrojan NAME``: one file a command."""
+"""What one runs beside the workflow, as ``detrojan NAME``: one file a command, and :mod:`cli`, which parses."""
