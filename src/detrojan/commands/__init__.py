@@ -1,1 +1,1 @@
-"""What one runs beside the workflow, as ``detrojan NAME``: one file a command, and :mod:`cli`, which parses."""
+"""What one runs beside the workflow, as ``detrojan NAME``: a file a command, and ``cli``, which parses."""
