@@ -1,6 +1,5 @@
 # Functions that give a rule its paths, as the graph of jobs has them, and its params.
 import functools
-import pathlib
 
 import snakemake.resources
 
@@ -10,7 +9,7 @@ from detrojan.workflow.snakemake_patches import known_parameters
 
 snakemake_patches.apply()
 if workflow.is_main_process and fork_server.usable():
-    snakemake_patches.fork_scripts(pathlib.Path(workflow.basedir) / "scripts")
+    snakemake_patches.fork_scripts(graph.SCRIPTS)
 
 # On one machine a job takes one of its GPUs if it has any; on a cluster the profile asks for one. A run
 # with --jobs is a cluster's: its driver's own GPUs, if any, must not hold it up.
@@ -64,9 +63,6 @@ def attacks_of(name):
 
 def code(name):
     """Return a param: the digest of all our code that the job of a rule runs."""
-
-    # Beside this file, where `script:` looks too: another workflow may use ours as a module.
-    path = workflow.source_path(f"../scripts/{script}.py")
 
     def digest(wildcards):
         named = dict(wildcards.items())
