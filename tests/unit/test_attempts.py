@@ -207,13 +207,17 @@ def test_a_clean_model_takes_along_the_attacks_that_learn_against_it():
     assert found.of_model(MODEL._replace(attack="lf", seed=1)) is None
 
 
-@pytest.mark.parametrize("rule", ["stamp", "stamp_own", "detrojan_stamp_own"])
-def test_stamped_samples_matter_only_to_methods_that_know_the_trigger(rule):
+@pytest.mark.parametrize(
+    ("rule", "attack"),
+    [("stamp", "badnets"), ("stamp_own", "lf"), ("detrojan_stamp_own", "lf")],  # in another's workflow
+)
+def test_stamped_samples_matter_only_to_methods_that_know_the_trigger(rule, attack):
     tries, slurm = kills(3)
-    axes = {"dataset": "digits", "attack": "badnets", "seed": 0, "spc": 10, "draws": "0-2"}
+    shard = SHARD._replace(model=MODEL._replace(attack=attack))
+    axes = {**shard.model._asdict(), "spc": 10, "draws": "0-2"}
     found = closed([record(*tries, rule=rule, axes=axes)], slurm, 3)
-    assert found.of_shard(SHARD) is None
-    assert found.of_shard(SHARD._replace(defense="grad_prune"))
+    assert found.of_shard(shard) is None
+    assert found.of_shard(shard._replace(defense="grad_prune"))
 
 
 def test_kills_without_a_word_count_as_memory_and_say_so():

@@ -87,11 +87,13 @@ print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
 
 def test_help_says_what_holds():
     from detrojan.commands import new, reproduce
+    from detrojan.workflow import graph
 
-    (threat_model,) = (
-        one for one in command.commands["new"].commands["defense"].params if one.name == "threat_model"
-    )
-    assert list(threat_model.type.choices) == list(new.TEMPLATES)
+    for kind, start in new.STARTS.items():
+        one = command.commands["new"].commands[kind]
+        choices = [list(option.type.choices) for option in one.params if option.name == "threat_model"]
+        assert (choices or [[""]])[0] == list(start.templates)
+    assert cli.RESULTS == graph.RESULTS
     (tolerance,) = (one for one in command.commands["reproduce"].params if one.name == "tolerance")
     assert f" {reproduce.ELSEWHERE:g} if" in tolerance.help
 
@@ -185,6 +187,6 @@ def test_an_error_is_one_line_and_ends_with_1(words, tmp_path, capsys):
 def test_a_bug_has_a_traceback(monkeypatch):
     from detrojan.commands import new
 
-    monkeypatch.setattr(new, "main", lambda *_: {}["bug"])
+    monkeypatch.setattr(new, "main", lambda *_, **__: {}["bug"])
     with pytest.raises(KeyError):
         cli.main(["new", "defense", "x", "--threat-model", "clean_data"])

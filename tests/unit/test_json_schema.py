@@ -101,8 +101,8 @@ RIGHT = [
 ]
 WRONG = [
     (minimal() | {"tarqet": 0}, "$"),
-    (minimal(defenses=["ft", "fq"]), "$.grid.defenses[1]"),
-    (minimal(attacks=["badnet"]), "$.grid.attacks[0]"),
+    (minimal(defenses=["ft", "fq"]), "$.grid.defenses"),
+    (minimal(attacks=["badnet"]), "$.grid.attacks"),
     (minimal(architectures=["resnet"]), "$.grid.architectures[0]"),
     (minimal(draws=["0 to 4"]), "$.grid.draws[0]"),
     (minimal(ratios=[1.5]), "$.grid.ratios[0]"),

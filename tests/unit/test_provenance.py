@@ -265,7 +265,8 @@ def test_what_runs_the_jobs_does_not_count(checkout):
     ("file", "some", "others"),
     [
         ("learning/training.py", {"train/preactresnet18", "defend/ft"}, {"sample", "dataset/digits"}),
-        ("storage/artifacts.py", {"train/preactresnet18", "sample", "aggregate"}, set()),
+        ("storage/artifacts.py", {"train/preactresnet18", "sample"}, {"aggregate"}),
+        ("storage/records.py", {"train/preactresnet18", "sample", "aggregate"}, set()),
         # Only the frame of a job calls it.
         ("learning/determinism.py", {"dataset/digits", "train/preactresnet18", "evaluate", "report"}, set()),
         ("defenses/data_free/clp.py", {"defend/clp"}, {"defend/ft", "evaluate", "train/preactresnet18"}),

@@ -110,7 +110,7 @@ def test_a_missing_table(results):
         detrojan.read_summary(results)
     with pytest.raises(ValueError, match=r"no tables there\); make it with `snakemake --profile local`"):
         detrojan.read_cells(results / "nowhere")
-    with pytest.raises(ValueError, match="make it with `python -m detrojan"):
+    with pytest.raises(ValueError, match="make it with `detrojan measure`"):
         detrojan.read_measures(results)
     with pytest.raises(ValueError, match=r"tables there: .*cells.parquet"):
         detrojan.read_cells(results / "tables/cell.parquet")

@@ -180,7 +180,9 @@ def test_a_mistyped_condition_names_what_there_is_and_runs_nothing(in_state):
         check=False,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert "no cell of the study has defense=ftt; there are clp, fp, ft, grad_prune, none" in done.stderr
+    assert (
+        "no cell of the study has defense=ftt; there are clp, fp, ft, grad_prune, mm_bd, none" in done.stderr
+    )
 
 
 # --- real runs -------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_a_study_is_planned_from_a_wheel(installed, tmp_path):
     # NAD's settings come from config/defenses/, the times from slurm/costs.csv.
     study = STUDY | {"grid": STUDY["grid"] | {"defenses": ["none", "ft", "nad"]}}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
-    plan = run(installed, tmp_path, "-m", "detrojan.commands.plan", "--configfile", "study.yaml")
+    plan = run(installed, tmp_path, "-m", "detrojan", "plan", "--configfile", "study.yaml")
     assert "defend" in plan
 
     snakefile = installed / "detrojan" / "_checkout" / "Snakefile"

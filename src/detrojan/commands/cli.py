@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 from detrojan import __version__
-from detrojan.workflow.graph import RESULTS
 
+RESULTS = "results"  # as the graph of jobs says, which takes longer to import than a help text to print
 SHORTEST_WATCH = 2.0  # seconds
 PATH = click.Path(path_type=Path)
 GRAMMAR = """

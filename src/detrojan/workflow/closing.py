@@ -94,7 +94,7 @@ def closed(records: Iterable[Record], slurm: Mapping[str, str], kills: int) -> C
         counted = [state for state in states if state in COUNTED]
         if len(counted) >= kills and "running" not in states:
             axes = Cell.from_wildcards({name: str(value) for name, value in record.axes.items()}).axes
-            jobs.append(GivenUp(graph.job(record.rule, axes), _verdict(record, counted, states)))
+            jobs.append(GivenUp(graph.job(graph.known(record.rule), axes), _verdict(record, counted, states)))
     return Closed(jobs)
 
 
