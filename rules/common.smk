@@ -1,5 +1,6 @@
 # Functions that give a rule its paths, as the graph of jobs has them, and its params.
 import functools
+import json
 
 import snakemake.resources
 
@@ -72,6 +73,12 @@ def code(name):
         return planned_code.get(graph.code_key(name, named)) or graph.code_digest(name, named)
 
     return known_parameters(digest)
+
+
+def study_text():
+    """Return the study, but for what decides no result, as JSON: the order of its keys means nothing."""
+    said = {key: value for key, value in config.items() if key not in ("keep_defended", "close")}
+    return json.dumps(said, sort_keys=True)
 
 
 def source(wildcards):

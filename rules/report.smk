@@ -12,7 +12,7 @@ rule aggregate:
         gate=study.gate.model_dump(),
         given_up=given_up_cells,
         # Without what changes no number.
-        study={key: config[key] for key in config if key not in ("keep_defended", "close")},
+        study=study_text(),
         code=code("aggregate"),
     script:
         "../scripts/aggregate.py"

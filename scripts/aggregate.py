@@ -21,7 +21,7 @@ with job.run(snakemake) as cell:
         snakemake.input.triggered,
         Gate(**snakemake.params.gate),
     )
-    settings.check(cells, models, Study.model_validate(snakemake.params.study))
+    settings.check(cells, models, Study.model_validate_json(snakemake.params.study))
     cells = collect.completed(cells, models)
     records.write_table(cells, snakemake.output.cells, collect.CELLS)
     records.write_table(models, snakemake.output.models, collect.MODELS)
