@@ -195,6 +195,18 @@ class ClusterWorkshop(local.Workshop):
         driver = [sys.executable, str(HERE / "driver.py"), "--profile", "slurm", *QUICK]
         return [*driver, "--configfile", "study.yaml", *map(str, arguments)]
 
+    def ended(self, *arguments):
+        """Run Snakemake to its end, as a driver of the cluster; return what became of it."""
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+
     @property
     def environment(self):
         """What a user of the cluster sets, besides."""

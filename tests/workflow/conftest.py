@@ -83,9 +83,13 @@ class Workshop:
         """The environment in which the copy's package comes before the installed one."""
         return os.environ | {"PYTHONPATH": str(self.code / "src"), "OMP_NUM_THREADS": "1"}
 
+    def ended(self, *arguments):
+        """Run Snakemake to its end; return what became of it."""
+        return forked.snakemake(self._arguments(*arguments), self.folder, self.environment)
+
     def snakemake(self, *arguments, check=True):
         """Run Snakemake; return its output."""
-        done = forked.snakemake(self._arguments(*arguments), self.folder, self.environment)
+        done = self.ended(*arguments)
         assert not check or done.returncode == 0, done.stdout[-6000:]
         self.returncode = done.returncode
         return done.stdout
