@@ -26,8 +26,10 @@ def run(work: Work) -> None:
         return
     first = _subject(work)
     if first:
-        defend_all(work, PART, ((first, spc, 0) for spc in SPCS))
-        defend_all(work, PART, _others(work, first))
+        further = [(first, spc, 0) for spc in SPCS]
+        defend_all(work, PART, further[:1] if work.bench.tiny else further)
+        if not work.bench.tiny:
+            defend_all(work, PART, _others(work, first))
     write(work)
 
 

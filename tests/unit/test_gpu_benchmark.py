@@ -182,7 +182,7 @@ def tiny(tmp_path_factory):
         f"import runpy, sys; sys.modules.update(dict.fromkeys({ABSENT})); sys.path.insert(0, 'benchmarks'); "
         "runpy.run_path('benchmarks/gpu.py', run_name='__main__')"
     )
-    command = [sys.executable, "-c", program, "--tiny", "--minutes", "1.5", "--into", str(folder)]
+    command = [sys.executable, "-c", program, "--tiny", "--into", str(folder)]
     environment = {**os.environ, "PYTHONPATH": "src"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
