@@ -45,10 +45,10 @@ class Draws(NamedTuple):
         """
         first, dash, last = text.strip().partition("-")
         if not (first.isdecimal() and (last.isdecimal() if dash else True)):
-            raise ValueError(f"{text!r} is no range of draws: write one as 0-9, or 4 for a single draw")
+            raise ValueError(f"{text[:40]!r} is no range of draws: write one as 0-9, or 4 for a single draw")
         draws = cls(int(first), int(last if dash else first))
         if draws.last < draws.first:
-            raise ValueError(f"{text!r} ends before it starts: write the smaller draw first")
+            raise ValueError(f"{text[:40]!r} ends before it starts: write the smaller draw first")
         return draws
 
 

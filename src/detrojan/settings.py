@@ -14,7 +14,7 @@ class Augmentation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    crop_padding: int = Field(4, ge=0, description="black border before the random crop, pixels")
+    crop_padding: int = Field(4, ge=0, le=511, description="black border before the random crop, pixels")
     flip: bool = Field(False, description="mirror left to right with probability 1/2")
 
 

@@ -24,6 +24,7 @@ from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from detrojan.workflow import strict_studies
 from snakemake_logger_plugin_detrojan.progress import Progress, num_cells
 
 LINE_EVERY = 10.0  # seconds between two plain lines
@@ -42,6 +43,8 @@ WHILE_RUNNING = ("Complete log", INTERRUPTED, "Will exit after", "Trying to rest
 # What the failed job's own message and our last line have said already.
 REPEATED = ("Exiting because a job execution failed", "WorkflowError:\nAt least one job did not complete")
 TRACEBACK_LINE = re.compile(r'^\s+File ".*", line \d+, in ')
+
+strict_studies.apply()  # Snakemake imports this package at each start, before it reads a study file
 
 
 class LogHandler(LogHandlerBase):

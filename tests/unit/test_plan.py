@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from detrojan.commands import plan
-from detrojan.study.files import load_study
+from detrojan.study.files import load_study, read
 from detrojan.workflow.job_costs import Costs
 from tests.command import exit_code
 from tests.unit.test_schema import minimal
@@ -221,11 +221,11 @@ def test_what_no_include_names_is_left_out():
 
 
 def test_the_survey_is_as_large_as_the_papers_and_within_bounds():
-    survey = plan.make(plan.read([SURVEY]), Costs.load())
+    survey = plan.make(load_study(read([SURVEY])), Costs.load())
     assert survey.cells >= 122_236
     assert survey.jobs.total() <= 35_000
     assert sum(survey.files.values()) <= 100_000
-    (part,) = plan.left_out(plan.read([SURVEY]))
+    (part,) = plan.left_out(load_study(read([SURVEY])))
     assert (part.models, part.cells) == (24, 0)
     assert "clean-label" in part.why
 
@@ -258,7 +258,7 @@ def test_a_study_without_gpus_has_no_days(tmp_path, capsys):
 def test_later_study_files_win_key_by_key(tmp_path):
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(minimal(seeds=[0, 1], spc=[2, 10])))
     (tmp_path / "two.yaml").write_text("grid: {spc: [5]}\ntarget: 3\n")
-    merged = plan.read([tmp_path / "one.yaml", tmp_path / "two.yaml"])
+    merged = load_study(read([tmp_path / "one.yaml", tmp_path / "two.yaml"]))
     assert (merged.grid.seeds, merged.grid.spc, merged.target) == ([0, 1], [5], 3)
 
 
@@ -266,8 +266,8 @@ def test_later_study_files_win_key_by_key(tmp_path):
     ("text", "message"),
     [
         (None, "No such file"),
-        ("grid: [", "while parsing"),
-        ("- a list", "no study"),
+        ("grid: [", "study.yaml, line 1: "),
+        ("- a list", "it should have keys with values"),
         ("pool: train", "missing"),
     ],
 )
@@ -288,7 +288,7 @@ def test_no_gpus_are_refused(capsys):
 
 def test_the_page_on_scale_has_the_surveys_counts():
     page = (ROOT / "docs" / "scale.md").read_text().splitlines()
-    survey = plan.read([SURVEY])
+    survey = load_study(read([SURVEY]))
     lines = plan.report(survey, plan.make(survey, Costs.load()), [8])
     counts = [line for line in lines if line.startswith(("264 ", "Files in the end"))]
     assert len(counts) == 2

@@ -217,4 +217,4 @@ def test_a_study_that_is_not_there_or_wrong(tmp_path, monkeypatch, capsys):
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(RAW))
     # Snakemake takes several files after one --configfile, and here the second one is no condition.
     assert "'two.yaml' should be KEY=VALUE" in refused(capsys, "--configfile", "one.yaml", "two.yaml")
-    assert "two.yaml: no such study file\n" in refused(capsys, "--configfile", "two.yaml")
+    assert "two.yaml: No such file or directory\n" in refused(capsys, "--configfile", "two.yaml")

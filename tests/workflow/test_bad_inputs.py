@@ -94,6 +94,18 @@ CASES = [
     ("grid.draws", "[0-4, 3-9]", ": draws 0-4 and 3-9 overlap: give each draw to"),
     ("grid.ratios", "[0.1, 0.10]", ": 0.1 stands there more than once: remove"),
     ("grid.draws", "[0-4, 0-4]", ": 0-4 stands there more than once: remove"),
+    # --- huge values
+    ("grid.seeds", "[2147483648]", ": should be at most 2,147,483,647, found 2147483648"),
+    ("training.epochs", "9223372036854775808", ": should be at most 2,147,483,647, found "),
+    ("defenses.ft.epochs", "1" + 300 * "0", ": should be at most 2,147,483,647, found 1000"),
+    ("grid.draws", "[4294967296]", ": should be at most 2,147,483,647, found 4294967296"),
+    ("grid.draws", "[0-99999999999]", ": draw 99999999999 is more than 2,147,483,647"),
+    ("grid.draws", "[0-20000]", ": 0-20000 are more than 10,000 draws, which one job takes: split them"),
+    (
+        "datasets.digits.augmentation",
+        "{crop_padding: 1000000000}",
+        ".crop_padding: should be less than or equal to 511",
+    ),
     # --- names
     ("grid.datasets", "[digit]", "[0]: unknown name 'digit'; did you mean 'digits'?"),
     ("grid.architectures", "[preactresnet-18]", "[0]: unknown name 'preact"),
@@ -129,6 +141,11 @@ CASES = [
     ("grid.ratios", "[1e-5]", ": badnets at ratio 1e-05 on digits poisons none of"),
 ]
 FOUND_ELSEWHERE = [
+    (
+        "datasets.digits.augmentation",
+        "{crop_padding: 32}",
+        "datasets.digits: augmentation.crop_padding is 32, so that a crop of 32 pixels can miss the image",
+    ),
     (
         "datasets.digits.mean",
         "[0.5, 0.5, 0.5]",
@@ -314,12 +331,22 @@ def test_the_command_says_it_and_leaves_nothing(place, text, lines, tmp_path):
 @pytest.mark.parametrize(
     ("study", "line"),
     [
-        ("grid: {ratios: [0.1\n", "Config file is not valid JSON or YAML."),
-        ("- grid\n", "Config file must be given as JSON or YAML with keys at top level."),
+        ("grid: {ratios: [0.1\n", "study.yaml, line 2: expected ',' or ']', but got '<stream end>'"),
+        ("- grid\n", "study.yaml: it should have keys with values, as in `pool: held_out`"),
+        ("target: 1\ntarget: 2\n", "study.yaml, line 2: key 'target' stands there twice"),
+        ("__use_yte__: true\ntarget: ?open('ran', 'w').write('1')\n", "study.yaml: __use_yte__ would run"),
     ],
 )
-def test_no_yaml_at_all_is_told_by_snakemake(study, line, tmp_path):
+def test_a_file_that_is_no_plain_yaml_is_told_with_its_line(study, line, tmp_path):
     code, output = run(tmp_path, study)
     assert code == 1
     assert line in output
     assert "Traceback" not in output
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_name_that_no_path_can_hold_is_refused():
+    study = changed("grid.datasets", f"[{300 * 'a'}]")
+    study["datasets"][300 * "a"] = study["datasets"]["digits"]
+    found = mistakes(study)
+    assert "datasets.aaaaaaaaaaaaaaaaaaaa...: a name of 300 characters; at most 64 can be" in found

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import yaml
 
 from detrojan.cells import NO_METHOD
 from detrojan.study import grid
-from detrojan.study.files import load_study
+from detrojan.study.files import load_study, read
 from detrojan.study.schema import Study
 from detrojan.workflow import graph
 from detrojan.workflow.job_costs import Costs, num_units
@@ -349,34 +348,6 @@ def _gb(mb: float) -> str:
     return f"{mb / 1000:,.2f}" if mb < 10_000 else f"{mb / 1000:,.0f}"
 
 
-def read(files: Sequence[Path]) -> Study:
-    """Return the study of study files that are merged as Snakemake merges them: later ones win.
-
-    Raises:
-        ValueError: a file is missing or no YAML, or the study has mistakes.
-    """
-    raw: dict[str, Any] = {}
-    for file in files:
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"{file}: {error.strerror}") from None
-        except yaml.YAMLError as error:
-            raise ValueError(f"{file}: {' '.join(str(error).split())}") from None
-        if not isinstance(content, dict):
-            raise ValueError(f"{file}: no study, which has keys with values")
-        _merge(raw, content)
-    return load_study(raw)
-
-
-def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
-    for key, value in more.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
-
-
 def main(files: Sequence[Path], gpus: Sequence[int], table: Path) -> None:
     """Print what a study takes.
 
@@ -388,5 +359,5 @@ def main(files: Sequence[Path], gpus: Sequence[int], table: Path) -> None:
     Raises:
         ValueError: the study or the table has a mistake.
     """
-    study = read(files or [DEFAULT_STUDY])
+    study = load_study(read(files or [DEFAULT_STUDY]))
     click.echo("\n".join(report(study, make(study, Costs.load(table)), gpus)))

@@ -2,12 +2,9 @@
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
-from snakemake.common.configfile import load_configfile
-from snakemake.utils import update_config
-from snakemake_interface_common.exceptions import WorkflowError
 
 from detrojan.cells import NO_METHOD, Shard
 from detrojan.commands import status
@@ -51,17 +48,7 @@ def died(results: Path, stage: str) -> set[str]:
 
 def _study(results: Path, configfiles: Collection[Path]) -> Study:
     """Return the study of these files, merged as Snakemake does; without any, the one that was run last."""
-    if not configfiles:
-        return files.load_study(files.kept(results))
-    merged: dict[str, Any] = {}
-    for file in configfiles:
-        if not file.is_file():
-            raise ValueError(f"{file}: no such study file")
-        try:
-            update_config(merged, load_configfile(file))
-        except WorkflowError as error:
-            raise ValueError(f"{file}: {error}") from error
-    return files.load_study(merged)
+    return files.load_study(files.read(configfiles) if configfiles else files.kept(results))
 
 
 def main(

@@ -18,10 +18,12 @@ from pydantic import BaseModel
 from detrojan import registry
 from detrojan.cells import MODEL_AXES, NO_METHOD
 from detrojan.settings import Augmentation, Optimization
+from detrojan.study import yaml_text
 from detrojan.study.schema import (
     ALL,
     BASELINES,
     FILTER_AXES,
+    LONGEST_NAME,
     OWN_TRIGGER_AXES,
     SECTIONS,
     TRIGGER_AXES,
@@ -66,11 +68,32 @@ def load_study(raw: Mapping[str, Any]) -> Study:
     return study
 
 
+def read(paths: Iterable[Path]) -> dict[str, Any]:
+    """Return what study files hold, merged as Snakemake merges them: later ones win, key by key.
+
+    Raises:
+        ValueError: a file can't be read, or is no plain YAML; see :mod:`detrojan.study.yaml_text`.
+    """
+    merged: dict[str, Any] = {}
+    for path in paths:
+        _merge(merged, yaml_text.read(path))
+    return merged
+
+
+def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
 def keep(raw: Mapping[str, Any], results: Path) -> None:
     """Write a study beside its results, for what reads them later and is not told the study file."""
     results.mkdir(parents=True, exist_ok=True)
     partial = results / f".{KEPT}.partial"
-    partial.write_text(KEPT_HEAD + yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True))
+    text = KEPT_HEAD + yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True)
+    partial.write_text(text, encoding="utf-8")
     partial.replace(results / KEPT)
 
 
@@ -78,12 +101,15 @@ def kept(results: Path) -> dict[str, Any]:
     """Return the study, as parsed, that was run last in the folder of ``results``.
 
     Raises:
-        StudyError: none was run there.
+        StudyError: none was run there, or the file is damaged.
     """
+    path = results / KEPT
+    if not path.is_file():
+        raise StudyError([f"{path} is missing: no study was run there"])
     try:
-        return dict(yaml.safe_load((results / KEPT).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise StudyError([f"{results / KEPT} is missing: no study was run there"]) from None
+        return yaml_text.read(path)
+    except ValueError as error:
+        raise StudyError([f"{error}; the next run writes it anew"]) from None
 
 
 # --- what the schema alone can't tell --------------------------------------------------------------
@@ -106,6 +132,8 @@ def _unknown_names(raw: Any) -> Iterator[str]:
     for name in _mapping(_mapping(raw).get("datasets")):
         if not re.fullmatch("[A-Za-z0-9_-]+", name):
             yield f"datasets.{name}: the name becomes part of paths: use letters, digits, _ and - only"
+        if len(name) > LONGEST_NAME:
+            yield f"datasets.{name[:20]}...: a name of {len(name)} characters; at most {LONGEST_NAME} can be"
 
 
 def _names(raw: Any) -> Iterator[tuple[str, Any, list[str]]]:
@@ -360,4 +388,4 @@ def no_such(name: str, allowed: Iterable[str], what: str = "name") -> str:
     names = list(allowed)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names) or 'none'}"
-    return f"unknown {what} {name!r}; {hint}"
+    return f"unknown {what} {shown(name)}; {hint}"

@@ -29,17 +29,23 @@ OWN_TRIGGER_AXES = ("dataset", "architecture", "attack", "seed")  # of one that 
 CONFIG = registry.CHECKOUT / "config"
 MethodKind = Literal["models", "attacks", "defenses"]
 SECTIONS: dict[MethodKind, str] = {"models": "architectures", "attacks": "attacks", "defenses": "defenses"}
+LARGEST = 2**31 - 1  # of all whole numbers: what numpy, torch and Parquet take for one everywhere
+LONGEST_NAME = 64  # of a data set: it is part of paths, of which file systems take 255 bytes a part
+MOST_DRAWS = 10_000  # of a range, which one job takes
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 
 
 class Strict(BaseModel):
-    """Refuses what YAML and pydantic let pass: unknown keys, infinities, truth values for numbers."""
+    """Refuses what YAML and pydantic let pass: unknown keys, infinities, huge numbers, truth values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
-    def _no_truth_values(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+    def _plain_numbers(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, int) and abs(item) > LARGEST:
+                raise ValueError(f"should be at most {LARGEST:,}, found {shown(item)}")
         annotation = cls.model_fields[info.field_name].annotation if info.field_name else bool
         if bool not in (annotation, *get_args(annotation)):
             for item in value if isinstance(value, list) else [value]:
@@ -195,6 +201,13 @@ class Grid(Strict):
     @classmethod
     def _no_overlap(cls, ranges: list[Draws]) -> list[Draws]:
         ordered = sorted(ranges)
+        for draws in ordered:
+            if draws.last > LARGEST:
+                raise ValueError(f"draw {shown(draws.last)} is more than {LARGEST:,}")
+            if len(draws) > MOST_DRAWS:
+                raise ValueError(
+                    f"{draws} are more than {MOST_DRAWS:,} draws, which one job takes: split them"
+                )
         for before, after in itertools.pairwise(ordered):
             if after.first <= before.last:
                 raise ValueError(f"draws {before} and {after} overlap: give each draw to one range")
@@ -227,6 +240,15 @@ class Dataset(Strict):
         if values is not None and len(set(values)) < len(values):
             raise ValueError("a label stands there more than once: remove the repeats")
         return values
+
+    @pydantic.model_validator(mode="after")
+    def _crop_shows_an_image(self) -> "Dataset":
+        if self.augmentation.crop_padding >= self.image_size:
+            raise ValueError(
+                f"augmentation.crop_padding is {self.augmentation.crop_padding}, so that a crop of "
+                f"{self.image_size} pixels can miss the image: it should be less than image_size"
+            )
+        return self
 
     @property
     def source_settings(self) -> dict[str, Any]:
