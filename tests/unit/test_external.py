@@ -252,7 +252,7 @@ def test_mistakes_of_a_mapping_are_listed_together(tmp_path):
 def test_what_is_no_mapping(tmp_path, text):
     path = tmp_path / "mapping.yaml"
     path.write_text(text, encoding="latin-1")
-    with pytest.raises(ValueError, match=r"mapping\.yaml: "):
+    with pytest.raises(ValueError, match=r"mapping\.yaml(, line 1)?: "):
         external.load_mapping(path)
 
 
@@ -368,6 +368,14 @@ def test_no_rows(files):
         ("empty.csv", b"", "no whole table"),
         ("torn.parquet", b"PAR1", "no whole table"),
         ("latin.csv", b"a\xe9,b\n", "no whole table"),
+        ("short.csv", b"a,b,c\n1,2,3\n1,2", r"short\.csv, line 3: 2 cells, where the head has 3"),
+        ("within.csv", b"a,b\n1,0.91\n2,0.9", r"cut short in its last line, whose last value '0\.9'"),
+        ("quoted.csv", b'a,b\n1,2\n1,"2', "line 3: no whole table"),
+        ("long.csv", b"a,b\n1,2,3\n", "line 2: 3 cells, where the head has 2"),
+        ("twice.csv", b"a,b,a\n1,2,3\n", "two columns are named 'a'"),
+        ("line.csv", "a,b\n1,2\n1,x\u2028y\n".encode(), "row 2, column 'b': a character .*, U\\+2028"),
+        ("bell.csv", b"a,b\n\x07,2\n", "row 1, column 'a': a character .*, U\\+0007"),
+        ("head.csv", "a,b\u202e\n1,2\n".encode(), "the head, column 'b.u202e': a character"),
         ("table.xlsx", b"", r"tables are \.csv, \.tsv or \.parquet, not \.xlsx"),
     ],
 )
@@ -458,3 +466,9 @@ def test_the_page_has_the_leaderboards_numbers(leaderboard, ranks):
 def test_leaderboard_is_written_as_a_table_of_ours(leaderboard, tmp_path):
     records.write_table(leaderboard, tmp_path / "cells.parquet", CELLS)
     assert records.read_table(tmp_path / "cells.parquet", CELLS).num_rows == 15360
+
+
+def test_a_table_whose_last_line_has_no_end_is_read_with_a_word(tmp_path, caplog):
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n\n3,4")
+    assert external.read_table(tmp_path / "table.csv").to_dict("list") == {"a": ["1", "3"], "b": ["2", "4"]}
+    assert "its last line has no end" in caplog.text

@@ -267,7 +267,7 @@ def test_later_study_files_win_key_by_key(tmp_path):
     [
         (None, "No such file"),
         ("grid: [", "study.yaml, line 1: "),
-        ("- a list", "it should have keys with values"),
+        ("- a list", "no keys with values"),
         ("pool: train", "missing"),
     ],
 )

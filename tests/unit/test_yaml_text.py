@@ -46,8 +46,8 @@ def test_plain_values_are_read(text, found):
         (b"a: 1\n\tb: 2", "study.yaml, line 2: found character '\\t' that cannot start any token"),
         (b"a: \x00", "study.yaml: unacceptable character #x0000"),
         (b"a: " + b"9" * 5000, "study.yaml: Exceeds the limit"),
-        (b"", "study.yaml: it should have keys with values"),
-        (b"- a list", "study.yaml: it should have keys with values"),
+        (b"", "study.yaml: no keys with values"),
+        (b"- a list", "study.yaml: no keys with values"),
         (b"__use_yte__: true\na: ?1 + 1", "study.yaml: __use_yte__ would run the Python"),
     ],
 )

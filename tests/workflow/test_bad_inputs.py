@@ -332,7 +332,7 @@ def test_the_command_says_it_and_leaves_nothing(place, text, lines, tmp_path):
     ("study", "line"),
     [
         ("grid: {ratios: [0.1\n", "study.yaml, line 2: expected ',' or ']', but got '<stream end>'"),
-        ("- grid\n", "study.yaml: it should have keys with values, as in `pool: held_out`"),
+        ("- grid\n", "study.yaml: no keys with values at its top, such as `key: value`"),
         ("target: 1\ntarget: 2\n", "study.yaml, line 2: key 'target' stands there twice"),
         ("__use_yte__: true\ntarget: ?open('ran', 'w').write('1')\n", "study.yaml: __use_yte__ would run"),
     ],

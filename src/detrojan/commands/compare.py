@@ -12,6 +12,7 @@ import click
 import pyarrow as pa
 from pyarrow import csv
 
+from detrojan.analysis.escape import for_markdown, for_spreadsheet
 from detrojan.analysis.others import external, parity
 from detrojan.analysis.others.external import TableMapping
 from detrojan.analysis.report import report, views
@@ -69,13 +70,22 @@ def _write(
         for name, (table, schema) in parity.tables(both).items():
             records.write_table(table, graph.below(into, graph.table(name)), schema)
             with records.whole(into / "tables" / f"{name}.csv") as partial:
-                csv.write_csv(table, partial)
+                csv.write_csv(_for_spreadsheet(table), partial)
         records.write_text(parity.latex(both.pairs), into / "tables" / "parity.tex")
     lines = [mapping.citation, *external.notes(cells, mapping), *(_counts(both) if both else ())]
     about = report.About(f"{mapping.source}, analysed by Detrojan", lines, _gate(mapping), None)
     report.write(Tables(external.without_costs(cells), **made), about, into / "report")
     records.write_text(asked.mapping.read_text(encoding="utf-8"), into / "mapping.yaml")
     records.write_text("\n".join(_readme(cells, both, mapping, asked)), into / "README.md")
+
+
+def _for_spreadsheet(table: pa.Table) -> pa.Table:
+    """Return a table whose text no spreadsheet takes for a formula."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string(field.type):
+            texts = [for_spreadsheet(text) for text in table[place].to_pylist()]
+            table = table.set_column(place, field, pa.array(texts, field.type))
+    return table
 
 
 def _gate(mapping: TableMapping) -> str:
@@ -89,12 +99,12 @@ def _readme(
     cells: pa.Table, both: parity.Parity | None, mapping: TableMapping, asked: Asked
 ) -> Iterator[str]:
     digest = hashlib.sha256(asked.table.read_bytes()).hexdigest()
-    yield f"# {mapping.source}, analysed by Detrojan"
-    yield f"\n{mapping.citation.strip()}\n"
-    yield f"Read from `{asked.table.name}`, SHA-256 {digest}, by `mapping.yaml`, a copy of "
-    yield f"`{asked.mapping.name}`.\n"
-    yield f"{_gate(mapping)}\n"
-    yield from (f"- {note}" for note in external.notes(cells, mapping))
+    yield f"# {for_markdown(mapping.source)}, analysed by Detrojan"
+    yield f"\n{for_markdown(mapping.citation)}\n"
+    yield f"Read from {for_markdown(asked.table.name)}, SHA-256 {digest}, by `mapping.yaml`, a copy of "
+    yield f"{for_markdown(asked.mapping.name)}.\n"
+    yield f"{for_markdown(_gate(mapping))}\n"
+    yield from (f"- {for_markdown(note)}" for note in external.notes(cells, mapping))
     yield "\n## Files\n"
     yield "- `report/index.html`: the page, which opens offline; beside it its figures, and its tables as CSV"
     yield "  and LaTeX"
@@ -104,7 +114,7 @@ def _readme(
         yield "- `tables/parity.parquet`, `.csv` and `.tex`: theirs beside ours; `parity_by_defense` and"
         yield "  `parity_agreement` sum it up"
         yield f"\n## Beside ours\n\nOurs are those of `{asked.results}`.\n"
-        yield from (f"- {line}" for line in _counts(both))
+        yield from (f"- {for_markdown(line)}" for line in _counts(both))
         yield from _parity_lines(both)
     yield ""
 
@@ -166,7 +176,7 @@ def _parity_lines(both: parity.Parity) -> Iterator[str]:
 def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
     yield f"| {' | '.join(head)} |"
     yield f"| {' | '.join('---' for _ in head)} |"
-    yield from (f"| {' | '.join(row)} |" for row in rows)
+    yield from (f"| {' | '.join(map(for_markdown, row))} |" for row in rows)
 
 
 def _two(value: Any) -> str:

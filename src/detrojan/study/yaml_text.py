@@ -55,7 +55,7 @@ def parse(content: bytes, name: str) -> dict[str, Any]:
     else:
         found = _plain(found, name, 1)
     if not isinstance(found, dict):
-        raise ValueError(f"{name}: it should have keys with values, as in `pool: held_out`")
+        raise ValueError(f"{name}: no keys with values at its top, such as `key: value`")
     if TEMPLATE in found:
         raise ValueError(
             f"{name}: {TEMPLATE} would run the Python that stands in the file; write the values out"

@@ -4,6 +4,9 @@ Free of guesses: what is missing in the table is missing in the cells, with the 
 does not say is a mistake.
 """
 
+import csv
+import io
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -12,10 +15,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from detrojan import registry
+from detrojan.analysis.escape import UNPRINTABLE
 from detrojan.analysis.statistics.collect import CELLS, NOTHING_MEASURED
 from detrojan.analysis.statistics.gate import verdict
 from detrojan.analysis.statistics.ranks import RANKED
@@ -23,8 +26,11 @@ from detrojan.analysis.statistics.relative import MEASURED, relative
 from detrojan.cells import CELL_AXES, MODEL_AXES, NO_METHOD, NO_SAMPLES
 from detrojan.settings import Augmentation, Gate
 from detrojan.storage.columns import COST, MISSING, OK
+from detrojan.study import yaml_text
 from detrojan.study.files import StudyError, explain, no_such, wrong_values
 from detrojan.study.schema import NAMED_AXES, MethodKind, Settings, Strict
+
+logger = logging.getLogger(__name__)
 
 SCALES = {"fraction": 1.0, "percent": 100.0}
 WHOLE_AXES = ("seed", "spc", "draw")
@@ -166,16 +172,7 @@ def load_mapping(path: Path) -> TableMapping:
         MappingError: it has mistakes.
         ValueError: it can't be read, or is no YAML.
     """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ValueError(
-            f"{path}: no mapping, which has keys with values: {', '.join(TableMapping.model_fields)}"
-        )
+    raw = yaml_text.read(path)
     mistakes: list[str] = []
     try:
         mapping = TableMapping.model_validate(raw)
@@ -219,18 +216,79 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     try:
         if path.suffix == ".parquet":
-            table = pq.read_table(path)
-            return pd.DataFrame(
-                {name: _written(table[name].to_pylist()) for name in table.column_names}, dtype=str
-            )
-        if path.suffix in (".csv", ".tsv"):
-            separator = "\t" if path.suffix == ".tsv" else ","
-            return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            table = pq.read_table(path, page_checksum_verification=True)
+            named = [
+                (name, _written(column.to_pylist()))
+                for name, column in zip(table.column_names, table, strict=True)
+            ]
+        elif path.suffix in (".csv", ".tsv"):
+            named = _separated(path, "\t" if path.suffix == ".tsv" else ",")
+        else:
+            kind = path.suffix or "without an ending"
+            raise ValueError(f"{path}: tables are .csv, .tsv or .parquet, not {kind}")
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror or error}") from None
-    except (pa.ArrowException, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: no whole table ({' '.join(str(error).split())})") from None
-    raise ValueError(f"{path}: tables are .csv, .tsv or .parquet, not {path.suffix or 'without an ending'}")
+    _check_text(path, named)
+    return pd.DataFrame(dict(named), dtype=str)
+
+
+def _separated(path: Path, separator: str) -> list[tuple[str, list[str]]]:
+    """Return the columns of a CSV or TSV table, each with its name; blank lines don't count.
+
+    Raises:
+        ValueError: it is cut short, or a row has more or fewer cells than the head.
+    """
+    text = path.read_bytes().decode("utf-8-sig")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    rows: list[list[str]] = []
+    try:
+        for row in reader:
+            if row and rows and len(row) != len(rows[0]):
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: {len(row)} cells, where the head has {len(rows[0])}"
+                )
+            rows += [row] if row else []
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: no whole table ({error})") from None
+    if not rows:
+        raise ValueError(f"{path}: no whole table (it is empty)")
+    if not text.endswith(("\n", "\r")):
+        _check_end(path, rows)
+    return [(name, [row[place] for row in rows[1:]]) for place, name in enumerate(rows[0])]
+
+
+def _check_end(path: Path, rows: list[list[str]]) -> None:
+    """Look whether the last cell of a table was cut short, whose last line has no end: 0.9312 to 0.93, say.
+
+    Raises:
+        ValueError: it is shorter than all others of its column.
+    """
+    last, *others = [row[-1] for row in reversed(rows[1:])] or [""]
+    unfinished = "." in last or not last  # not a whole number, which may be a marker
+    if others and unfinished and len(last) < min(map(len, others)):
+        raise ValueError(
+            f"{path}: cut short in its last line, whose last value {last!a} is shorter than all "
+            "others; if it is whole, end the line"
+        )
+    logger.warning("%s: its last line has no end; see that nothing is missing there", path)
+
+
+def _check_text(path: Path, named: list[tuple[str, list[str]]]) -> None:
+    """Refuse characters that nobody can see, and two columns of one name.
+
+    Raises:
+        ValueError: there is one; the message says in which row, the first below the head being 1.
+    """
+    names = [name for name, _ in named]
+    for name, column in named:
+        if names.count(name) > 1:
+            raise ValueError(f"{path}: two columns are named {name!a}")
+        for row, text in enumerate([name, *column]):
+            if found := UNPRINTABLE.search(text):
+                where = f"{path}: {f'row {row}' if row else 'the head'}, column {name!a}"
+                raise ValueError(f"{where}: a character that is none to print, U+{ord(found[0]):04X}")
 
 
 def _written(values: Iterable[Any]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from detrojan.analysis.escape import for_spreadsheet
 from detrojan.analysis.report import charts, views
 from detrojan.analysis.report.views import (
     CLEAN_DATA,
@@ -585,10 +586,8 @@ def csv_text(listing: Listing) -> str:
     writer.writerow([*(["spc"] if budgets else []), *keys])
     for block in listing.blocks:
         for row in block.rows:
-            values = (row.get(key) for key in keys)
-            writer.writerow(
-                [*([spc_text(block.spc)] if budgets else []), *("" if v is None else v for v in values)]
-            )
+            values = [*([spc_text(block.spc)] if budgets else []), *(row.get(key) for key in keys)]
+            writer.writerow("" if value is None else for_spreadsheet(value) for value in values)
     return text.getvalue()
 
 
