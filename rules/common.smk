@@ -5,12 +5,14 @@ import json
 import snakemake.resources
 
 from detrojan import cells, registry
-from detrojan.workflow import closing, fork_server, gpus, graph, job_costs, snakemake_patches
+from detrojan.workflow import closing, fork_server, gpus, graph, job_costs, slurm_words, snakemake_patches
 from detrojan.workflow.snakemake_patches import known_parameters
 
 snakemake_patches.apply()
-if workflow.is_main_process and fork_server.usable():
-    snakemake_patches.fork_scripts(graph.SCRIPTS)
+if workflow.is_main_process:
+    slurm_words.listen()
+    if fork_server.usable():
+        snakemake_patches.fork_scripts(graph.SCRIPTS)
 
 # On one machine a job takes one of its GPUs if it has any; on a cluster the profile asks for one. A run
 # with --jobs is a cluster's: its driver's own GPUs, if any, must not hold it up.

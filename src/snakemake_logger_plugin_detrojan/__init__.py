@@ -174,7 +174,11 @@ class LogHandler(LogHandlerBase):
         where = ", ".join(f"{axis}={value}" for axis, value in wildcards.items())
         self._print(f"✗ {rule} failed{': ' if where else ''}{where}", style="bold red")
         logs = job["log"]
-        for log in logs if isinstance(logs, list) else []:
+        found = [log for log in logs if Path(log).is_file()] if isinstance(logs, list) else []
+        # Before a job begins there is no log: what the executor said is all that is known.
+        if not found:
+            self._print(f"  {job.get('rule_msg') or 'It wrote no log.'}")
+        for log in found:
             self._print(f"  The end of {log}:")
             for line in last_lines(Path(log)):
                 self._print(f"    {line}", style="red" if ERROR in line else None)

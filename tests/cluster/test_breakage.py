@@ -188,3 +188,30 @@ def test_limits_grow_with_each_attempt_and_what_they_kill_for_good_can_be_closed
     }
     # A run without the word tries again what was given up.
     assert re.search("^defend +2 ", workshop.snakemake("--dry-run"), re.MULTILINE)
+
+
+def test_a_partition_that_there_is_not_is_said_once_and_ends_the_run(workshop, monkeypatch):
+    monkeypatch.setitem(workshop.SITE, "SBATCH_PARTITION", "nowhere")
+    ended = workshop.ended()
+    assert ended.returncode == 1
+    assert ended.stdout.count("invalid partition specified: nowhere") == 1, ended.stdout
+    assert (
+        "SBATCH_PARTITION and DETROJAN_GPU_PARTITION, or `slurm_partition` in slurm/config.yaml, line "
+        in (ended.stdout)
+    )
+    assert "Trying to restart" not in ended.stdout
+    assert not list(workshop.folder.glob("results/datasets/*"))
+
+
+def test_a_job_that_slurm_holds_is_named(cluster, workshop, expected):
+    prepared(workshop)
+    workshop.edit("src/detrojan/workflow/slurm_words.py", "LOOK_EVERY = 300.0", "LOOK_EVERY = 2.0")
+    driver, job = started(cluster, workshop)
+    cluster.ask("scontrol", "requeuehold", job.number)
+    said = workshop.folder / "driver.log"
+    cluster.until(lambda: f"SLURM holds job {job.number} (" in said.read_text(), 60)
+    # A job that is requeued may not start again at once.
+    cluster.ask("scontrol", "release", job.number)
+    release(workshop)
+    end(driver, workshop)
+    assert_undisturbed(workshop, expected)
