@@ -23,9 +23,10 @@ import pyarrow as pa
 import yaml
 
 from detrojan import registry
+from detrojan.analysis import derived
 from detrojan.analysis.report import report
 from detrojan.analysis.report.views import Tables
-from detrojan.analysis.statistics import bootstrap, collect, derived
+from detrojan.analysis.statistics import bootstrap, collect
 from detrojan.analysis.statistics.relative import relative
 from detrojan.cells import CELL_AXES, NO_METHOD
 from detrojan.storage import records
@@ -101,12 +102,14 @@ def survey(into: Path) -> None:
     print(f"{cells.num_rows:,} cells")
     records.write_table(cells, into / "tables" / "cells.parquet", collect.CELLS)
     found = {
-        name: timed(name, functools.partial(table.make, cells)) for name, table in derived.TABLES.items()
+        name: timed(name, functools.partial(table.make, cells))
+        for name, table in derived.TABLES.items()
+        if table.needs == ("cells",)
     }
     for name, table in found.items():
         records.write_table(table, into / "tables" / f"{name}.parquet", derived.TABLES[name].schema)
     about = report.About("Made-up results", ["They say nothing about any defense."], "", ["0-9"])
-    timed("report", lambda: report.write(Tables(cells, **found), about, into / "report"))
+    timed("report", lambda: report.write(Tables(cells, None, found), about, into / "report"))
     page = into / "report" / "index.html"
     print(f"{page.name}: {page.stat().st_size / 1e6:.1f} MB")
 

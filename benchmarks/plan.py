@@ -344,13 +344,16 @@ def gather(arguments: argparse.Namespace) -> None:
     """Make the table of cells and those that follow from it, as the rule ``aggregate`` does."""
     import pyarrow as pa
 
-    from detrojan.analysis.statistics import collect, derived
+    from detrojan.analysis import derived
+    from detrojan.analysis.statistics import collect
     from detrojan.storage import records
 
     cells = collect.cells(sorted(arguments.folder.glob("*.parquet")))
-    cells = collect.completed(cells, pa.Table.from_pylist([], schema=collect.MODELS))
+    models = pa.Table.from_pylist([], schema=collect.MODELS)
+    cells = collect.completed(cells, models)
     records.write_table(cells, arguments.folder / "cells.table", collect.CELLS)
-    derived.write(cells, {name: arguments.folder / f"{name}.table" for name in derived.TABLES})
+    given = {"cells": cells, "models": models}
+    derived.write(given, {name: arguments.folder / f"{name}.table" for name in derived.TABLES})
 
 
 # --- what the table of costs assumes ----------------------------------------------------------------

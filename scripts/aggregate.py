@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from detrojan.analysis.statistics import collect, derived, settings
+from detrojan.analysis import derived
+from detrojan.analysis.statistics import collect, settings
 from detrojan.settings import Gate
 from detrojan.storage import records
 from detrojan.study.schema import Study
@@ -25,4 +26,4 @@ with job.run(snakemake) as cell:
     cells = collect.completed(cells, models)
     records.write_table(cells, snakemake.output.cells, collect.CELLS)
     records.write_table(models, snakemake.output.models, collect.MODELS)
-    derived.write(cells, snakemake.output)
+    derived.write({"cells": cells, "models": models}, snakemake.output)

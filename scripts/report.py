@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detrojan import registry
 from detrojan.analysis.report import contact_sheet, report
 from detrojan.analysis.report.views import Tables
 from detrojan.settings import Gate
@@ -13,7 +14,11 @@ if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job.run(snakemake) as cell:
-    tables = Tables(*(records.read_table(snakemake.input[name]) for name in Tables._fields))
+    tables = Tables(
+        records.read_table(snakemake.input.cells),
+        records.read_table(snakemake.input.models),
+        {name: records.read_table(snakemake.input[name]) for name in registry.names(registry.TABLES)},
+    )
     sheets = contact_sheet.draw_all(
         snakemake.params.datasets, tables.models, snakemake.input.examples, snakemake.params.triggers
     )

@@ -7,35 +7,31 @@ first; truth values and whole numbers stay what they are where some are missing 
 """
 
 import difflib
+import functools
 import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from detrojan import registry
+from detrojan.analysis.tables.base import load
 from detrojan.cells import NO_METHOD
+from detrojan.storage import paths
 from detrojan.storage.columns import OK
 
 FilePath = str | os.PathLike[str]
 
-# The modules of analysis/statistics/ that make the tables; each declares the schema under the table's name.
-MAKERS = {
-    "cells": "collect",
-    "models": "collect",
-    "summary": "summary",
-    "ranks": "ranks",
-    "comparisons": "comparisons",
-    "consistency": "consistency",
-    "outcomes": "outcomes",
-    "measures": "predictions",
-}
+# The modules of analysis/statistics/ that make `registry.GATHERED`; each has the schema by the table's name.
+MAKERS = {"cells": "collect", "models": "collect", "measures": "predictions"}
+# Columns whose values are a few words, in whatever table; a table of analysis/tables/ names its own.
 CATEGORIES = (
     *("dataset", "architecture", "attack", "defense", "threat_model", "status", "device"),
-    *("label_map", "interval_over", "measure", "baseline", "outcome"),
+    *("label_map", "measure"),
 )
 TEXT = {pa.string(): pd.StringDtype()}
 # Of their own, pandas makes objects or floats of these.
@@ -48,59 +44,59 @@ WITH_NULLS = {
 FIRST = (NO_METHOD, OK)  # among the categories of a column
 
 
-def read_cells(path: FilePath = "results", columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return a row a cell: one model, one defense, one SPC, one draw.
+class Reader(Protocol):
+    """What reads a table."""
+
+    def __call__(self, path: FilePath = "results", columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Return the table as a frame; see :func:`reader`."""
+
+
+def names() -> list[str]:
+    """Return the names of the tables that can be read."""
+    return [*registry.GATHERED, *registry.names(registry.TABLES)]
+
+
+@functools.cache
+def reader(name: str) -> Reader:
+    """Return what reads the table of this name, one of :func:`names`."""
+
+    def read(path: FilePath = "results", columns: Sequence[str] | None = None) -> pd.DataFrame:
+        return _read(name, path, columns)
+
+    read.__name__ = read.__qualname__ = f"read_{name}"
+    read.__doc__ = DOCUMENTED.format(row=ROWS.get(name) or load(name).table.row)
+    return read
+
+
+# What has a row, of the tables of `MAKERS`.
+ROWS = {
+    "cells": "a cell: one model, one defense, one SPC, one draw",
+    "models": "a model: how it was poisoned and trained",
+    "measures": "a cell, measure and class, of stored predictions",
+}
+DOCUMENTED = """Return a row {row}.
 
     Args:
         path: a folder of results, one of tables, or the Parquet file itself.
-        columns: those to read, in this order; else all of them.
+        columns: those to read, in this order; else all of them. docs/tables.md explains them.
 
     Raises:
         ValueError: there is no such table, it is broken or of another version, or it lacks a column.
     """
-    return _read("cells", path, columns)
-
-
-def read_models(path: FilePath = "results", columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return a row a model: how it was poisoned and trained. See :func:`read_cells`."""
-    return _read("models", path, columns)
-
-
-def read_summary(path: FilePath = "results", columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return a row a setting and defense: means with intervals. See :func:`read_cells`."""
-    return _read("summary", path, columns)
-
-
-def read_ranks(path: FilePath = "results", columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return a row a measure, SPC and defense: mean ranks over settings. See :func:`read_cells`."""
-    return _read("ranks", path, columns)
-
-
-def read_comparisons(path: FilePath = "results", columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return a row a measure, SPC, baseline and defense: paired differences. See :func:`read_cells`."""
-    return _read("comparisons", path, columns)
-
-
-def read_consistency(path: FilePath = "results", columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return a row an SPC and defense: spread over settings, worst tenth. See :func:`read_cells`."""
-    return _read("consistency", path, columns)
-
-
-def read_outcomes(path: FilePath = "results", columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return a row a defense, SPC, outcome and reason: how many cells ended so. See :func:`read_cells`."""
-    return _read("outcomes", path, columns)
-
-
-def read_measures(path: FilePath = "results", columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Return a row a cell, measure and class, of stored predictions. See :func:`read_cells`."""
-    return _read("measures", path, columns)
 
 
 def schema(name: str) -> pa.Schema:
-    """Return the declared columns of a table, one of ``MAKERS``."""
+    """Return the declared columns of a table, one of :func:`names`."""
+    if name not in MAKERS:
+        return load(name).schema
     module = importlib.import_module(f"detrojan.analysis.statistics.{MAKERS[name]}")
     declared: pa.Schema = getattr(module, name.upper())
     return declared
+
+
+def _categories(name: str) -> frozenset[str]:
+    """Return the columns of a table that become categories."""
+    return frozenset(CATEGORIES) | (frozenset() if name in MAKERS else load(name).table.words)
 
 
 def _read(name: str, path: FilePath, columns: Sequence[str] | None) -> pd.DataFrame:
@@ -114,7 +110,7 @@ def _read(name: str, path: FilePath, columns: Sequence[str] | None) -> pd.DataFr
             raise ValueError(f"{name}: no column {column!r}; {hint}")
     try:
         _check(file, pq.read_schema(file), declared)
-        coded = [column for column in wanted if column in CATEGORIES]
+        coded = [column for column in wanted if column in _categories(name)]
         # memory_map=False: a mapped file on a network file system turns its loss into a bus error.
         table = pq.ParquetFile(file, memory_map=False, read_dictionary=coded).read(columns=wanted)
     except (pa.ArrowException, OSError) as error:
@@ -124,11 +120,12 @@ def _read(name: str, path: FilePath, columns: Sequence[str] | None) -> pd.DataFr
 
 def _find(name: str, path: Path) -> Path:
     """Return the file of a table, given it or a folder above it."""
-    for file in (path, path / "tables" / f"{name}.parquet", path / f"{name}.parquet"):
+    for file in (path, paths.table(path, name), path / f"{name}.parquet"):
         if file.is_file():
             return file
     folder = path.parent if path.suffix == ".parquet" else path
-    there = sorted(map(str, [*folder.glob("*.parquet"), *folder.glob("tables/*.parquet")]))
+    near = (folder, folder / paths.TABLES)
+    there = sorted(str(file) for each in near for file in each.glob("*.parquet"))
     found = f"tables there: {', '.join(there)}" if there else "no tables there"
     made = "detrojan measure" if name == "measures" else "snakemake --profile local"
     raise ValueError(

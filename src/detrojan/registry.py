@@ -11,6 +11,7 @@ import importlib
 import inspect
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import pydantic
@@ -22,6 +23,11 @@ PACKAGE = Path(__file__).parent
 # Where the Snakefile, rules/, scripts/, config/ and the profiles lie: a wheel has a copy of its checkout's.
 CHECKOUT = next(folder for folder in (PACKAGE / "_checkout", PACKAGE.parents[1]) if folder.is_dir())
 Kind = Literal["datasets", "models", "attacks", "defenses"]
+# What else is found by its file: no method, so without settings.
+Part = Literal["analysis/tables", "analysis/report/figures"]
+TABLES: Part = "analysis/tables"
+FIGURES: Part = "analysis/report/figures"
+GATHERED = ("cells", "models", "measures")  # tables that follow from no others
 
 
 class Declared(NamedTuple):
@@ -37,7 +43,7 @@ class Declared(NamedTuple):
 
 
 @functools.cache
-def _files(kind: Kind) -> dict[str, Path]:
+def _files(kind: Kind | Part) -> dict[str, Path]:
     folder = PACKAGE / kind
     files = sorted([*folder.glob("*.py"), *folder.glob("[a-z]*/*.py")])
     found: dict[str, Path] = {}
@@ -51,16 +57,16 @@ def _files(kind: Kind) -> dict[str, Path]:
     return found
 
 
-def names(kind: Kind) -> list[str]:
-    """Return the names of all methods of ``kind``, in alphabetical order."""
+def names(kind: Kind | Part) -> list[str]:
+    """Return the names of all methods of ``kind``, or of all tables or figures, in alphabetical order."""
     return sorted(_files(kind))
 
 
-def path(kind: Kind, name: str) -> Path:
-    """Return the file of a method.
+def path(kind: Kind | Part, name: str) -> Path:
+    """Return the file of a method, a table or a figure.
 
     Raises:
-        ValueError: there is no such method.
+        ValueError: there is none of this name.
     """
     if name not in _files(kind):
         raise ValueError(f"no {name!r} among the {kind}: there are {', '.join(names(kind))}")
@@ -83,20 +89,30 @@ def trigger_owner(attack: str) -> Literal["all", "architecture", "model"]:
     return "architecture" if declared("attacks", attack).constants["against_model"] else "all"
 
 
+def imported(kind: Kind | Part, name: str) -> ModuleType:
+    """Import the file of a method, a table or a figure, and return it.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    file = path(kind, name).relative_to(PACKAGE.parent).with_suffix("")
+    return importlib.import_module(".".join(file.parts))
+
+
 def load(kind: Kind, name: str, settings: dict[str, Any] | None = None, *, smoke: bool = False) -> Any:
     """Import a method and return it, made with ``settings``; ``smoke``: with its settings for quick tests.
 
     Raises:
         ValueError: there is no such method, or it has no such setting (pydantic's error, a subclass).
     """
-    file = path(kind, name).relative_to(PACKAGE.parent).with_suffix("")
-    module = importlib.import_module(".".join(file.parts))
+    file = path(kind, name)
+    module = imported(kind, name)
     classes: list[Any] = [
         value
         for _, value in inspect.getmembers(module, inspect.isclass)
         if value.__module__ == module.__name__ and issubclass(value, pydantic.BaseModel)
     ]
-    assert len(classes) == 1, f"{file}.py should have one class of settings, not {len(classes)}"
+    assert len(classes) == 1, f"{file} should have one class of settings, not {len(classes)}"
     return classes[0](**((classes[0].smoke if smoke else {}) | (settings or {})))
 
 

@@ -2,8 +2,9 @@
 
 import pyarrow as pa
 
-from detrojan.analysis.report import charts, listings, report, views
-from detrojan.analysis.statistics import derived
+from detrojan.analysis import derived
+from detrojan.analysis.report import listings, report, views
+from detrojan.analysis.report.figures import base
 from detrojan.analysis.statistics.collect import MODELS
 from detrojan.settings import Gate
 from tests.unit import tables as made
@@ -64,13 +65,13 @@ def random_study(**axes):
 
 def tables_of(cells, models=None):
     """Return all tables of a study."""
-    made_of_cells = {name: table.make(cells) for name, table in derived.TABLES.items()}
-    return views.Tables(cells, **made_of_cells, models=models_of(cells) if models is None else models)
+    models = models_of(cells) if models is None else models
+    return views.Tables(cells, models, derived.make({"cells": cells, "models": models}))
 
 
 def without_models(cells):
     """Return the tables that other people's results have."""
-    return tables_of(cells)._replace(models=None)
+    return views.Tables(cells, None, derived.make({"cells": cells}))
 
 
 def about(tables):
@@ -79,6 +80,6 @@ def about(tables):
 
 def page(tables, said=None, sheets=SHEETS):
     """Return the page, with pictures that take no time to draw."""
-    figures = charts.draw_all(tables)
+    figures = base.on_paper(tables)
     pictures = dict.fromkeys(figures, "<svg>drawn</svg>")
     return report.page(tables, said or about(tables), figures, pictures, listings.of_tables(tables), sheets)

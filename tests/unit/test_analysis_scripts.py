@@ -11,8 +11,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from detrojan.analysis.statistics import collect, consistency
+from detrojan.analysis.statistics import collect
 from detrojan.analysis.statistics.relative import RELATIVE, relative
+from detrojan.analysis.tables import consistency
 from detrojan.storage import records
 from tests.unit.test_show import cell
 
@@ -122,7 +123,7 @@ def test_pandas_finds_what_was_planted(run):
 def test_pandas_and_the_workflow_agree_on_the_worst_tenth(run):
     cells = planted()
     names, _ = run("analysis_pandas.py", cells)
-    expected = consistency.consistency(cells).to_pandas()
+    expected = consistency.make(cells).to_pandas()
     expected = expected[(expected["spc"] == 10) & (expected["defense"] != "none")].set_index("defense")
     found = names["worst"]
     assert found["size"].eq(24).all()

@@ -8,13 +8,20 @@ import pytest
 from PIL import Image
 
 from detrojan.analysis.report import charts, layout, vega, views
+from detrojan.analysis.report.figures import (
+    base,
+    consistency,
+    cost,
+    critical_difference,
+    effect,
+    heatmap,
+    ranking,
+    ratio,
+    spc,
+)
 from detrojan.analysis.report.layout import Axis, Clique
-from detrojan.analysis.statistics import derived
 from tests.unit import tables as made
-
-
-def tables_of(cells):
-    return views.Tables(cells=cells, **{name: table.make(cells) for name, table in derived.TABLES.items()})
+from tests.unit.pages import without_models as tables_of
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +39,9 @@ def texts(figure):
 
 
 def test_every_figure_has_its_size_and_gives_the_same_bytes_again(tables):
-    figures = charts.draw_all(tables)
+    figures = base.on_paper(tables)
     assert list(figures) == [
-        *("ranking", "critical_difference", "effect", "heatmap", "spc", "ratio", "consistency", "cost")
+        *("critical_difference", "ranking", "effect", "heatmap", "spc", "ratio", "cost", "consistency")
     ]
     for name, figure in figures.items():
         files, again = vega.files(figure), vega.files(figure)
@@ -52,12 +59,12 @@ def test_every_figure_has_its_size_and_gives_the_same_bytes_again(tables):
 
 
 def test_every_figure_keeps_to_the_schema(tables):
-    for figure in charts.draw_all(tables).values():
+    for figure in base.on_paper(tables).values():
         assert figure.draw(100).to_dict(validate=True)["datasets"]
 
 
 def test_the_ranking_has_the_ranks_of_each_budget(tables):
-    drawn = {(row["defense"], row["spc"]): row for row in values(charts.ranking(tables, "asr"))}
+    drawn = {(row["defense"], row["spc"]): row for row in values(ranking.draw(tables, "asr"))}
     ranks = [row for row in tables.ranks.to_pylist() if row["measure"] == "asr"]
     assert len(drawn) == len(ranks) == 12  # four defenses, pooled and at two SPC
     for row in ranks:
@@ -87,14 +94,14 @@ def test_cliques_are_the_largest_groups_within_a_critical_difference(ranks, crit
 
 def test_the_diagram_names_every_defense_with_its_rank(tables):
     rows = [r for r in tables.ranks.to_pylist() if r["measure"] == "der" and r["spc"] is None]
-    said = texts(charts.critical_difference(tables, "der"))
+    said = texts(critical_difference.draw(tables, "der"))
     assert {f"{row['defense']} {row['mean_rank']:.2f}" for row in rows} <= {" ".join(t.split()) for t in said}
     critical = rows[0]["critical_difference"]
     assert any(text.startswith(f"critical difference {critical:.2f}") for text in said)
 
 
 def test_effect_has_the_means_of_each_budget_and_the_untouched_model(tables):
-    rows = values(charts.effect(tables))
+    rows = values(effect.draw(tables))
     drawn = {(r["defense"], r["SPC"], r["measure"]): r["mean"] for r in rows if "defense" in r}
     table = {(r["defense"], r["spc"]): r for r in tables.consistency.to_pylist()}
     assert drawn["ft", "2", "ASR"] == 100 * table["ft", 2]["asr_mean"]
@@ -125,7 +132,7 @@ def test_the_heat_map_averages_budgets_then_settings():
 def test_the_heat_map_writes_its_means_in_readable_ink(tables):
     frame = charts.heat(tables)
     attacked = frame[(frame["attack"] != "none")]
-    figure = charts.heatmap(tables)
+    figure = heatmap.draw(tables)
     drawn = [row for row in values(figure) if "mean" in row]
     assert len(drawn) == 4 * len(attacked)
     assert {f"{100 * value:.0f}" for value in attacked["asr"]} <= texts(figure)
@@ -154,7 +161,7 @@ def test_numbers_have_contrast_on_every_colour_of_the_heat_map():
 
 
 def test_curves_over_ratios_are_means_of_settings(tables):
-    rows = {(r["defense"], r["at"], r["measure"]): r for r in values(charts.by_ratio(tables))}
+    rows = {(r["defense"], r["at"], r["measure"]): r for r in values(ratio.draw(tables))}
     summary = tables.summary.to_pandas()
     of_ft = summary[(summary["defense"] == "ft") & (summary["ratio"] == 0.05)]
     expected = of_ft.groupby("attack")["asr_mean"].mean()
@@ -164,7 +171,7 @@ def test_curves_over_ratios_are_means_of_settings(tables):
 
 
 def test_curves_over_budgets_are_those_of_the_table(tables):
-    rows = {(r["defense"], r["at"], r["measure"]): r for r in values(charts.by_spc(tables))}
+    rows = {(r["defense"], r["at"], r["measure"]): r for r in values(spc.draw(tables))}
     table = {(r["defense"], r["spc"]): r for r in tables.consistency.to_pylist()}
     assert rows["fp", "10", "RA"]["low"] == 100 * table["fp", 10]["ra_low"]
     assert rows["clp", "10", "ACC"]["given"] is False
@@ -172,7 +179,7 @@ def test_curves_over_budgets_are_those_of_the_table(tables):
 
 
 def test_spread_is_over_settings(tables):
-    rows = {row["defense"]: row for row in values(charts.spread(tables)) if "defense" in row}
+    rows = {row["defense"]: row for row in values(consistency.draw(tables)) if "defense" in row}
     summary = tables.summary.to_pandas()
     of_ft = summary[(summary["defense"] == "ft") & (summary["attack"] != "none")]
     settings = 100 * of_ft.groupby(["attack", "ratio"])["der_mean"].mean()
@@ -195,10 +202,10 @@ def test_low_asr_and_high_acc_are_good(measure, best):
         made.cell("slow", asr=0.2, acc=0.9, seconds=5.0),
         made.cell("grad_prune", asr=0.0, acc=0.95, seconds=0.1),
     )
-    roles = {row["defense"]: row["role"] for row in values(charts.cost(tables_of(cells), measure))}
-    assert roles["fast"] == charts.FRONT  # none is as fast
-    assert roles["slow"] == charts.FRONT if best == "slow" else charts.BEATEN
-    assert roles["grad_prune"] == charts.BOUND
+    roles = {row["defense"]: row["role"] for row in values(cost.draw(tables_of(cells), measure))}
+    assert roles["fast"] == cost.FRONT  # none is as fast
+    assert roles["slow"] == cost.FRONT if best == "slow" else cost.BEATEN
+    assert roles["grad_prune"] == cost.BOUND
 
 
 def test_names_cover_neither_marks_nor_each_other():
@@ -227,13 +234,13 @@ def test_names_of_the_diagram_stand_in_two_columns():
     ],
 )
 def test_a_figure_without_anything_to_show_says_why(rows, said):
-    figures = charts.draw_all(tables_of(made.of_rows(*rows)))
+    figures = base.on_paper(tables_of(made.of_rows(*rows)))
     assert figures["effect"].alt.startswith(said)
     assert any(text.startswith(said) for text in texts(figures["effect"]))
 
 
 def test_one_defense_at_one_budget_has_no_ranks_and_no_curves():
-    figures = charts.draw_all(tables_of(made.of_rows(made.untouched(), made.cell("ft"))))
+    figures = base.on_paper(tables_of(made.of_rows(made.untouched(), made.cell("ft"))))
     assert figures["critical_difference"].alt == "Fewer than two defenses can be ranked."
     assert figures["spc"].alt == "There is one SPC."
     assert figures["ratio"].alt == "There is one ratio."

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from detrojan.analysis.statistics.comparisons import compare
+from detrojan.analysis.tables.comparisons import make as compare
 from tests.unit.tables import cell, of_rows, random_study, untouched
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from detrojan.analysis.statistics.consistency import consistency, worst_tenth
+from detrojan.analysis.tables.consistency import make as consistency
+from detrojan.analysis.tables.consistency import worst_tenth
 from tests.unit.tables import cell, of_rows, random_study, untouched
 
 

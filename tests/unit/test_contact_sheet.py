@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from detrojan.analysis.report import contact_sheet
-from detrojan.analysis.report.figures import STYLE, svg
+from detrojan.analysis.report.pictures import STYLE, svg
 from detrojan.cells import Cell
 from detrojan.images import concatenate
 from detrojan.storage import artifacts

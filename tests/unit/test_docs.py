@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import detrojan
-from detrojan.analysis.statistics import derived
+from detrojan.analysis import derived
 from detrojan.analysis.statistics.collect import CELLS, MODELS
 from detrojan.analysis.statistics.predictions import MEASURES
 from detrojan.learning.training import HISTORY

@@ -11,8 +11,8 @@ import yaml
 
 from detrojan.analysis.others import external
 from detrojan.analysis.statistics.collect import CELLS
-from detrojan.analysis.statistics.consistency import consistency
-from detrojan.analysis.statistics.ranks import rank
+from detrojan.analysis.tables.consistency import make as consistency
+from detrojan.analysis.tables.ranks import make as rank
 from detrojan.storage import records
 
 ROOT = Path(__file__).parents[2]

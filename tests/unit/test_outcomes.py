@@ -1,6 +1,6 @@
 """Every cell is counted once, with the reason why it is in no mean."""
 
-from detrojan.analysis.statistics.outcomes import outcomes
+from detrojan.analysis.tables.outcomes import make as outcomes
 from tests.unit.tables import cell, of_rows, random_study, untouched
 
 

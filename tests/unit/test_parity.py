@@ -9,8 +9,8 @@ import pytest
 import yaml
 from scipy import stats
 
+from detrojan.analysis import derived
 from detrojan.analysis.others import external, parity
-from detrojan.analysis.statistics import derived
 from detrojan.analysis.statistics.collect import CELLS, MODELS, NOTHING_MEASURED
 from detrojan.analysis.statistics.relative import relative
 from detrojan.storage import records

@@ -6,8 +6,8 @@ import pytest
 import scikit_posthocs
 from scipy import stats
 
-from detrojan.analysis.statistics import ranks
-from detrojan.analysis.statistics.ranks import rank
+from detrojan.analysis.tables import ranks
+from detrojan.analysis.tables.ranks import make as rank
 from tests.unit.tables import cell, of_rows, random_study, untouched
 
 

@@ -137,7 +137,7 @@ def test_a_truncated_table(results):
         detrojan.read_cells(path)
 
 
-@pytest.mark.parametrize("name", reading.MAKERS)
+@pytest.mark.parametrize("name", reading.names())
 def test_every_table_has_a_reader(name, tmp_path):
     schema = reading.schema(name)
     records.write_table(schema.empty_table(), tmp_path / f"{name}.parquet", schema)
@@ -146,7 +146,7 @@ def test_every_table_has_a_reader(name, tmp_path):
 
 
 def test_all_readers_are_named():
-    assert sorted(detrojan.__all__) == sorted(f"read_{name}" for name in reading.MAKERS)
+    assert sorted(detrojan.__all__) == sorted(f"read_{name}" for name in reading.names())
 
 
 def test_importing_the_package_imports_no_pandas():
@@ -175,7 +175,7 @@ for name in detrojan.__all__:
 
 
 def test_every_table_is_read_without_torch(tmp_path):
-    for name in reading.MAKERS:
+    for name in reading.names():
         schema = reading.schema(name)
         records.write_table(schema.empty_table(), tmp_path / f"{name}.parquet", schema)
     subprocess.run([sys.executable, "-c", NO_TORCH, tmp_path], check=True)

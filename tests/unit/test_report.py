@@ -1,6 +1,7 @@
 """The page without its scripts: the tables' numbers, nothing from the network, the same bytes again."""
 
 import base64
+import dataclasses
 import gzip
 import hashlib
 import html
@@ -236,7 +237,9 @@ def test_a_weak_trigger_is_pointed_out(tables, page):
         ["fools nobody" if a != "none" else None for a in tables.models["attack"].to_pylist()]
     )
     models = tables.models.set_column(place, "trigger_weakness", weakness)
-    assert "<li>digits · sig (1 model): fools nobody</li>" in pages.page(tables._replace(models=models))
+    assert "<li>digits · sig (1 model): fools nobody</li>" in pages.page(
+        dataclasses.replace(tables, models=models)
+    )
 
 
 def test_other_peoples_results_have_neither_models_nor_commands():

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from detrojan.analysis.report import views
-from detrojan.analysis.statistics import collect, summary
+from detrojan.analysis.statistics import collect
+from detrojan.analysis.tables import summary
 from detrojan.commands import show
 from detrojan.storage import records
 from tests.command import exit_code
@@ -61,7 +62,7 @@ def tables():
         model("wanet", acc=0.97, asr=0.95, ra=0.1, attack_took=True, trigger_weakness="a faint warp"),
     ]
     cells = pa.Table.from_pylist(cells, collect.CELLS)
-    return cells, pa.Table.from_pylist(models, collect.MODELS), summary.summarize(cells)
+    return cells, pa.Table.from_pylist(models, collect.MODELS), summary.make(cells)
 
 
 @pytest.fixture

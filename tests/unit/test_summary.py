@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from detrojan.analysis.statistics.collect import CELLS
-from detrojan.analysis.statistics.summary import summarize
+from detrojan.analysis.tables.summary import make as summarize
 
 PLAIN = {
     pa.string(): "x",

@@ -5,7 +5,8 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from detrojan.analysis.statistics import collect, derived
+from detrojan.analysis import derived
+from detrojan.analysis.statistics import collect
 from detrojan.learning import metrics
 from detrojan.stages import evaluate
 from detrojan.storage import artifacts, columns, records

@@ -12,12 +12,12 @@ import click
 import pyarrow as pa
 from pyarrow import csv
 
+from detrojan.analysis import derived
 from detrojan.analysis.escape import for_markdown, for_spreadsheet
 from detrojan.analysis.others import external, parity
 from detrojan.analysis.others.external import TableMapping
 from detrojan.analysis.report import report, views
 from detrojan.analysis.report.views import Tables
-from detrojan.analysis.statistics import derived
 from detrojan.analysis.statistics.collect import CELLS
 from detrojan.analysis.statistics.gate import describe
 from detrojan.analysis.statistics.relative import MEASURED
@@ -62,19 +62,19 @@ def main(table: Path, mapping: Path, results: Path | None, into: Path | None) ->
 def _write(
     cells: pa.Table, both: parity.Parity | None, mapping: TableMapping, asked: Asked, into: Path
 ) -> None:
-    made = {name: table.make(cells) for name, table in derived.TABLES.items()}
-    schemas = {"cells": CELLS, **{name: table.schema for name, table in derived.TABLES.items()}}
-    for name, table in {"cells": cells, **made}.items():
-        records.write_table(table, graph.below(into, graph.table(name)), schemas[name])
+    records.write_table(cells, graph.below(into, graph.table("cells")), CELLS)
+    made = derived.write(
+        {"cells": cells}, {name: graph.below(into, graph.table(name)) for name in derived.TABLES}
+    )
     if both:
         for name, (table, schema) in parity.tables(both).items():
             records.write_table(table, graph.below(into, graph.table(name)), schema)
-            with records.whole(into / "tables" / f"{name}.csv") as partial:
+            with records.whole(graph.below(into, graph.table(name, "csv"))) as partial:
                 csv.write_csv(_for_spreadsheet(table), partial)
-        records.write_text(parity.latex(both.pairs), into / "tables" / "parity.tex")
+        records.write_text(parity.latex(both.pairs), graph.below(into, graph.table("parity", "tex")))
     lines = [mapping.citation, *external.notes(cells, mapping), *(_counts(both) if both else ())]
     about = report.About(f"{mapping.source}, analysed by Detrojan", lines, _gate(mapping), None)
-    report.write(Tables(external.without_costs(cells), **made), about, into / "report")
+    report.write(Tables(external.without_costs(cells), None, made), about, into / "report")
     records.write_text(asked.mapping.read_text(encoding="utf-8"), into / "mapping.yaml")
     records.write_text("\n".join(_readme(cells, both, mapping, asked)), into / "README.md")
 

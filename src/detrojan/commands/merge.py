@@ -13,8 +13,9 @@ import click
 import pyarrow as pa
 import yaml
 
+from detrojan.analysis import derived
 from detrojan.analysis.report.views import counted
-from detrojan.analysis.statistics import collect, derived
+from detrojan.analysis.statistics import collect
 from detrojan.analysis.statistics.gate import Verdict, verdict
 from detrojan.cells import CELL_AXES, MODEL_AXES, NO_METHOD, Draws, Model
 from detrojan.settings import Gate
@@ -247,7 +248,8 @@ def write(sites: Sequence[Site], cells: Joined, models: Joined, folder: Path) ->
     """Write the tables, those that follow from the cells too, and the study file."""
     records.write_table(cells.table, graph.below(folder, graph.table("cells")), collect.CELLS)
     records.write_table(models.table, graph.below(folder, graph.table("models")), collect.MODELS)
-    derived.write(cells.table, {name: graph.below(folder, graph.table(name)) for name in derived.TABLES})
+    paths = {name: graph.below(folder, graph.table(name)) for name in derived.TABLES}
+    derived.write({"cells": cells.table, "models": models.table}, paths)
     records.write_text(_study_text(sites), folder / files.KEPT)
 
 

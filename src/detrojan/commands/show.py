@@ -13,14 +13,14 @@ from rich.text import Text
 from detrojan.analysis.report import views
 from detrojan.analysis.report.views import Row
 from detrojan.analysis.statistics.collect import CELLS, MODELS
-from detrojan.analysis.statistics.summary import SUMMARY
+from detrojan.analysis.tables.summary import TABLE as SUMMARY
 from detrojan.cells import NO_METHOD
 from detrojan.storage import records
 from detrojan.workflow import graph
 
 WIDTH_WITHOUT_TERMINAL = 100
 GAP = 2  # between columns
-TABLES = {"cells": CELLS, "models": MODELS, "summary": SUMMARY}
+TABLES = {"cells": CELLS, "models": MODELS, "summary": SUMMARY.schema}
 
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "defense": lambda row: views.defense_text(row["defense"]),
@@ -41,7 +41,7 @@ def show(cells: pa.Table, models: pa.Table, summary: pa.Table, folder: Path, con
     Args:
         cells: of the schema ``CELLS``.
         models: of the schema ``MODELS``.
-        summary: of the schema ``SUMMARY``.
+        summary: of the schema ``SUMMARY.schema``.
         folder: where they were read from, for the paths at the end.
         console: where to print.
     """

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import click
 
+from detrojan.analysis import derived
 from detrojan.analysis.report import report
 from detrojan.analysis.report.views import Tables, counted
-from detrojan.analysis.statistics import collect, derived
+from detrojan.analysis.statistics import collect
 from detrojan.settings import Gate
 from detrojan.storage import records
 from detrojan.study.files import KEPT, kept, load_study
+from detrojan.workflow import graph
 
 GATE_UNKNOWN = "Whether an attack took is as the table of models has it, by a gate that was not copied along."
 
@@ -41,12 +43,11 @@ def main(folder: Path) -> None:
             f"{folder}: these are a study's own results, whose tables the workflow makes: run `snakemake "
             "--profile local`, or copy tables/cells.parquet and tables/models.parquet into another folder"
         )
-    files = {name: folder / "tables" / f"{name}.parquet" for name in Tables._fields}
+    files = {name: graph.below(folder, graph.table(name)) for name in graph.TABLES}
     cells = records.read_table(files["cells"], collect.CELLS)
     models = records.read_table(files["models"], collect.MODELS)
-    derived.write(cells, files)
-    made = {name: records.read_table(files[name], table.schema) for name, table in derived.TABLES.items()}
-    tables = Tables(cells, **made, models=models)
+    made = derived.write({"cells": cells, "models": models}, files)
+    tables = Tables(cells, models, made)
     report.write(tables, about(tables, folder), folder / "report")
     click.echo(f"{folder}: {counted(len(cells), 'cell')} of {counted(len(models), 'model')}.")
     click.echo(f"Made tables/ {', '.join(made)}, and report/index.html.")

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 from detrojan import registry
 from detrojan.cells import MODEL_AXES, NO_METHOD, NO_SAMPLES, ONE_DRAW, Model, Shard, axes_text, value_text
-from detrojan.storage import provenance
+from detrojan.storage import paths, provenance
 from detrojan.study import grid
 from detrojan.study.schema import Study
 
@@ -103,6 +103,7 @@ class Rule:
         script: the rule whose script it runs, itself if empty.
         methods: the kinds of methods whose code it runs, and the axis that names each; that of a data set
             is named by the study, as its ``source``.
+        parts: what is found by its file, all of which it runs: tables, or figures.
         templates: a folder of the package, of files besides its code that it renders.
         keeps_code: whether its results say by which code they were made.
         streams: its random streams: a name, and the axes that key it. ``label`` and ``draw`` are keys
@@ -127,6 +128,7 @@ class Rule:
     adds_to_log: bool = False
     script: str = ""
     methods: Mapping[registry.Kind, str] = dataclasses.field(default_factory=dict)
+    parts: tuple[registry.Part, ...] = ()
     templates: str = ""
     keeps_code: bool = False
     streams: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
@@ -406,12 +408,12 @@ _evaluate_untouched = Rule(
     gpu=True,
 )
 
-# As `detrojan.analysis.statistics.derived` makes them of the cells and the models.
-TABLES = ("cells", "models", "summary", "ranks", "comparisons", "consistency", "outcomes")
+# Those after the first two follow from them: each has a file of its own.
+TABLES = ("cells", "models", *registry.names(registry.TABLES))
 
 _aggregate = Rule(
     "aggregate",
-    "tables",
+    paths.TABLES,
     needs={
         "metrics": read("metrics.metrics", each="shard"),
         "models": read("models.card", each="model"),
@@ -421,11 +423,12 @@ _aggregate = Rule(
     },
     files={name: f"/{name}.parquet" for name in TABLES},
     log="aggregate",
+    parts=(registry.TABLES,),
     unit="thousand shards",
 )
 
 # Figures and tables beside the page, as `detrojan.analysis.report.report` writes them.
-FIGURES = ("ranking", "critical_difference", "effect", "heatmap", "spc", "ratio", "consistency", "cost")
+FIGURES = tuple(registry.names(registry.FIGURES))
 LISTINGS = (
     *(f"{name}_{m}" for name in ("ranking", "comparisons", "heatmap") for m in ("der", "asr", "acc", "ra")),
     *("consistency", "outcomes", "reasons", "models"),
@@ -434,17 +437,18 @@ LISTINGS = (
 _report = Rule(
     "report",
     "report",
-    needs={name: read(f"tables.{name}") for name in TABLES}
+    needs={name: read(f"{paths.TABLES}.{name}") for name in TABLES}
     | {"examples": read("triggered.examples", each="model")},
     files={
         "page": "/index.html",
-        "figures": [f"/figures/{name}.svg" for name in FIGURES],
-        "sheets": ["/figures/triggers-{dataset}.svg"],
-        "on_paper": [f"/figures/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")],
-        "sheets_on_paper": [f"/figures/triggers-{{dataset}}.{kind}" for kind in ("png", "pdf")],
-        "listings": [f"/tables/{name}.{kind}" for name in LISTINGS for kind in ("csv", "tex")],
+        "figures": [f"/{paths.FIGURES}/{name}.svg" for name in FIGURES],
+        "sheets": [f"/{paths.FIGURES}/triggers-{{dataset}}.svg"],
+        "on_paper": [f"/{paths.FIGURES}/{name}.{kind}" for name in FIGURES for kind in ("png", "pdf")],
+        "sheets_on_paper": [f"/{paths.FIGURES}/triggers-{{dataset}}.{kind}" for kind in ("png", "pdf")],
+        "listings": [f"/{paths.TABLES}/{name}.{kind}" for name in LISTINGS for kind in ("csv", "tex")],
     },
     log="report",
+    parts=(registry.FIGURES,),
     templates="analysis/report/page",
     unit="thousand shards",
     shown={"page": "Report", "figures": "Figures", "sheets": "Figures"},
@@ -453,9 +457,9 @@ _report = Rule(
 _all = Rule(
     "all",
     needs={
-        "cells": read("tables.cells"),
-        "models": read("tables.models"),
-        "summary": read("tables.summary"),
+        "cells": read(f"{paths.TABLES}.cells"),
+        "models": read(f"{paths.TABLES}.models"),
+        "summary": read(f"{paths.TABLES}.summary"),
         "page": read("report.page"),
     },
 )
@@ -657,6 +661,7 @@ def code_digest(rule: str, named: Mapping[str, str]) -> str:
     """
     own = RULES[rule]
     methods = [registry.path(kind, named[axis]) for kind, axis in own.methods.items()]
+    methods += [registry.path(part, name) for part in own.parts for name in registry.names(part)]
     templates = sorted((registry.PACKAGE / own.templates).iterdir()) if own.templates else []
     script = SCRIPTS / f"{own.script or rule}.py"
     return provenance.code_digest(script, DETERMINISM, *methods, *templates)
@@ -722,9 +727,9 @@ def model_card(model: Model) -> str:
     return Job("train", model._asdict()).file("card")
 
 
-def table(name: str) -> str:
+def table(name: str, kind: str = "parquet") -> str:
     """Return the path of one of the study's tables, or of one that is kept beside them."""
-    return f"{RESULTS}/{RULES['aggregate'].folder}/{name}.parquet"
+    return paths.table(Path(RESULTS), name, kind).as_posix()
 
 
 def below(results: Path, path: str) -> Path:

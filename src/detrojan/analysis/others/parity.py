@@ -18,9 +18,9 @@ from detrojan.analysis.report import views
 from detrojan.analysis.report.listings import LATEX
 from detrojan.analysis.statistics.collect import CELLS, MODELS
 from detrojan.analysis.statistics.relative import MEASURED
-from detrojan.analysis.statistics.summary import summarize
+from detrojan.analysis.tables import summary
 from detrojan.cells import NO_METHOD
-from detrojan.storage import records
+from detrojan.storage import paths, records
 from detrojan.storage.columns import OK, required
 from detrojan.study import files
 from detrojan.study.schema import NAMED_AXES, Dataset, Study
@@ -117,8 +117,8 @@ def read_ours(results: Path) -> Ours:
     Raises:
         ValueError: there are none, or they are another version's.
     """
-    cells = records.read_table(results / "tables" / "cells.parquet", CELLS)
-    models = records.read_table(results / "tables" / "models.parquet", MODELS)
+    cells = records.read_table(paths.table(results, "cells"), CELLS)
+    models = records.read_table(paths.table(results, "models"), MODELS)
     study = files.load_study(files.kept(results))
     return Ours(cells, models, {name: _images(results, study, name) for name in study.grid.datasets})
 
@@ -205,7 +205,7 @@ def _summary(cells: pa.Table, other: pa.Table) -> pa.Table:
     kept = pa.array([True] * len(cells))
     for axis in NAMED_AXES:
         kept = pc.and_(kept, pc.is_in(cells[axis], pc.unique(other[axis])))
-    return summarize(cells.filter(kept))
+    return summary.make(cells.filter(kept))
 
 
 def _grouped(rows: Iterable[Row], key: Any) -> dict[Any, list[Row]]:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from detrojan.analysis.report.figures import STYLE, WIDTH, svg, words
+from detrojan.analysis.report.pictures import STYLE, WIDTH, svg, words
 from detrojan.analysis.report.views import UNDEFINED, Row
 from detrojan.cells import NO_METHOD, ratio_text
 from detrojan.images import ImageSet

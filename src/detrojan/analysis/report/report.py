@@ -13,25 +13,22 @@ import pyarrow.compute as pc
 from markupsafe import Markup
 from matplotlib.figure import Figure as Sheet
 
+from detrojan.analysis import derived
 from detrojan.analysis.report import charts, contact_sheet, listings, payload, vega, views
+from detrojan.analysis.report.figures import base
 from detrojan.analysis.report.listings import Listing
 from detrojan.analysis.report.views import MEASURE_TEXTS, Row, Tables
 from detrojan.analysis.statistics.gate import describe
 from detrojan.analysis.statistics.relative import LOWER_IS_BETTER
 from detrojan.cells import CELL_AXES, NO_METHOD, axes_text, ratio_text
 from detrojan.settings import Gate
-from detrojan.storage import records
+from detrojan.storage import paths, records
 from detrojan.storage.columns import OK
 from detrojan.study.schema import BASELINES
 
 ASSETS = Path(__file__).with_name("page")
 TEMPLATE, STYLE = "page.html.j2", "style.css"
 SCRIPTS = ("data.js", "text.js", "cells.js", "heatmap.js", "settings.js", "figures.js", "main.js")
-BY_MEASURE = {
-    "ranking": charts.ranking,
-    "critical_difference": charts.critical_difference,
-    "cost": charts.cost,
-}
 SETTING = ("dataset", "architecture", "attack", "ratio", "attack_took")
 # What the page shows of a cell; the relative measures follow from the others.
 SHOWN = (
@@ -95,17 +92,17 @@ def write(
         sheets: by data set, its triggers.
     """
     folder = Path(folder)
-    figures = charts.draw_all(tables)
+    figures = base.on_paper(tables)
     drawn = {name: vega.files(figure) for name, figure in figures.items()}
     for name, files in drawn.items():
         for kind, content in files._asdict().items():
-            with records.whole(folder / "figures" / f"{name}.{kind}") as partial:
+            with records.whole(paths.figure(folder, name, kind)) as partial:
                 partial.write_bytes(content if isinstance(content, bytes) else content.encode())
-    texts = contact_sheet.write(sheets or {}, folder / "figures")
+    texts = contact_sheet.write(sheets or {}, folder / paths.FIGURES)
     found = listings.of_tables(tables)
     for listing in found:
-        records.write_text(listings.csv_text(listing), folder / "tables" / f"{listing.name}.csv")
-        records.write_text(listings.latex(listing), folder / "tables" / f"{listing.name}.tex")
+        records.write_text(listings.csv_text(listing), paths.table(folder, listing.name, "csv"))
+        records.write_text(listings.latex(listing), paths.table(folder, listing.name, "tex"))
     pictures = {name: files.svg for name, files in drawn.items()}
     records.write_text(page(tables, about, figures, pictures, found, texts), folder / "index.html")
 
@@ -159,9 +156,9 @@ def page(
         outcomes=by_name["outcomes"],
         reasons=by_name["reasons"],
         models=by_name.get("models"),
-        figures={
-            name: {"figure": figure, "source": _image(pictures[name])} for name, figure in figures.items()
-        },
+        figures=_in_sections(figures, pictures),
+        sections=base.SECTIONS,
+        made={name: derived.TABLES[name].table for name in tables.made},
         interval_note=_on_intervals(tables.summary),
         sheets=_sheets(models, sheets),
         controls=_controls(tables),
@@ -174,6 +171,18 @@ def page(
         script=Markup(scripts[1]),  # noqa: S704
         script_sources=" ".join(map(_digest, scripts)),
     )
+
+
+def _in_sections(
+    figures: Mapping[str, vega.Figure], pictures: Mapping[str, str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Return what the page shows of each figure, by section, in its order."""
+    found: dict[str, list[dict[str, Any]]] = {section: [] for section in base.SECTIONS}
+    for name, planned in base.ordered().items():
+        shown = {"name": name, "figure": figures[name], "source": _image(pictures[name])}
+        shown |= {"plan": planned.plan, "by_measure": planned.by_measure}
+        found.setdefault(planned.plan.section, []).append(shown)
+    return found
 
 
 def _asset(name: str) -> str:
@@ -221,12 +230,8 @@ def _data(tables: Tables, about: About, figures: Mapping[str, vega.Figure]) -> s
 
 def _live(tables: Tables, figures: Mapping[str, vega.Figure]) -> dict[str, dict[str, Any]]:
     """Return the figures that the page draws: some for each measure, which on paper are of DER alone."""
-    drawn = {name: figure for name, figure in figures.items() if name not in BY_MEASURE}
-    for name, make in BY_MEASURE.items():
-        for measure in MEASURE_TEXTS:
-            figure = make(tables, measure)
-            if figure:
-                drawn[f"{name}_{measure}"] = figure
+    whole = {name: figure for name, figure in figures.items() if not base.load(name).by_measure}
+    drawn = whole | base.of_measures(tables)
     return {
         name: {"spec": figure.spec, "alt": figure.alt, "inches": figure.inches}
         for name, figure in drawn.items()

@@ -1,11 +1,13 @@
 """What the terminal table and the report both show: groups, percents, failures, notes."""
 
+import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from detrojan import registry
 from detrojan.cells import NO_METHOD, ratio_text
 from detrojan.storage.columns import OK
 
@@ -26,16 +28,22 @@ GIVEN = {
 }
 
 
-class Tables(NamedTuple):
-    """The tables of a study, or of other people's results, which have no models."""
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """The tables of a study, or of other people's results, which have no models.
+
+    Those that are made of cells and models are attributes too: ``tables.ranks``. One that needs models is
+    None where there are none.
+    """
 
     cells: pa.Table
-    summary: pa.Table
-    ranks: pa.Table
-    comparisons: pa.Table
-    consistency: pa.Table
-    outcomes: pa.Table
-    models: pa.Table | None = None
+    models: pa.Table | None
+    made: Mapping[str, pa.Table]
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in registry.names(registry.TABLES):
+            raise AttributeError(f"there is no table {name!r}")
+        return self.made.get(name)
 
 
 class Setting(NamedTuple):

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from detrojan.analysis.statistics.frames import LEVELS, SETTING
 from detrojan.analysis.statistics.relative import SCORES
-from detrojan.analysis.statistics.summary import LEVELS, SETTING
 from detrojan.cells import NO_METHOD, NO_SAMPLES
 from detrojan.storage.columns import MISSING, OK
 

@@ -12,42 +12,93 @@ import pandas as pd
 import pyarrow as pa
 
 from detrojan.analysis.statistics import bootstrap, scores
+from detrojan.analysis.statistics.frames import SETTING, clipped, frame_of, table
 from detrojan.analysis.statistics.relative import LOWER_IS_BETTER, SCORES, SHARES, UNCHANGED
 from detrojan.analysis.statistics.scores import BUDGET, NESTED
-from detrojan.analysis.statistics.summary import SETTING, clipped, frame_of, table
-from detrojan.storage.columns import OK, required
+from detrojan.analysis.tables.base import Table, columns
+from detrojan.storage.columns import OK
 from detrojan.study.schema import BASELINES
 
 SPREADS = (*SETTING, "spc")
 SLACK = 1e-9  # of a share; test sets are not that large
 
-CONSISTENCY = pa.schema(
-    [
-        pa.field("spc", pa.int32()),
-        required("defense", pa.string()),
-        required("threat_model", pa.string()),
-        required("num_settings", pa.int32()),
-        required("num_without_result", pa.int32()),
-        required("num_models", pa.int32()),
-        required("single_seed", pa.bool_()),
-        *(
-            pa.field(f"{measure}_{part}", pa.float64())
-            for measure in SCORES
-            for part in ("mean", "low", "high", "worst_tenth")
+PARTS = ("mean", "low", "high", "worst_tenth")
+OF_SCORES = {
+    "acc": "mean ACC over settings, its 95 % interval, and the mean of the worst tenth of settings",
+    "asr": "the same of ASR, whose worst are the highest",
+    "ra": "the same of RA",
+    "der": "the same of DER",
+}
+TABLE = Table(
+    row="a budget and defense",
+    holds="means over settings, worst tenths, spreads and harm",
+    about="The untouched model is the row with defense `none`.",
+    columns=[
+        columns("spc", kind=pa.int32(), meaning="the budget; null: all budgets pooled", null=True),
+        columns("defense", "threat_model", kind=pa.string(), meaning="the defense"),
+        columns(
+            "num_settings",
+            kind=pa.int32(),
+            meaning="settings whose attack took, and in which it has a result",
         ),
-        pa.field("interval_over", pa.string()),
-        *(pa.field(f"der_spread_{axis}", pa.float64()) for axis in SPREADS),
-        pa.field("share_beats_baselines", pa.float64()),
-        pa.field("share_harmful", pa.float64()),
-        required("num_clean_settings", pa.int32()),
-        pa.field("clean_acc_drop_mean", pa.float64()),
-        pa.field("clean_acc_drop_worst_tenth", pa.float64()),
-        pa.field("seconds", pa.float64()),
-    ]
+        columns(
+            "num_without_result",
+            kind=pa.int32(),
+            meaning="settings whose attack took, and in which it has none",
+        ),
+        columns("num_models", kind=pa.int32(), meaning="fewest models with a result in one of its settings"),
+        columns("single_seed", kind=pa.bool_(), meaning="whether that is one"),
+        *(
+            columns(
+                *(f"{measure}_{part}" for part in PARTS),
+                kind=pa.float64(),
+                meaning=OF_SCORES[measure],
+                null=True,
+            )
+            for measure in SCORES
+        ),
+        columns(
+            "interval_over",
+            kind=pa.string(),
+            meaning="what varies within the intervals: `settings`, `models` or `draws`",
+            null=True,
+            words=True,
+        ),
+        columns(
+            *(f"der_spread_{axis}" for axis in SPREADS),
+            kind=pa.float64(),
+            meaning="standard deviation of the mean DER between the values of that axis; null where there is "
+            "one",
+            null=True,
+        ),
+        columns(
+            "share_beats_baselines",
+            kind=pa.float64(),
+            meaning="share of settings in which its DER is above both fine-tuning's and fine-pruning's",
+            null=True,
+        ),
+        columns(
+            "share_harmful",
+            kind=pa.float64(),
+            meaning="share of settings in which it costs more accuracy than it removes attack success (DER "
+            "below 0.5)",
+            null=True,
+        ),
+        columns(
+            "num_clean_settings", kind=pa.int32(), meaning="clean models' settings in which it has a result"
+        ),
+        columns(
+            *("clean_acc_drop_mean", "clean_acc_drop_worst_tenth"),
+            kind=pa.float64(),
+            meaning="accuracy that it costs clean models",
+            null=True,
+        ),
+        columns("seconds", kind=pa.float64(), meaning="mean wall time of the defense", null=True),
+    ],
 )
 
 
-def consistency(cells: pa.Table) -> pa.Table:
+def make(cells: pa.Table) -> pa.Table:
     """Return a row a budget and defense, the untouched model (``none``) among them; pooled first.
 
     Args:
@@ -56,12 +107,12 @@ def consistency(cells: pa.Table) -> pa.Table:
     frame = frame_of(cells)
     attacked, clean = scores.attacked(frame), scores.clean(frame)
     if attacked.empty:
-        return CONSISTENCY.empty_table()
+        return TABLE.schema.empty_table()
     budgets = [(None, attacked, clean)] + [
         (budget, rows, clean[clean[BUDGET] == budget]) for budget, rows in attacked.groupby(BUDGET)
     ]
     parts = [
-        table(_of_budget(rows, unattacked).assign(spc=spc), CONSISTENCY) for spc, rows, unattacked in budgets
+        table(_of_budget(rows, unattacked).assign(spc=spc), TABLE.schema) for spc, rows, unattacked in budgets
     ]
     return pa.concat_tables(parts)
 

@@ -2,9 +2,10 @@
 
 import pyarrow as pa
 
-from detrojan.analysis.statistics.summary import frame_of, table
+from detrojan.analysis.statistics.frames import frame_of, table
+from detrojan.analysis.tables.base import Table, columns
 from detrojan.cells import NO_METHOD
-from detrojan.storage.columns import OK, required
+from detrojan.storage.columns import OK
 
 GATE_FAILED = "gate_failed"
 NO_VERDICT = "no_verdict"
@@ -13,19 +14,27 @@ REASONS = {
     NO_VERDICT: "the untouched model has no result, so whether its attack took is not known",
 }
 
-OUTCOMES = pa.schema(
-    [
-        required("defense", pa.string()),
-        required("threat_model", pa.string()),
-        required("spc", pa.int32()),
-        required("outcome", pa.string()),
-        pa.field("reason", pa.string()),
-        required("num_cells", pa.int32()),
-    ]
+TABLE = Table(
+    row="a defense, budget, outcome and reason",
+    holds="how all cells ended",
+    about="Every cell counts once.",
+    columns=[
+        columns("defense", "threat_model", kind=pa.string(), meaning="the defense"),
+        columns("spc", kind=pa.int32(), meaning="the budget"),
+        columns(
+            "outcome",
+            kind=pa.string(),
+            meaning="a `status`; or `gate_failed` where a cell ended well on a model whose attack did not "
+            "take, `no_verdict` where its untouched model has no result",
+            words=True,
+        ),
+        columns("reason", kind=pa.string(), meaning="why; null for `ok`", null=True),
+        columns("num_cells", kind=pa.int32(), meaning="cells"),
+    ],
 )
 
 
-def outcomes(cells: pa.Table) -> pa.Table:
+def make(cells: pa.Table) -> pa.Table:
     """Return how many cells of each defense and budget had each outcome, with the reason.
 
     Every cell counts once. ``ok`` are those that means and ranks are over. A cell that ended well on a model
@@ -42,6 +51,6 @@ def outcomes(cells: pa.Table) -> pa.Table:
     unjudged = ended & is_attacked & took.isna()
     outcome = frame["status"].mask(failed, GATE_FAILED).mask(unjudged, NO_VERDICT)
     reason = frame["reason"].mask(ended).where(~outcome.isin(REASONS), outcome.map(REASONS))
-    keys = OUTCOMES.names[:-1]
+    keys = TABLE.schema.names[:-1]
     counted = frame.assign(outcome=outcome, reason=reason).groupby(keys, dropna=False, observed=True).size()
-    return table(counted.rename("num_cells").reset_index(), OUTCOMES)
+    return table(counted.rename("num_cells").reset_index(), TABLE.schema)

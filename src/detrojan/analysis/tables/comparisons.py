@@ -13,34 +13,59 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from detrojan.analysis.statistics import bootstrap, scores
+from detrojan.analysis.statistics.frames import SETTING, frame_of, table
 from detrojan.analysis.statistics.relative import LOWER_IS_BETTER, SCORES
 from detrojan.analysis.statistics.scores import BUDGET, MODEL, NESTED
-from detrojan.analysis.statistics.summary import SETTING, frame_of, table
+from detrojan.analysis.tables.base import Table, columns
 from detrojan.cells import NO_METHOD
-from detrojan.storage.columns import required
 from detrojan.study.schema import BASELINES
 
 PARTS = {"difference": (-np.inf, np.inf), "improvement": (0.0, 1.0)}  # with the range of each
 
-COMPARISONS = pa.schema(
-    [
-        required("measure", pa.string()),
-        pa.field("spc", pa.int32()),
-        required("baseline", pa.string()),
-        required("defense", pa.string()),
-        required("threat_model", pa.string()),
-        required("num_settings", pa.int32()),
-        required("num_models", pa.int32()),
-        required("num_pairs", pa.int32()),
-        required("num_unpaired", pa.int32()),
-        *(pa.field(f"{part}{end}", pa.float64()) for part in PARTS for end in ("", "_low", "_high")),
-        pa.field("interval_over", pa.string()),
-        required("single_seed", pa.bool_()),
-    ]
+TABLE = Table(
+    row="a measure, budget, baseline and defense",
+    holds="each defense against fine-tuning and fine-pruning, pair by pair",
+    columns=[
+        columns("measure", kind=pa.string(), meaning="`acc`, `asr`, `ra` or `der`", words=True),
+        columns("spc", kind=pa.int32(), meaning="the budget; null: all budgets pooled", null=True),
+        columns("baseline", kind=pa.string(), meaning="`ft` or `fp`", words=True),
+        columns("defense", "threat_model", kind=pa.string(), meaning="what is compared with it"),
+        columns(
+            "num_settings",
+            "num_models",
+            "num_pairs",
+            kind=pa.int32(),
+            meaning="what the comparison is over; a pair is one draw of one model",
+        ),
+        columns(
+            "num_unpaired", kind=pa.int32(), meaning="planned pairs in which one of the two has no result"
+        ),
+        columns(
+            *("difference", "difference_low", "difference_high"),
+            kind=pa.float64(),
+            meaning="the defense's value minus the baseline's, mean and 95 % interval; of ASR, a negative "
+            "one is good",
+            null=True,
+        ),
+        columns(
+            *("improvement", "improvement_low", "improvement_high"),
+            kind=pa.float64(),
+            meaning="share of pairs in which the defense is better, ties half",
+            null=True,
+        ),
+        columns(
+            "interval_over",
+            kind=pa.string(),
+            meaning="what varies within the intervals: `settings`, `models` or `draws`",
+            null=True,
+            words=True,
+        ),
+        columns("single_seed", kind=pa.bool_(), meaning="whether each setting is one attack seed"),
+    ],
 )
 
 
-def compare(cells: pa.Table) -> pa.Table:
+def make(cells: pa.Table) -> pa.Table:
     """Return a row a measure, budget, baseline and defense; the pooled budget comes first.
 
     ``difference`` is the defense's value minus the baseline's, in the measure's own units: of ASR a
@@ -51,8 +76,8 @@ def compare(cells: pa.Table) -> pa.Table:
     """
     attacked = scores.attacked(frame_of(cells))
     found = [part for baseline in BASELINES for part in _against(baseline, attacked)]
-    parts = [table(part, COMPARISONS) for part in found]
-    whole = pa.concat_tables([COMPARISONS.empty_table(), *parts])
+    parts = [table(part, TABLE.schema) for part in found]
+    whole = pa.concat_tables([TABLE.schema.empty_table(), *parts])
     order = [(name, "ascending", "at_start") for name in ("measure", "baseline", "spc", "defense")]
     return whole.take(pc.sort_indices(whole, order))
 

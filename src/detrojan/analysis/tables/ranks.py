@@ -17,37 +17,64 @@ import pyarrow as pa
 from scipy import stats
 
 from detrojan.analysis.statistics import bootstrap, scores
+from detrojan.analysis.statistics.frames import SETTING, frame_of, table
 from detrojan.analysis.statistics.relative import LOWER_IS_BETTER, SCORES
 from detrojan.analysis.statistics.scores import BUDGET
-from detrojan.analysis.statistics.summary import SETTING, frame_of, table
-from detrojan.storage.columns import required
+from detrojan.analysis.tables.base import Table, columns
 
 ALPHA = 0.05
 RANKED = ("data_free", "clean_data")  # threat models: what a defender has
 
-RANKS = pa.schema(
-    [
-        required("measure", pa.string()),
-        pa.field("spc", pa.int32()),
-        required("defense", pa.string()),
-        required("threat_model", pa.string()),
-        required("num_settings", pa.int32()),
-        required("num_incomplete", pa.int32()),
-        required("num_without_result", pa.int32()),
-        required("num_models", pa.int32()),
-        required("single_seed", pa.bool_()),
-        required("mean_rank", pa.float64()),
-        pa.field("rank_low", pa.float64()),
-        pa.field("rank_high", pa.float64()),
-        required("num_defenses", pa.int32()),
-        pa.field("friedman_chi2", pa.float64()),
-        pa.field("friedman_p", pa.float64()),
-        pa.field("critical_difference", pa.float64()),
-    ]
+TABLE = Table(
+    row="a measure, budget and defense",
+    holds="mean ranks over settings",
+    about="""\
+The best mean rank first. What is ranked, and how failures are, stands in
+[statistics.md](statistics.md#ranks).""",
+    columns=[
+        columns("measure", kind=pa.string(), meaning="`acc`, `asr`, `ra` or `der`", words=True),
+        columns("spc", kind=pa.int32(), meaning="the budget; null: all budgets pooled", null=True),
+        columns("defense", "threat_model", kind=pa.string(), meaning="the defense"),
+        columns("num_settings", kind=pa.int32(), meaning="settings that all were ranked in"),
+        columns(
+            "num_incomplete",
+            kind=pa.int32(),
+            meaning="settings left out, as not every ranked defense was planned there",
+        ),
+        columns(
+            "num_without_result",
+            kind=pa.int32(),
+            meaning="settings in which it has no result, and so the last rank",
+        ),
+        columns("num_models", kind=pa.int32(), meaning="fewest models behind one of its settings"),
+        columns(
+            "single_seed",
+            kind=pa.bool_(),
+            meaning="whether each setting is one attack seed: another seed may give another rank",
+        ),
+        columns("mean_rank", kind=pa.float64(), meaning="over the settings; 1 is the best"),
+        columns(
+            "rank_low", "rank_high", kind=pa.float64(), meaning="95 % interval, over settings", null=True
+        ),
+        columns("num_defenses", kind=pa.int32(), meaning="ranked defenses"),
+        columns(
+            "friedman_chi2",
+            "friedman_p",
+            kind=pa.float64(),
+            meaning="Friedman's test that all are alike; the same in all rows of a measure and budget",
+            null=True,
+        ),
+        columns(
+            "critical_difference",
+            kind=pa.float64(),
+            meaning="mean ranks further apart than this differ at the level 0.05 (Nemenyi)",
+            null=True,
+        ),
+    ],
 )
 
 
-def rank(cells: pa.Table) -> pa.Table:
+def make(cells: pa.Table) -> pa.Table:
     """Return a row a measure, budget and defense, the best mean rank first; the pooled budget comes first.
 
     Only settings in which every ranked defense was planned count, so that all are ranked over the same.
@@ -59,7 +86,7 @@ def rank(cells: pa.Table) -> pa.Table:
     attacked = scores.attacked(frame_of(cells))
     of_settings = scores.of_settings(attacked[attacked["threat_model"].isin(RANKED)])
     found = [part for measure in SCORES for part in _ranked(of_settings, measure)]
-    return pa.concat_tables([RANKS.empty_table(), *(table(part, RANKS) for part in found)])
+    return pa.concat_tables([TABLE.schema.empty_table(), *(table(part, TABLE.schema) for part in found)])
 
 
 def _ranked(of_settings: pd.DataFrame, measure: str) -> Iterator[pd.DataFrame]:

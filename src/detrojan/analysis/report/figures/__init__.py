@@ -1,0 +1,1 @@
+"""The figures of a report, one a file, which is found by its name."""

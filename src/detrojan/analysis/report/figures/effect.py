@@ -1,0 +1,90 @@
+"""What each defense does to all measures, at each budget."""
+
+import altair as alt
+
+from detrojan.analysis.report import views
+from detrojan.analysis.report.charts import BUDGETS, DASHED, ENDS, ROW, full_tips, if_any, percent
+from detrojan.analysis.report.figures.base import Plan
+from detrojan.analysis.report.vega import Chart, Figure, data
+from detrojan.analysis.report.views import DATA_FREE, MEASURE_TEXTS, Row, Tables, spc_text
+from detrojan.cells import NO_METHOD, NO_SAMPLES
+
+PLAN = Plan(
+    section="effect",
+    caption="Means over settings and their 95 % intervals, for each SPC; defenses by their rank, those that "
+    "are not ranked below.",
+)
+
+
+def _at_budgets(tables: Tables) -> list[Row]:
+    """Return the rows of consistency at each budget, with its text as ``SPC``; without data, once."""
+    several = len(views.budgets(tables)) > 1
+    only = max(tables.summary["spc"].to_pylist(), default=NO_SAMPLES)
+    found: dict[tuple[str, str], Row] = {}
+    for row in tables.consistency.to_pylist():
+        if row["defense"] == NO_METHOD or (several and row["spc"] is None):
+            continue
+        spc = NO_SAMPLES if row["threat_model"] == DATA_FREE else row["spc"] if several else only
+        found.setdefault((row["defense"], spc_text(spc)), row | {"SPC": spc_text(spc)})
+    return list(found.values())
+
+
+def draw(tables: Tables) -> Figure | None:
+    """Return the means of all measures with their intervals, a line a defense and a mark a budget."""
+    rows = [
+        {"defense": row["defense"], "SPC": row["SPC"], "measure": title, "settings": row["num_settings"]}
+        | {end: percent(row[f"{measure}_{end}"]) for end in ENDS}
+        for row in _at_budgets(tables)
+        for measure, title in MEASURE_TEXTS.items()
+        if row[f"{measure}_mean"] is not None
+    ]
+    if not rows:
+        return None
+    present = {row["measure"] for row in rows}
+    shown = [title for title in MEASURE_TEXTS.values() if title in present]
+    budgets = sorted({row["SPC"] for row in rows}, key=lambda text: int(text) if text.isdecimal() else 0)
+    # A fifth budget has the first one's colour again, and another shape.
+    colors = [BUDGETS[place % len(BUDGETS)] for place in range(len(budgets))]
+    order = views.defenses(tables)
+    text = (
+        f"Means of {', '.join(shown)} over settings with their 95 % intervals, a line a defense and a mark "
+        "for each SPC; the dashed line is the untouched model."
+    )
+
+    def chart(width: float) -> Chart:
+        legend = alt.Legend() if len(budgets) > 1 else None
+        base = data([*rows, *_untouched(tables)])
+        marks = base.transform_filter("isValid(datum.defense)").encode(
+            y=alt.Y("defense:N", sort=order, title=None),
+            yOffset=alt.YOffset("SPC:N", sort=budgets),
+            color=alt.Color(
+                "SPC:N", title="SPC", legend=legend, scale=alt.Scale(domain=budgets, range=colors)
+            ),
+        )
+        x = alt.X("mean:Q", title="%", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4))
+        layers = alt.layer(
+            base.transform_filter("isValid(datum.untouched)")
+            .mark_rule(**DASHED)
+            .encode(x=alt.X("untouched:Q")),
+            *if_any(rows, marks.mark_rule().encode(x=alt.X("low:Q"), x2=alt.X2("high:Q"))),
+            marks.mark_point(size=12).encode(
+                x=x,
+                shape=alt.Shape("SPC:N", title="SPC", legend=legend, scale=alt.Scale(domain=budgets)),
+                tooltip=full_tips("defense:N", "SPC:N", "measure:N", "settings:Q"),
+            ),
+        ).properties(width=width, height=max(ROW, 5.0 * len(budgets)) * len(order))
+        panels = layers.facet(alt.Facet("measure:N", sort=shown, title=None), columns=len(shown))
+        return panels.resolve_scale(x="independent")
+
+    return Figure(chart, text, columns=len(shown))
+
+
+def _untouched(tables: Tables) -> list[Row]:
+    """Return the means of the untouched models over all settings, percent."""
+    rows = [row for row in tables.consistency.to_pylist() if row["defense"] == NO_METHOD]
+    return [
+        {"measure": title, "untouched": percent(row[f"{measure}_mean"])}
+        for row in rows[:1]  # the others are of the single budgets
+        for measure, title in MEASURE_TEXTS.items()
+        if row[f"{measure}_mean"] is not None
+    ]
