@@ -9,6 +9,9 @@ from detrojan.workflow import closing, fork_server, gpus, graph, job_costs, snak
 from detrojan.workflow.snakemake_patches import known_parameters
 
 snakemake_patches.apply()
+# A run plans by the record of equal code; its jobs on other machines never look.
+if workflow.is_main_process:
+    snakemake_patches.know_equal_code()
 if workflow.is_main_process and fork_server.usable():
     snakemake_patches.fork_scripts(graph.SCRIPTS)
 
