@@ -350,10 +350,15 @@ def _gb(mb: float) -> str:
 
 
 def read(files: Sequence[Path]) -> Study:
-    """Return the study of study files that are merged as Snakemake merges them: later ones win.
+    """Return the study of study files; errors are those of :func:`merged`, and mistakes of the study."""
+    return load_study(merged(files))
+
+
+def merged(files: Sequence[Path]) -> dict[str, Any]:
+    """Return study files as parsed, merged as Snakemake merges them: later ones win.
 
     Raises:
-        ValueError: a file is missing or no YAML, or the study has mistakes.
+        ValueError: a file is missing or no YAML.
     """
     raw: dict[str, Any] = {}
     for file in files:
@@ -366,7 +371,7 @@ def read(files: Sequence[Path]) -> Study:
         if not isinstance(content, dict):
             raise ValueError(f"{file}: no study, which has keys with values")
         _merge(raw, content)
-    return load_study(raw)
+    return raw
 
 
 def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
