@@ -14,7 +14,7 @@ from detrojan import registry
 from detrojan.cells import NO_METHOD
 from detrojan.commands import prove, reproduce
 from detrojan.storage import provenance
-from detrojan.workflow import equal_code, graph
+from detrojan.workflow import equal_code, graph, handover
 from detrojan.workflow.equal_code import Record
 from tests.command import exit_code
 from tests.unit.test_schema import minimal
@@ -214,15 +214,22 @@ def test_a_job_that_left_nothing_is_a_bug(proving, monkeypatch):
         list(prove.prove([proving.folder / "study.yaml"], None, proving.folder / "proof", []))
 
 
-def test_code_that_was_edited_before_the_run_began_proves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "run", lambda line, environment: 0)
-    with pytest.raises(ValueError, match="the code was edited while this command began"):
-        prove._run(tmp_path / "today", registry.CHECKOUT, minimal(), [], OLD)
-
-
-def test_a_run_that_fails_proves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "run", lambda line, environment: 3)
-    with pytest.raises(ValueError, match="nothing is proved: Snakemake ended with exit code 3"):
+@pytest.mark.parametrize(
+    ("ended", "planned", "said"),
+    [
+        (0, OLD | {"defend/ft": "0"}, "the code was edited while this command began"),
+        (0, {}, "Snakemake ran nothing"),
+        (3, OLD, "Snakemake ended with exit code 3"),
+        (0, OLD, None),
+    ],
+)
+def test_a_run_counts_if_it_comes_to_its_end_with_the_code_that_is_compared(
+    tmp_path, monkeypatch, ended, planned, said
+):
+    monkeypatch.setattr(reproduce, "run", lambda line, environment: ended)
+    monkeypatch.setattr(handover, "given", lambda folder: planned)
+    refused = pytest.raises(ValueError, match=said) if said else contextlib.nullcontext()
+    with refused:
         prove._run(tmp_path / "today", registry.CHECKOUT, minimal(), [], OLD)
 
 

@@ -70,18 +70,21 @@ NEW, OLD, OTHER = "a" * 16, "b" * 16, "c" * 16
 def changes(monkeypatch):
     """Return a function: what Snakemake finds changed in the params of a job of today's code, NEW.
 
-    NEW is recorded to give the numbers of OLD for FT alone.
+    NEW is recorded to give the numbers of OLD for FT alone, and for data sets from digits.
     """
     base = snakemake.persistence.PersistenceBase
     monkeypatch.setattr(base, "params_changed", base.params_changed)
     values = dict.fromkeys(Proof._fields, "") | {"code": NEW, "equals": OLD}
-    proof = equal_code.made(values | {"rule": "defend", "methods": "ft"})
-    monkeypatch.setattr(equal_code, "record", lambda: Record([(2, proof)]))
+    proofs = [
+        equal_code.made(values | {"rule": rule, "methods": method})
+        for rule, method in (("defend", "ft"), ("dataset", "digits"))
+    ]
+    monkeypatch.setattr(equal_code, "record", lambda: Record(enumerate(proofs, 2)))
     snakemake_patches.know_equal_code()
     snakemake_patches.know_equal_code()  # as often as the Snakefile is parsed
 
-    def find(*recorded, rule="defend", defense="ft", code=NEW, file=None):
-        params = {"settings": {"epochs": 1}, "code": code}
+    def find(*recorded, rule="defend", defense="ft", code=NEW, file=None, **more):
+        params = {"settings": {"epochs": 1}, "code": code, **more}
         by_file = {f"file {place}": list(map(repr, old)) for place, old in enumerate(recorded)}
         persistence = types.SimpleNamespace(
             _params=lambda job: list(map(repr, params.values())),
@@ -108,6 +111,7 @@ def test_a_result_of_equal_code_is_unchanged(changes):
     # What the newer code has made, when the older one is checked out again.
     assert not changes([settings, NEW], code=OLD)
     assert not changes([settings, OLD], rule="their_prefix_defend")
+    assert not changes([settings, OLD, "digits"], rule="dataset", source="digits")
 
 
 def test_a_result_of_other_code_is_changed(changes):
@@ -119,6 +123,7 @@ def test_a_result_of_other_code_is_changed(changes):
     assert changes([settings, OLD], defense="fp")
     assert changes([settings, OLD], rule="evaluate")
     assert changes([settings, OLD], rule="of_others")
+    assert changes([settings, OLD, "image_folder"], rule="dataset", source="image_folder")
 
 
 def test_other_changes_stay_beside_equal_code(changes):

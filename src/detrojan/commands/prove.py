@@ -161,7 +161,7 @@ def _run(folder: Path, checkout: Path, raw: Mapping[str, Any], extra: Sequence[s
     """Run a study in a folder of its own with the code of a checkout, whose digests are ``code``.
 
     Raises:
-        ValueError: it doesn't come to its end, or the code was edited before it began.
+        ValueError: it doesn't run to its end, or the code was edited before it began.
     """
     folder.mkdir(parents=True)
     text = yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True)
@@ -171,7 +171,10 @@ def _run(folder: Path, checkout: Path, raw: Mapping[str, Any], extra: Sequence[s
         raise ValueError(
             f"nothing is proved: Snakemake ended with exit code {ended}; logs are in {folder / graph.LOGS}"
         )
-    if handover.given(folder) != code:
+    given = handover.given(folder)
+    if not given:
+        raise ValueError("nothing is proved: Snakemake ran nothing")
+    if given != code:
         raise ValueError("nothing is proved: the code was edited while this command began; start it again")
 
 
