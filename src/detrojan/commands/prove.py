@@ -258,7 +258,7 @@ def prove(
         changed = {
             key
             for key in today.keys() & old.keys()
-            if record.oldest(key, today[key]) != record.oldest(key, old[key])
+            if _has_jobs(key) and record.oldest(key, today[key]) != record.oldest(key, old[key])
         }
         if not changed:
             yield f"Nothing to prove: all code is that of {commit}, or recorded to give its numbers."
@@ -292,6 +292,14 @@ def prove(
     rest = changed - jobs.keys()
     if rest:
         yield f"Not shown, since this study doesn't run it, and so made again: {_listed(rest)}"
+
+
+def _has_jobs(key: str) -> bool:
+    """Return whether any study has jobs of a code: a rule serves some attacks only."""
+    name, *methods = key.split("/")
+    rule = graph.RULES[name]
+    named = dict(zip(rule.methods.values(), methods, strict=True))
+    return named.get("attack", NO_METHOD) in [NO_METHOD, *rule.attack_names]
 
 
 def _listed(keys: set[str]) -> str:
