@@ -11,6 +11,8 @@ from detrojan.workflow.snakemake_patches import known_parameters
 snakemake_patches.apply()
 if workflow.is_main_process:
     slurm_words.listen()
+    # A run plans by the record of equal code; its jobs on other machines never look.
+    snakemake_patches.know_equal_code()
     if fork_server.usable():
         snakemake_patches.fork_scripts(graph.SCRIPTS)
 

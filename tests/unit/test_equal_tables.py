@@ -1,12 +1,15 @@
 """The comparison of two folders of results sees a changed bit, and no time, memory or code."""
 
 import importlib.util
+import json
 import math
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import save_file
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "equal_tables.py"
 SPEC = importlib.util.spec_from_file_location("equal_tables", FILE)
@@ -89,5 +92,73 @@ def test_the_command_fails_where_something_differs(folders, monkeypatch, capsys)
     write(folders[1], acc=[0.5, 0.5])
     assert equal_tables.main() == 1
     monkeypatch.setattr("sys.argv", ["equal_tables.py", *[str(folders[0] / "nothing")] * 2])
-    with pytest.raises(SystemExit, match="no Parquet file"):
+    with pytest.raises(SystemExit, match="nothing to compare"):
         equal_tables.main()
+
+
+# --- what lies beside tables ------------------------------------------------------------------------
+
+
+CARD = {"psnr": 31.5, "ok": True, "hyperparameters": {"side": 3}, "seconds": 1.5, "git_commit": "c0ffee"}
+
+
+def write_beside(folder, shift=0.0, metadata="a", content=b"png", **changed):
+    tensors = {"weight": torch.tensor([[1.0, -0.0]]) + shift, "count": torch.tensor(3)}
+    save_file(tensors, folder / "model.safetensors", {"build": metadata, "cell": "b"})
+    (folder / "card.json").write_text(json.dumps(CARD | changed))
+    (folder / "preview.png").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({}, ""),
+        ({"seconds": 7.0, "git_commit": "beef"}, ""),
+        ({"psnr": 31.5000001}, "card.json: psnr: 31.5 became 31.5000001"),
+        ({"hyperparameters": {"side": 4}}, 'card.json: hyperparameters: {"side": 3} became {"side": 4}'),
+        ({"ok": 1}, "card.json: ok: true became 1"),
+        ({"more": 1}, "card.json: more: nothing became 1"),
+        ({"shift": 1e-7}, "model.safetensors: tensor weight: other values"),
+        ({"shift": torch.zeros(2, 2)}, "model.safetensors: tensor weight: F32 [1, 2] became F32 [2, 2]"),
+        (
+            {"shift": torch.zeros(1, 2, dtype=torch.float64)},
+            "model.safetensors: tensor weight: F32 [1, 2] became F64",
+        ),
+        ({"metadata": "b"}, "model.safetensors: metadata build: a became b"),
+        ({"content": b"gif"}, "preview.png: other content"),
+    ],
+)
+def test_tensors_cards_and_pictures_are_compared(folders, changed, line):
+    before, after = folders
+    write_beside(before)
+    write_beside(after, **changed)
+    found = list(equal_tables.differences(before, after))
+    assert len(found) == bool(line)
+    assert not line or found[0].startswith(line)
+
+
+def test_a_changed_sign_of_zero_is_told(folders):
+    before, after = folders
+    for folder, zero in ((before, 0.0), (after, -0.0)):
+        save_file({"weight": torch.tensor([zero])}, folder / "trigger.safetensors")
+        (folder / "card.json").write_text(json.dumps({"loss": zero}))
+    assert list(equal_tables.differences(before, after)) == [
+        "card.json: loss: 0.0 became -0.0",
+        "trigger.safetensors: tensor weight: other values",
+    ]
+
+
+def test_the_report_and_the_study_file_are_left_out(folders):
+    before, after = folders
+    for folder, text in ((before, "a"), (after, "b")):
+        (folder / "report").mkdir()
+        (folder / "report" / "index.html").write_text(text)
+        (folder / "study.yaml").write_text(text)
+    assert list(equal_tables.differences(before, after)) == []
+
+
+def test_a_broken_file_is_named(folders):
+    before, after = folders
+    (after / "tables" / "ratio=0" / "cells.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"tables/ratio=0/cells.parquet, in .* can't be read"):
+        list(equal_tables.differences(before, after))

@@ -28,6 +28,8 @@ def test_jobs_get_the_study_and_the_code(tmp_path, monkeypatch):
     assert planned == graph.all_code()
     assert planned["defend/ft"] == graph.code_digest("defend", {"defense": "ft"})
     files.load_study(config)
+    assert handover.given(tmp_path) == planned
+    assert handover.given(tmp_path / "elsewhere") == {}
 
 
 def test_a_later_run_leaves_what_an_earlier_one_has_handed_over(tmp_path, monkeypatch):

@@ -13,6 +13,8 @@ from detrojan.cells import Draws
 from detrojan.commands import merge
 from detrojan.storage import records
 from detrojan.study import files, grid
+from detrojan.workflow import equal_code
+from detrojan.workflow.equal_code import Proof, Record
 from tests.command import exit_code
 from tests.unit.test_schema import minimal
 from tests.unit.test_show import cell, model
@@ -145,6 +147,18 @@ def test_cost_and_origin_may_differ_and_the_first_site_is_kept(site):
 
 
 # --- conflicts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("key", "code"), [("defend/ft", 0), ("defend/fp", 1)])
+def test_rows_of_codes_that_give_the_same_numbers_are_one(two, site, monkeypatch, key, code):
+    """Only where that is recorded of the method that made them."""
+    cells, trained = rows("sig")
+    cells[1] = cell("none", "ft", acc=0.91, code="beef")
+    rule, _, methods = key.partition("/")
+    values = dict.fromkeys(Proof._fields, "") | {"rule": rule, "methods": methods}
+    proof = equal_code.made(values | {"code": "beef", "equals": "c0de"})
+    monkeypatch.setattr(equal_code, "record", lambda: Record([(2, proof)]))
+    assert merged([two[0], site("c", cells, trained, attack="sig")])[1] == code
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ from detrojan.settings import NO_AUGMENTATION, Optimization
 from detrojan.stages import classifier, defend, ingest, sampling
 from detrojan.storage import artifacts, columns, provenance, records
 from detrojan.study import files as study_files
-from detrojan.workflow import graph
+from detrojan.workflow import equal_code, graph
 from detrojan.workflow.attempts import Diary
+from detrojan.workflow.equal_code import Record
 from detrojan.workflow.site import Site, parse_axes
 from tests.command import exit_code
 
@@ -403,6 +404,25 @@ def test_code_of_today_and_of_then(done):
     text = told(done, *CELL)
     assert text.count("the same as today's") == 2
     assert "git commit                c0ffee (today: " in text
+
+
+@pytest.mark.parametrize(("method", "same"), [("ft", True), ("fp", False)])
+def test_code_that_is_recorded_to_give_the_numbers_of_todays(done, monkeypatch, method, same):
+    today = explain(done, *CELL)["code"]["defend"]["today"]
+    proof = dict.fromkeys(equal_code.Proof._fields, "") | {"rule": "defend", "methods": method}
+    proof |= {"code": today, "equals": "0123456789abcdef", "date": "2026-01-02", "study": "config/smoke.yaml"}
+    found = Record([(2, equal_code.made(proof))])
+    monkeypatch.setattr(equal_code, "record", lambda: found)
+    code = explain(done, *CELL)["code"]
+    assert code["defend"]["same"] is same
+    assert code["defend"]["recorded"] == ([proof] if same else [])
+    assert not code["train"]["same"]
+    text = " ".join(told(done, *CELL).split())
+    said = (
+        f"0123456789abcdef, which gives the numbers of today's, {today} "
+        "(recorded 2026-01-02, on config/smoke.yaml)"
+    )
+    assert (said in text) is same
 
 
 @pytest.mark.parametrize("attack", ["none", *registry.names("attacks")])

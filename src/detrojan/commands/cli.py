@@ -435,6 +435,47 @@ def compare(table: Path, mapping: Path, results: Path | None, into: Path | None)
 # --- for contributors ------------------------------------------------------------------------------
 
 
+@detrojan.command(
+    cls=_Passing,
+    epilog=examples(
+        "detrojan prove",
+        "detrojan prove --against v0.1.0 --configfile config/attacks.yaml",
+        "detrojan prove -- --profile slurm",
+    ),
+)
+@configfile("config/smoke.yaml, which runs every attack and every defense")
+@click.option(
+    "--against",
+    "revision",
+    metavar="REVISION",
+    help="The git revision of the old code. If not given: HEAD if code was edited since, else its parent.",
+)
+@click.option(
+    "--into",
+    default="proof",
+    show_default=True,
+    type=PATH,
+    help="A new folder to run the study in; it is deleted if nothing differs.",
+)
+@click.argument("nothing", nargs=-1, metavar="[-- OPTIONS OF SNAKEMAKE]")
+@click.pass_context
+def prove(
+    ctx: click.Context, configfiles: Sequence[Path], revision: str | None, into: Path, nothing: Sequence[str]
+) -> None:
+    """Prove that today's code gives the numbers of an older one.
+
+    For a refactoring that should change no number: the study runs with both codes, and every table, tensor
+    and card that they leave is compared, bit for bit. If nothing differs, config/equal_code.csv records it,
+    rule by rule and method by method, and results of the old code are not made again. If anything does, it
+    says what, records nothing and ends with 1.
+    """
+    from detrojan.commands import prove
+
+    if nothing:
+        raise click.UsageError(f"unexpected argument {nothing[0]!r}; options of Snakemake follow after --")
+    prove.main(configfiles, revision, into, ctx.obj)
+
+
 @detrojan.group(epilog=examples("detrojan new defense bold_tuning --threat-model clean_data"))
 def new() -> None:
     """Start a new method.

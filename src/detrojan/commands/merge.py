@@ -124,17 +124,28 @@ def join(
                 sites[key], rows[key] = number, row
                 continue
             shared.add(key)
-            if row != rows[key]:
-                first = sites[key]
-                text = "; ".join(
-                    f"{name} {_shown(ours)} in {names[first]}, {_shown(theirs)} in {names[number]}"
-                    for name, ours, theirs in zip(results, rows[key], row, strict=True)
-                    if ours != theirs
-                )
+            first = sites[key]
+            differing = [
+                f"{name} {_shown(ours)} in {names[first]}, {_shown(theirs)} in {names[number]}"
+                for name, ours, theirs in zip(results, rows[key], row, strict=True)
+                if ours != theirs and not (name == "code" and _same_code(axes, key, ours, theirs))
+            ]
+            if differing:
+                text = "; ".join(differing)
                 conflicts.append(Conflict(key, number, text, settled=first == preferred))
         kept.append(table.filter(pa.array(taken, pa.bool_())))
     table = pa.concat_tables(kept).sort_by([(axis, "ascending") for axis in axes])
     return Joined(table, sites, len(shared), conflicts)
+
+
+def _same_code(axes: Sequence[str], key: Key, code: str, other: str) -> bool:
+    """Return whether two codes that made a row are recorded to give the same numbers."""
+    named = dict(zip(axes, key, strict=True))
+    rules = graph.making("models")
+    if "defense" in named:
+        rules = ["evaluate_untouched" if named["defense"] == NO_METHOD else "defend"]
+    keys = [graph.code_key(rule, named) for rule in rules]
+    return any(graph.oldest_code(key, code) == graph.oldest_code(key, other) for key in keys)
 
 
 def judged(models: pa.Table, gate: Gate) -> pa.Table:

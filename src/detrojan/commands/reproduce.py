@@ -92,11 +92,12 @@ def study_of(cell: Shard, site: Site) -> dict[str, Any]:
     }
     # All data sets, for overrides may name them; only those of the grid are read.
     working = site.results.resolve().parent
-    datasets = {name: _with_absolute_paths(dataset, working) for name, dataset in raw["datasets"].items()}
+    datasets = {name: with_absolute_paths(dataset, working) for name, dataset in raw["datasets"].items()}
     return raw | {"datasets": datasets, "grid": grid, "keep_defended": True, "close": 0}
 
 
-def _with_absolute_paths(dataset: Mapping[str, Any], working: Path) -> dict[str, Any]:
+def with_absolute_paths(dataset: Mapping[str, Any], working: Path) -> dict[str, Any]:
+    """Return a data set of a study file, with paths that start at the folder ``working`` made absolute."""
     fields = registry.declared("datasets", dataset["source"]).settings.model_fields
     places = {name for name, field in fields.items() if field.annotation is Path} & set(dataset)
     return {**dataset, **{name: str(working / dataset[name]) for name in places}}
@@ -120,21 +121,35 @@ def write_study(study: Mapping[str, Any], into: Path, site: Site) -> Path:
 
 def command(cell: Shard, into: Path, arguments: Sequence[str]) -> list[str]:
     """Return the command that makes the metrics of ``cell`` in the folder ``into``."""
+    return making(graph.metrics(cell), into, arguments)
+
+
+def making(
+    target: str, into: Path, arguments: Sequence[str], checkout: Path = registry.CHECKOUT
+) -> list[str]:
+    """Return the command that makes ``target`` of the study that is kept in the folder ``into``.
+
+    Args:
+        target: a file or a rule.
+        into: where results and logs go.
+        arguments: options for Snakemake.
+        checkout: whose workflow it is.
+    """
     said = any(re.match(SAYS_HOW_MANY, argument) for argument in arguments)
     how_many = [] if said else ["--cores", str(os.cpu_count() or 1)]
     folder = into.resolve()
     return [
-        *(sys.executable, "-m", "snakemake", graph.metrics(cell)),
-        *("--snakefile", str(registry.CHECKOUT / "Snakefile"), "--directory", str(folder)),
+        *(sys.executable, "-m", "snakemake", target),
+        *("--snakefile", str(checkout / "Snakefile"), "--directory", str(folder)),
         *("--configfile", str(folder / files.KEPT), "--rerun-incomplete"),
         *how_many,
         *arguments,
     ]
 
 
-def run(line: Sequence[str]) -> int:
-    """Run a command in the terminal; return its exit code."""
-    with subprocess.Popen(line) as process:
+def run(line: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+    """Run a command in the terminal, in this process's environment or another; return its exit code."""
+    with subprocess.Popen(line, env=environment) as process:
         try:
             return process.wait()
         except KeyboardInterrupt:

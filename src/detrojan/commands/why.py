@@ -21,7 +21,8 @@ from detrojan.cells import MODEL_AXES, Cell, Draws, Model, Shard, axes_text
 from detrojan.settings import Optimization
 from detrojan.storage import provenance
 from detrojan.study.schema import MethodKind
-from detrojan.workflow import attempts, graph
+from detrojan.workflow import attempts, equal_code, graph
+from detrojan.workflow.equal_code import Proof
 from detrojan.workflow.graph import Job
 from detrojan.workflow.site import Site, axes_of, find_cell, find_model, one_draw, parse_axes, read_rows
 
@@ -146,6 +147,13 @@ def digest_today(rule: str, axes: Axes) -> str | None:
         return None
 
 
+def _proofs(key: str, code: str, today: str | None) -> list[Proof]:
+    """Return what shows that one code gives the numbers of today's; nothing if that is not recorded."""
+    if today is None or graph.oldest_code(key, code) != graph.oldest_code(key, today):
+        return []
+    return equal_code.record().between(key, today, code)
+
+
 def source_digest(site: Site, dataset: str) -> str | None:
     """Return the digest of a data set's images, labels and classes; None if it is not there."""
     path = site.at(graph.job("dataset", {"dataset": dataset}).file("train"))
@@ -230,10 +238,12 @@ def code(lookup: Lookup, steps: Sequence[Job], row: Mapping[str, Any] | None) ->
         kept = lookup.model_card(Model(**step.axes)) if trained else row
         if kept and kept["code"]:
             today = digest_today(step.rule, step.axes)
+            proofs = _proofs(graph.code_key(step.rule, step.axes), kept["code"], today)
             found[f"{step.rule}{_whose(step, steps)}"] = {
                 "digest": kept["code"],
                 "today": today,
-                "same": kept["code"] == today,
+                "same": kept["code"] == today or bool(proofs),
+                "recorded": [proof._asdict() for proof in proofs],
                 "git_commit": kept["git_commit"],
                 "git_commit_today": provenance.git_commit(),
                 "versions": json.loads(kept["versions"]),
@@ -435,11 +445,13 @@ def _there(file: Facts) -> str:
 
 
 def _origin(made: Facts) -> Facts:
-    today = (
-        "the same as today's"
-        if made["same"]
-        else f"today's is {made['today'] or 'gone'}: a rerun would remake it"
-    )
+    if made["recorded"]:
+        shown = "; ".join(dict.fromkeys(f"recorded {p['date']}, on {p['study']}" for p in made["recorded"]))
+        today = f"which gives the numbers of today's, {made['today']} ({shown})"
+    elif made["same"]:
+        today = "the same as today's"
+    else:
+        today = f"today's is {made['today'] or 'gone'}: a rerun would remake it"
     commit = made["git_commit"]
     if commit != made["git_commit_today"]:
         commit += f" (today: {made['git_commit_today']})"

@@ -23,6 +23,7 @@ from detrojan.cells import MODEL_AXES, NO_METHOD, NO_SAMPLES, ONE_DRAW, Model, S
 from detrojan.storage import paths, provenance
 from detrojan.study import grid
 from detrojan.study.schema import Study
+from detrojan.workflow import equal_code
 
 RESULTS, LOGS = "results", "logs"
 # How each job sets up torch before it computes: by `workflow.job`, which digests of code leave out.
@@ -670,6 +671,18 @@ def code_digest(rule: str, named: Mapping[str, str]) -> str:
 def code_key(rule: str, named: Mapping[str, str]) -> str:
     """Return what jobs of one ``code_digest`` have in common: the rule, and the methods that it runs."""
     return "/".join([rule, *(named[axis] for axis in RULES[rule].methods.values())])
+
+
+def oldest_code(key: str, code: str) -> str:
+    """Return the oldest code that is recorded to give the numbers of ``code``, itself if none is.
+
+    Two codes are the same to whoever asks, the workflow too, if this is the same for both.
+
+    Args:
+        key: as ``code_key`` returns it.
+        code: a digest, of today's code or of any other.
+    """
+    return equal_code.record().oldest(key, code)
 
 
 def all_code() -> dict[str, str]:

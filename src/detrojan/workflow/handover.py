@@ -38,3 +38,11 @@ def take(config: dict[str, Any]) -> dict[str, str]:
     """
     found: dict[str, str] = config.pop(CODE, {})
     return found
+
+
+def given(folder: Path) -> dict[str, str]:
+    """Return the digests of code that the one run of a working folder has handed over; empty if none has."""
+    found: dict[str, str] = {}
+    for path in (folder / FOLDER).glob("*.yaml"):
+        found |= yaml.safe_load(path.read_text(encoding="utf-8"))[CODE]
+    return found

@@ -1,8 +1,10 @@
 """What Snakemake 9.27 has no setting for. Tests fail if an upgrade makes one of these needless or void."""
 
+import dataclasses
 import functools
 import gc
 import inspect
+import operator
 import os
 import shlex
 import subprocess
@@ -13,10 +15,11 @@ from typing import Any, TypeVar
 
 import snakemake.common
 import snakemake.jobs
+import snakemake.persistence
 import snakemake.resources
 import snakemake.script
 
-from detrojan.workflow import fork_server
+from detrojan.workflow import equal_code, fork_server, graph
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -39,6 +42,50 @@ def apply() -> None:
         _sources[None] = snakemake.script.get_source
         snakemake.script.get_source = _source
     known_parameters(snakemake.resources.Resource.evaluate)
+
+
+def know_equal_code() -> None:
+    """Have this process take a result of code that is recorded to give today's numbers for one of today's.
+
+    The params themselves stay what they are: a result says which code made it, and one that today's code
+    has made isn't made again when an older code turns out to equal it.
+
+    Raises:
+        ValueError: the record is mangled, or contradicts itself.
+    """
+    equal_code.record()
+    usual = snakemake.persistence.PersistenceBase.params_changed
+    if getattr(usual, "__wrapped__", None) is not None:  # a Snakefile is parsed more than once
+        return
+
+    @functools.wraps(usual)
+    def params_changed(self: Any, job: Any, file: Any = None) -> Any:
+        changes = usual(self, job, file)
+        if not changes:
+            return changes
+        try:
+            named = {"source": job.params.get("source"), **job.wildcards_dict}
+            key = graph.code_key(graph.known(job.rule.name), named)
+        except KeyError:  # a rule of a workflow that uses ours
+            return changes
+        unchanged = snakemake.persistence.NO_PARAMS_CHANGE
+        # Each output may be of another code.
+        of_each = [usual(self, job, output) for output in ([file] if file else job.output)]
+        settled = (_without_code(one, key, str(job.params.get("code"))) for one in of_each)
+        return functools.reduce(operator.or_, settled, unchanged)
+
+    snakemake.persistence.PersistenceBase.params_changed = params_changed
+
+
+def _without_code(changes: Any, key: str, code: str) -> Any:
+    """Return changes of params but for that of a digest of code, if what was became gives equal numbers."""
+    oldest = graph.oldest_code(key, code)
+    equal = {text for text in changes.only_old if graph.oldest_code(key, text.strip("'")) == oldest}
+    if not (equal and repr(code) in changes.only_new):
+        return changes
+    return dataclasses.replace(
+        changes, only_old=changes.only_old - equal, only_new=changes.only_new - {repr(code)}
+    )
 
 
 def fork_scripts(folder: Path) -> None:
