@@ -11,10 +11,15 @@ import torch
 
 from detrojan.images import DefenderSample, ImageSet, TriggeredSample
 from detrojan.settings import Augmentation
-from detrojan.storage import artifacts, records
+from detrojan.storage import artifacts, records, seals
 
 SCHEMA = pa.schema([pa.field("draw", pa.int32()), pa.field("acc", pa.float64())])
 ROWS = [{"draw": 1, "acc": 0.5}, {"draw": 2, "acc": None}]
+
+
+def write_sealed(table, path):
+    """Write a table that was tampered with as a whole one."""
+    records.write_table(table, path, table.schema)
 
 
 def assert_same(first, second):
@@ -123,18 +128,18 @@ def test_whole_clears_what_a_killed_job_left(tmp_path, left_over):
         lambda images, path: artifacts.write_samples({0: DefenderSample(images, images)}, path),
         lambda images, path: records.write_rows(ROWS, path, SCHEMA),
         lambda images, path: artifacts.write_tensors({"images": images.images}, path),
+        lambda images, path: records.write_card({"count": len(images)}, path),
     ],
-    ids=["images", "poisoned", "samples", "rows", "tensors"],
+    ids=["images", "poisoned", "samples", "rows", "tensors", "card"],
 )
 def test_every_write_is_whole(tmp_path, toy_images, monkeypatch, write):
-    def full_disk(content, partial, *_args, **_options):
-        partial.write_text("half")
+    def full_disk(partial):
+        assert partial.stat().st_size  # all but the checksum is there
         raise OSError("no space left on device")
 
     target = tmp_path / "artifact"
     target.write_text("old")
-    monkeypatch.setattr(artifacts.pq, "write_table", full_disk)
-    monkeypatch.setattr(artifacts, "save_file", full_disk)
+    monkeypatch.setattr(seals, "seal", full_disk)
     with pytest.raises(OSError, match="no space left"):
         write(toy_images(), target)
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
@@ -240,8 +245,9 @@ def test_images_that_do_not_lie_in_order_come_back(tmp_path, toy_images):
 def test_row_groups_are_put_together(tmp_path, toy_images):
     images = toy_images()
     artifacts.write_images(images, tmp_path / "a.parquet")
-    table = pq.read_table(tmp_path / "a.parquet")
-    pq.write_table(table, tmp_path / "a.parquet", row_group_size=5)
+    table = records.read_table(tmp_path / "a.parquet")
+    with records.table_writer(tmp_path / "a.parquet", table.schema) as writer:
+        writer.write_table(table, row_group_size=5)
     assert_same(artifacts.read_images(tmp_path / "a.parquet"), images)
 
 
@@ -265,9 +271,9 @@ def test_no_images_come_back(tmp_path, toy_images):
 def test_images_of_another_size_than_the_table_says(tmp_path, toy_images):
     path = tmp_path / "train.parquet"
     artifacts.write_images(toy_images(side=8), path)
-    table = pq.read_table(path)
+    table = records.read_table(path)
     card = json.loads(table.schema.metadata[b"detrojan"]) | {"height": 9}
-    pq.write_table(table.replace_schema_metadata({"detrojan": json.dumps(card)}), path)
+    write_sealed(table.replace_schema_metadata({"detrojan": json.dumps(card)}), path)
     refuses(artifacts.read_images, path, r"fixed_size_binary\[192\], but 9×8 RGB is 216 bytes")
 
 
@@ -284,7 +290,7 @@ def test_images_of_another_size_than_the_table_says(tmp_path, toy_images):
 def test_images_without_their_metadata(tmp_path, toy_images, metadata, message):
     path = tmp_path / "train.parquet"
     artifacts.write_images(toy_images(), path)
-    pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
+    write_sealed(records.read_table(path).replace_schema_metadata(metadata), path)
     refuses(artifacts.read_images, path, message)
 
 
@@ -292,16 +298,16 @@ def test_images_without_their_metadata(tmp_path, toy_images, metadata, message):
 def test_images_without_a_column(tmp_path, toy_images, column):
     path = tmp_path / "train.parquet"
     artifacts.write_images(toy_images(), path)
-    pq.write_table(pq.read_table(path).drop_columns([column]), path)
+    write_sealed(records.read_table(path).drop_columns([column]), path)
     refuses(artifacts.read_images, path, column)
 
 
 def test_images_with_a_label_out_of_range(tmp_path, toy_images):
     path = tmp_path / "train.parquet"
     artifacts.write_images(toy_images(), path)
-    table = pq.read_table(path)
+    table = records.read_table(path)
     labels = pa.array([4] * 12, pa.int16())
-    pq.write_table(table.set_column(2, "label", labels), path)
+    write_sealed(table.set_column(2, "label", labels), path)
     refuses(artifacts.read_images, path, "labels run from 4 to 4, but the 4 classes are 0 to 3")
 
 
