@@ -347,7 +347,7 @@ def gather(arguments: argparse.Namespace) -> None:
     from detrojan.analysis.statistics import collect, derived
     from detrojan.storage import records
 
-    cells = collect.cells(sorted(arguments.folder.glob("*.parquet")))
+    cells = collect.cells({path: {} for path in sorted(arguments.folder.glob("*.parquet"))})
     cells = collect.completed(cells, pa.Table.from_pylist([], schema=collect.MODELS))
     records.write_table(cells, arguments.folder / "cells.table", collect.CELLS)
     derived.write(cells, {name: arguments.folder / f"{name}.table" for name in derived.TABLES})
