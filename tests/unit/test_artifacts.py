@@ -1,7 +1,16 @@
 """Files come back as they were written, whole or not at all, and a broken one is named."""
 
 import dataclasses
+import errno
 import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from detrojan.errors import FaultError
 from detrojan.images import DefenderSample, ImageSet, TriggeredSample
 from detrojan.settings import Augmentation
 from detrojan.storage import artifacts, records, seals
@@ -105,19 +115,131 @@ def test_whole_folder(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-@pytest.mark.parametrize("left_over", ["file", "folder"])
-def test_whole_clears_what_a_killed_job_left(tmp_path, left_over):
+def died():
+    """Return the number of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def leave(target, pid, host=None, age=0, folder=False):
+    """Leave beside ``target`` what a process was writing ``age`` seconds ago; return its path."""
+    left = target.with_name(f".{target.name}.{host or socket.gethostname()}.{pid}.partial")
+    left.mkdir() if folder else left.write_text("half")
+    os.utime(left, 2 * (time.time() - age,))
+    return left
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_whole_clears_what_a_killed_job_left(tmp_path, folder):
     target = tmp_path / "file.txt"
+    left = leave(target, died(), folder=folder)
     with records.whole(target) as partial:
-        name = partial.name
-        partial.write_text("old")
-    left = tmp_path / name
-    left.mkdir() if left_over == "folder" else left.write_text("half")
-    with records.whole(target) as partial:
-        assert not partial.exists()
+        assert not left.exists()
         partial.write_text("new")
     assert target.read_text() == "new"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_whole_leaves_alone_what_others_write(tmp_path):
+    target = tmp_path / "file.txt"
+    with subprocess.Popen(["sleep", "60"]) as other:
+        theirs = leave(target, other.pid)
+        of_another_target = leave(tmp_path / "file", died())
+        elsewhere = leave(target, 1, host="a.b-c", age=24 * 3600)
+        forgotten = leave(target, 2, host="a.b-c", age=8 * 24 * 3600)
+        # The number serves another process by now: this file is older than that.
+        anew = leave(target, os.getpid(), age=10**8)
+        records.sweep(target)
+        other.kill()
+    assert theirs.exists()
+    assert of_another_target.exists()
+    assert elsewhere.exists()
+    assert not forgotten.exists()
+    assert not anew.exists()
+
+
+# Writes its number into a file or a folder of files again and again, at the same time as others.
+WRITER = """
+import sys, time
+from pathlib import Path
+from detrojan.storage import records
+target, number = Path(sys.argv[1]), sys.argv[2]
+end = time.monotonic() + 1
+while time.monotonic() < end:
+    if target.suffix:
+        with records.whole(target) as partial:
+            partial.write_text(1000 * number)
+    else:
+        with records.whole_folder(target) as folder:
+            for name in "abc":
+                (folder / name).write_text(number)
+"""
+
+
+@pytest.mark.parametrize("name", ["file.txt", "folder"])
+def test_of_two_writers_the_last_wins_whole(tmp_path, name):
+    target = tmp_path / name
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(target), str(n)]) for n in (1, 2)]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    found = target.read_text() if target.is_file() else "".join(file.read_text() for file in target.iterdir())
+    assert found in ([1000 * "1", 1000 * "2"] if target.is_file() else ["111", "222"])
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_a_line_with_the_file_and_what_to_do(tmp_path, number):
+    target = tmp_path / "file.txt"
+    with pytest.raises(FaultError) as caught:
+        write_half(target, OSError(number, os.strerror(number)))
+    text = str(caught.value)
+    assert text.startswith(f"{target}: {os.strerror(number)}; ")
+    assert text.endswith(", and run the workflow again")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_of_the_system_stay_what_they_are(tmp_path):
+    with pytest.raises(OSError, match="no fault of the machine") as caught:
+        write_half(tmp_path / "file.txt", OSError(errno.EINVAL, "no fault of the machine"))
+    assert not isinstance(caught.value, FaultError)
+
+
+def test_a_limit_on_the_size_of_files_is_met_as_a_full_disk_is(tmp_path, toy_images):
+    """As when the disk is full, the library itself fails in the middle of writing."""
+    target = tmp_path / "images.parquet"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        with pytest.raises(FaultError) as caught:
+            artifacts.write_images(toy_images(), target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert str(caught.value).startswith(f"{target}: File too large; ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    def forbidden(self):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    path = tmp_path / "card.json"
+    records.write_card({"a": 1}, path)
+    monkeypatch.setattr(Path, "read_bytes", forbidden)  # root may read everything
+    with pytest.raises(FaultError, match=r"card\.json: Permission denied; give yourself the right to it"):
+        records.read_card(path)
+
+
+def test_files_follow_the_umask(tmp_path, toy_images):
+    before = os.umask(0o027)
+    try:
+        artifacts.write_tensors({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+        artifacts.write_images(toy_images(), tmp_path / "a.parquet")
+        records.write_card({}, tmp_path / "a.json")
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o640}
 
 
 @pytest.mark.parametrize(

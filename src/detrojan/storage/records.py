@@ -1,14 +1,19 @@
 """Tables, cards and other files that need no torch: whole or absent, one clear line on a broken one.
 
-A write goes to ``.NAME.partial`` beside its target and is then renamed. The name is fixed, so that
-what a killed job leaves is overwritten and renamed away by its rerun.
+A write goes to ``.NAME.HOST.PID.partial`` beside its target and is then renamed. So two jobs that write one
+target have a file each, and the last rename wins, whole. What a killed job leaves, the next write removes.
 """
 
 import contextlib
+import errno
+import glob
 import json
 import os
+import re
 import shlex
 import shutil
+import socket
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,12 +23,17 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
-from detrojan.storage import seals
+from detrojan.errors import told
+from detrojan.storage import processes, seals
 
 if TYPE_CHECKING:
     from PIL import Image
 
 FilePath = str | os.PathLike[str]
+# A writer on another machine can't be asked whether it lives: its file counts as left after this time.
+FORGOTTEN = 7 * 24 * 3600  # seconds without a write
+# What is in the way of a rename: a folder that is not empty, a folder for a file, a file for a folder.
+OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
 # What libraries, and our dataclasses made from metadata, raise on a file that is not what it should be.
 BROKEN = (
     seals.DamagedError,
@@ -39,23 +49,66 @@ BROKEN = (
 
 @contextlib.contextmanager
 def whole(path: FilePath) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write a file or a folder to; rename it when the block ends well."""
+    """Yield a path beside ``path`` to write a file or a folder to; rename it when the block ends well.
+
+    Raises:
+        FaultError: the disk is full, say, or the folder may not be written to.
+    """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    _remove(partial)
+    partial = _beside(target, "partial")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sweep(target)
+        _remove(partial)
         yield partial
         if partial.is_file():
             # A rename may reach the disk before the data: after a power cut, an empty file.
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
-        if target.is_dir():
-            shutil.rmtree(target)
-        partial.replace(target)
-    except BaseException:
-        _remove(partial)
+        _put(partial, target)
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # of a fault, the first word counts
+            _remove(partial)
+        if isinstance(error, OSError) and (fault := told(error, target)) is not error:
+            raise fault from error
         raise
+
+
+def sweep(path: FilePath) -> None:
+    """Remove what writers of ``path`` left beside it when they were killed; not what others write now."""
+    target = Path(path)
+    form = re.compile(rf"\.{re.escape(target.name)}\.(.+)\.(\d+)\.(partial|old)")
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        if found := form.fullmatch(left.name):
+            with contextlib.suppress(FileNotFoundError):  # finished, or swept by another
+                touched = left.stat().st_mtime
+                at_work = processes.is_at_work(found[1], int(found[2]), touched)
+                if at_work is None:
+                    at_work = time.time() - touched < FORGOTTEN
+                if not at_work:
+                    _remove(left)
+
+
+def _beside(target: Path, what: str) -> Path:
+    """Return a path beside ``target`` that no other process has."""
+    return target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.{what}")
+
+
+def _put(partial: Path, target: Path) -> None:
+    """Rename ``partial`` to ``target``, also where another process does the same."""
+    old = _beside(target, "old")
+    while True:
+        try:
+            partial.replace(target)
+        except OSError as error:
+            if error.errno not in OCCUPIED:
+                raise
+        else:
+            return
+        # A folder that is not empty can't be replaced: put aside what is there.
+        with contextlib.suppress(FileNotFoundError):
+            target.replace(old)
+            _remove(old)
 
 
 @contextlib.contextmanager
@@ -88,6 +141,11 @@ def readable(path: FilePath, what: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such {what}; run the workflow again to make it") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise told(error, path) from error
+        # Arrow's word on what is no Parquet.
+        raise ValueError(f"{path}: not a whole {what} ({one_line(error)}); {anew(path)}") from error
     except BROKEN as error:
         raise ValueError(f"{path}: not a whole {what} ({one_line(error)}); {anew(path)}") from error
 
@@ -100,7 +158,7 @@ def anew(path: FilePath) -> str:
     # What waits to be evaluated is made as one, folder and all.
     parts = (file.parent if (file.parent / "runs.parquet").exists() else file).parts
     # As the workflow names it, whose folder need not be where we are.
-    start = max((at for at, part in enumerate(parts) if part == "results"), default=0)
+    start = max((at for at, part in enumerate(parts) if file.is_absolute() and part == "results"), default=0)
     forced = f"-R {shlex.quote(str(Path(*parts[start:])))}"
     return f"make it anew: run your study with {forced}, as `snakemake --profile local {forced}`"
 
