@@ -3,7 +3,7 @@
 import pathlib
 
 from detrojan.study import feasibility, files, grid
-from detrojan.workflow import graph, handover
+from detrojan.workflow import earlier, graph, handover
 
 # Another study replaces the default one; `--config` alone changes it.
 if not workflow.overwrite_configfiles:
@@ -31,6 +31,7 @@ localrules:
 
 
 onstart:
+    earlier.wait(workflow)
     files.keep(config, pathlib.Path(graph.RESULTS))
     handover.give(workflow, config)
 

@@ -124,7 +124,7 @@ class Diary:
     """Where the running job keeps its own record."""
 
     def __init__(self, rule: str, axes: Mapping[str, Any], log: str, folder: Path = FOLDER) -> None:
-        self.job = {"rule": rule, "axes": {name: _plain(value) for name, value in axes.items()}, "log": log}
+        self.job = {"rule": rule, "axes": {name: plain(value) for name, value in axes.items()}, "log": log}
         key = hashlib.sha256(json.dumps(self.job, sort_keys=True).encode()).hexdigest()
         self.path = folder / f"{rule}-{key[:20]}.jsonl"
 
@@ -215,5 +215,6 @@ def _answer(*command: str) -> dict[str, str]:
     return {job: state.split()[0] for job, state in pairs if state.strip()}  # "CANCELLED by 1000"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return the value of an axis as records have it: ``draws`` as text."""
     return value if isinstance(value, str | int | float) else str(value)
