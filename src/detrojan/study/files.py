@@ -68,22 +68,24 @@ def load_study(raw: Mapping[str, Any]) -> Study:
 
 def keep(raw: Mapping[str, Any], results: Path) -> None:
     """Write a study beside its results, for what reads them later and is not told the study file."""
-    results.mkdir(parents=True, exist_ok=True)
-    partial = results / f".{KEPT}.partial"
-    partial.write_text(KEPT_HEAD + yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True))
-    partial.replace(results / KEPT)
+    from detrojan.storage import records  # pyarrow, which each of a cluster's jobs would load
+
+    text = yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True)
+    records.write_text(KEPT_HEAD + text, results / KEPT)
 
 
 def kept(results: Path) -> dict[str, Any]:
     """Return the study, as parsed, that was run last in the folder of ``results``.
 
     Raises:
-        StudyError: none was run there.
+        StudyError: none was run there, or the file is broken.
     """
     try:
         return dict(yaml.safe_load((results / KEPT).read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise StudyError([f"{results / KEPT} is missing: no study was run there"]) from None
+    except (yaml.YAMLError, ValueError, TypeError):  # cut off, empty, no text
+        raise StudyError([f"{results / KEPT} is broken: run the study again, which writes it"]) from None
 
 
 # --- what the schema alone can't tell --------------------------------------------------------------

@@ -77,8 +77,8 @@ def _said(others: list[Record]) -> str:
     more = f"; and {len(others) - MOST_NAMED} more" if len(others) > MOST_NAMED else ""
     ends = " && ".join(sorted({_ending(record) for record in others}))
     return (
-        f"jobs of an earlier run are still at work on what this one would make: {named}{more}. Wait until they "
-        f"have ended, or end them ({ends}), and run again"
+        f"jobs of an earlier run are still at work on what this one would make: {named}{more}. "
+        f"Wait until they have ended, or end them ({ends}), and run again"
     )
 
 

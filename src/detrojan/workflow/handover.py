@@ -21,12 +21,12 @@ CODE = "planned_code"  # beside the keys of a study
 
 def give(workflow: Any, raw: Mapping[str, Any]) -> None:
     """Let the jobs of Snakemake's ``workflow`` have the study ``raw``, as parsed, and the code of now."""
+    from detrojan.storage import records  # pyarrow, which each of a cluster's jobs would load
+
     text = yaml.safe_dump({**raw, CODE: graph.all_code()}, sort_keys=False, allow_unicode=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    partial, path = FOLDER / f".{name}.partial", FOLDER / f"{name}.yaml"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    path = FOLDER / f"{name}.yaml"
+    records.write_text(text, path)
     # What Snakemake tells each job in its command: --configfiles.
     workflow.config_settings.configfiles = [path.absolute()]
 
