@@ -12,6 +12,7 @@ if not workflow.overwrite_configfiles:
 
 
 planned_code = handover.take(config)
+retries = handover.retries(config)
 study = files.load_study(config)
 if workflow.is_main_process:
     feasibility.check(study)

@@ -12,6 +12,10 @@ class NotApplicableError(ValueError):
     """A defense can't work on this model or with this sample: it becomes a row with the reason."""
 
 
+class TryAgainError(ValueError):
+    """A defense ran out of memory, and its job will be tried again with more: no row yet."""
+
+
 class StoppedError(BaseException):
     """The job was told to stop by a signal: no error of its own, so that nothing takes it for a result."""
 

@@ -1,4 +1,4 @@
-"""What a run hands to its jobs on other machines: the study and the code that it began with.
+"""What a run hands to its jobs on other machines: the study and the code that it began with, and its retries.
 
 Each of a cluster's jobs parses the Snakefile again. It would read a study file that was edited since the run
 began, and would take code that was edited since for the code that its results were planned with. So the
@@ -16,14 +16,15 @@ import yaml
 from detrojan.workflow import graph
 
 FOLDER = Path(".snakemake", "runs")
-CODE = "planned_code"  # beside the keys of a study
+CODE, RETRIES = "planned_code", "retries"  # beside the keys of a study
 
 
 def give(workflow: Any, raw: Mapping[str, Any]) -> None:
     """Let the jobs of Snakemake's ``workflow`` have the study ``raw``, as parsed, and the code of now."""
     from detrojan.storage import records  # pyarrow, which each of a cluster's jobs would load
 
-    text = yaml.safe_dump({**raw, CODE: graph.all_code()}, sort_keys=False, allow_unicode=True)
+    own = {CODE: graph.all_code(), RETRIES: workflow.execution_settings.retries}
+    text = yaml.safe_dump({**raw, **own}, sort_keys=False, allow_unicode=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = FOLDER / f"{name}.yaml"
     records.write_text(text, path)
@@ -37,4 +38,14 @@ def take(config: dict[str, Any]) -> dict[str, str]:
     None in the run itself, which plans with the code of now.
     """
     found: dict[str, str] = config.pop(CODE, {})
+    return found
+
+
+def retries(config: dict[str, Any]) -> int | None:
+    """Return how often jobs that fail are tried again, and leave the study in ``config``.
+
+    None in the run itself, which knows. Its jobs on other machines are told by Snakemake that there are
+    none: it is the run that tries again.
+    """
+    found: int | None = config.pop(RETRIES, None)
     return found
