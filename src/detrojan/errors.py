@@ -44,10 +44,10 @@ def told(error: OSError, path: str | os.PathLike[str] | None = None) -> OSError:
 
     Args:
         error: what the system or a library raised.
-        path: of the file that was read or written, if ``error`` does not name it.
+        path: of the file that was read or written, if it is not the one that ``error`` names.
     """
     if isinstance(error, FaultError) or error.errno not in FAULTS:
         return error
-    where = error.filename or path
+    where = path or error.filename
     said = f"{os.strerror(error.errno)}; {FAULTS[error.errno]}, and run the workflow again"
     return FaultError(f"{os.fsdecode(where)}: {said}" if where else said)

@@ -198,6 +198,17 @@ def test_a_full_disk_is_a_line_with_the_file_and_what_to_do(tmp_path, number):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_fault_names_the_file_and_not_what_it_is_called_while_it_is_written(tmp_path):
+    target = tmp_path / "file.txt"
+    with (
+        pytest.raises(FaultError, match=r"/file\.txt: Permission denied; "),
+        records.whole(target) as partial,
+    ):
+        raise PermissionError(errno.EACCES, "Permission denied", str(partial / "inside"))
+    with pytest.raises(FaultError, match=r"^elsewhere: Permission denied; "), records.whole(target):
+        raise PermissionError(errno.EACCES, "Permission denied", "elsewhere")
+
+
 def test_other_errors_of_the_system_stay_what_they_are(tmp_path):
     with pytest.raises(OSError, match="no fault of the machine") as caught:
         write_half(tmp_path / "file.txt", OSError(errno.EINVAL, "no fault of the machine"))

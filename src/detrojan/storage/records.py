@@ -69,8 +69,12 @@ def whole(path: FilePath) -> Iterator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):  # of a fault, the first word counts
             _remove(partial)
-        if isinstance(error, OSError) and (fault := told(error, target)) is not error:
-            raise fault from error
+        if isinstance(error, OSError):
+            # Nobody knows the file by the name that it was written under.
+            other = error.filename and not os.fsdecode(error.filename).startswith(str(partial))
+            fault = told(error, None if other else target)
+            if fault is not error:
+                raise fault from error
         raise
 
 
@@ -80,7 +84,7 @@ def sweep(path: FilePath) -> None:
     form = re.compile(rf"\.{re.escape(target.name)}\.(.+)\.(\d+)\.(partial|old)")
     for left in target.parent.glob(f".{glob.escape(target.name)}.*"):
         if found := form.fullmatch(left.name):
-            with contextlib.suppress(FileNotFoundError):  # finished, or swept by another
+            with contextlib.suppress(OSError):  # finished meanwhile, or not ours to remove
                 touched = left.stat().st_mtime
                 at_work = processes.is_at_work(found[1], int(found[2]), touched)
                 if at_work is None:

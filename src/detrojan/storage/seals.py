@@ -6,6 +6,7 @@ left out, neither header nor footer, and other programs read it as ever.
 """
 
 import hashlib
+import mmap
 import os
 from pathlib import Path
 
@@ -23,13 +24,14 @@ class DamagedError(Exception):
 
 def seal(path: FilePath) -> None:
     """Fill in the checksum of the file at ``path``, which has ``BLANK`` in it."""
-    content = Path(path).read_bytes()
-    start = content.rfind(MARK + ZEROS)
-    assert start >= 0, f"{path}: written without a place for its checksum"
-    start += len(MARK)
     with Path(path).open("r+b") as file:
+        # Mapped: a large data set need not be in memory once more.
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            start = content.rfind(MARK + ZEROS) + len(MARK)
+            assert start >= len(MARK), f"{path}: written without a place for its checksum"
+            digest = _digest(content, start)
         file.seek(start)
-        file.write(_digest(content, start))
+        file.write(digest)
 
 
 def read(path: FilePath) -> bytes:
@@ -50,9 +52,10 @@ def read(path: FilePath) -> bytes:
     return content
 
 
-def _digest(content: bytes, start: int) -> bytes:
+def _digest(content: bytes | mmap.mmap, start: int) -> bytes:
     """Return the digest of ``content``, in hexadecimal, with zeros in place of the one at ``start``."""
-    view, total = memoryview(content), hashlib.sha256()
-    for part in (view[:start], ZEROS, view[start + len(ZEROS) :]):
-        total.update(part)
+    total = hashlib.sha256()
+    with memoryview(content) as view:
+        for part in (view[:start], ZEROS, view[start + len(ZEROS) :]):
+            total.update(part)
     return total.hexdigest().encode()

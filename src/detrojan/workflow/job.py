@@ -135,7 +135,7 @@ def _log_to(path: Path, *, mode: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _LogFile(path, mode=mode)
     except OSError as error:
-        raise SystemExit(f"ERROR: {told(error, path)}") from None
+        raise SystemExit(f"ERROR: {told(error)}") from None
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     terminal = logging.StreamHandler()
     terminal.setLevel(logging.WARNING)
