@@ -3,7 +3,7 @@
 import pathlib
 
 from detrojan.study import feasibility, files, grid
-from detrojan.workflow import graph, handover
+from detrojan.workflow import earlier, graph, handover
 
 # Another study replaces the default one; `--config` alone changes it.
 if not workflow.overwrite_configfiles:
@@ -12,6 +12,7 @@ if not workflow.overwrite_configfiles:
 
 
 planned_code = handover.take(config)
+retries = handover.retries(config)
 study = files.load_study(config)
 if workflow.is_main_process:
     feasibility.check(study)
@@ -31,6 +32,7 @@ localrules:
 
 
 onstart:
+    earlier.wait(workflow)
     files.keep(config, pathlib.Path(graph.RESULTS))
     handover.give(workflow, config)
 

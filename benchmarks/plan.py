@@ -348,7 +348,7 @@ def gather(arguments: argparse.Namespace) -> None:
     from detrojan.analysis.statistics import collect
     from detrojan.storage import records
 
-    cells = collect.cells(sorted(arguments.folder.glob("*.parquet")))
+    cells = collect.cells({path: {} for path in sorted(arguments.folder.glob("*.parquet"))})
     models = pa.Table.from_pylist([], schema=collect.MODELS)
     cells = collect.completed(cells, models)
     records.write_table(cells, arguments.folder / "cells.table", collect.CELLS)

@@ -123,6 +123,13 @@ def runtime(rule, units=lambda wildcards: None):
     )
 
 
+@known_parameters
+def tries_left(wildcards, attempt):
+    """Return a resource that nobody counts: how often a job will be tried again if it fails."""
+    given = getattr(workflow.execution_settings, "retries", 0) if retries is None else retries
+    return max(0, given + 1 - attempt)
+
+
 def epochs(wildcards):
     return training_settings(wildcards)["epochs"]
 

@@ -10,6 +10,7 @@ rule defend:
         mem_mb=memory("defend"),
         runtime=runtime("defend"),
         gpu=GPUS_A_JOB,
+        tries_left=tries_left,
     params:
         settings=defense_settings,
         code=code("defend"),

@@ -7,19 +7,16 @@ from detrojan.analysis.statistics import collect, settings
 from detrojan.settings import Gate
 from detrojan.storage import records
 from detrojan.study.schema import Study
-from detrojan.workflow import job
+from detrojan.workflow import graph, job
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
 
 with job.run(snakemake) as cell:
-    cells = collect.cells(snakemake.input.metrics, snakemake.params.given_up)
+    cells = collect.cells(graph.placed(snakemake.input.metrics), snakemake.params.given_up)
     models = collect.models(
         cells,
-        snakemake.input.models,
-        snakemake.input.triggers,
-        snakemake.input.poisoned,
-        snakemake.input.triggered,
+        *(graph.placed(snakemake.input[name]) for name in ("models", "triggers", "poisoned", "triggered")),
         Gate(**snakemake.params.gate),
     )
     settings.check(cells, models, Study.model_validate_json(snakemake.params.study))

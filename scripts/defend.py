@@ -15,5 +15,13 @@ with job.run(snakemake) as cell:
     model = artifacts.read_model(snakemake.input.model).place(job.device())
     samples = artifacts.read_samples(snakemake.input.get("sample"), snakemake.input.get("triggered_sample"))
     with records.whole_folder(snakemake.output.defended) as folder:
-        runs = defend.run_shard(defense, model, samples, cell.shard, folder, code=snakemake.params.code)
+        runs = defend.run_shard(
+            defense,
+            model,
+            samples,
+            cell.shard,
+            folder,
+            code=snakemake.params.code,
+            tries_left=snakemake.resources.tries_left,
+        )
         records.write_rows(runs, folder / "runs.parquet", columns.RUNS)

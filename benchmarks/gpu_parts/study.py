@@ -305,8 +305,9 @@ class Work:
         self.rows += rows
         metrics = self._folder / "metrics.parquet"
         records.write_rows(self.rows, metrics, METRICS)
-        cells = collect.cells([metrics])
-        models = collect.models(cells, *self._cards.values(), self.study.gate)
+        cells = collect.cells({metrics: {}})
+        cards = ({path: {} for path in paths} for paths in self._cards.values())
+        models = collect.models(cells, *cards, self.study.gate)
         tables = self.bench.record.folder / "tables"
         records.write_table(models, tables / "models.parquet", collect.MODELS)
         records.write_table(collect.completed(cells, models), tables / "cells.parquet", collect.CELLS)

@@ -16,12 +16,11 @@ from typing import Any, Protocol
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from detrojan import registry
 from detrojan.analysis.tables.base import load
 from detrojan.cells import NO_METHOD
-from detrojan.storage import paths
+from detrojan.storage import paths, records
 from detrojan.storage.columns import OK
 
 FilePath = str | os.PathLike[str]
@@ -108,13 +107,12 @@ def _read(name: str, path: FilePath, columns: Sequence[str] | None) -> pd.DataFr
             close = difflib.get_close_matches(column, declared.names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(declared.names)}"
             raise ValueError(f"{name}: no column {column!r}; {hint}")
-    try:
-        _check(file, pq.read_schema(file), declared)
-        coded = [column for column in wanted if column in _categories(name)]
-        # memory_map=False: a mapped file on a network file system turns its loss into a bus error.
-        table = pq.ParquetFile(file, memory_map=False, read_dictionary=coded).read(columns=wanted)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{file}: not a whole Parquet table ({str(error).splitlines()[0]})") from error
+    coded = [column for column in wanted if column in _categories(name)]
+    with records.readable(file, "Parquet table"):
+        opened = records.open_table(file, read_dictionary=coded)
+        # Of the file's own types: the opened one calls dictionaries what is read as such.
+        _check(file, opened.schema.to_arrow_schema(), declared)
+        table = opened.read(columns=wanted)
     return pd.DataFrame({column: _series(table[column], declared.field(column)) for column in wanted})
 
 

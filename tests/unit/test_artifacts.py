@@ -1,7 +1,16 @@
 """Files come back as they were written, whole or not at all, and a broken one is named."""
 
 import dataclasses
+import errno
 import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -9,12 +18,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from detrojan.errors import FaultError
 from detrojan.images import DefenderSample, ImageSet, TriggeredSample
 from detrojan.settings import Augmentation
-from detrojan.storage import artifacts, records
+from detrojan.storage import artifacts, records, seals
 
 SCHEMA = pa.schema([pa.field("draw", pa.int32()), pa.field("acc", pa.float64())])
 ROWS = [{"draw": 1, "acc": 0.5}, {"draw": 2, "acc": None}]
+
+
+def write_sealed(table, path):
+    """Write a table that was tampered with as a whole one."""
+    records.write_table(table, path, table.schema)
 
 
 def assert_same(first, second):
@@ -100,19 +115,142 @@ def test_whole_folder(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-@pytest.mark.parametrize("left_over", ["file", "folder"])
-def test_whole_clears_what_a_killed_job_left(tmp_path, left_over):
+def died():
+    """Return the number of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def leave(target, pid, host=None, age=0, folder=False):
+    """Leave beside ``target`` what a process was writing ``age`` seconds ago; return its path."""
+    left = target.with_name(f".{target.name}.{host or socket.gethostname()}.{pid}.partial")
+    left.mkdir() if folder else left.write_text("half")
+    os.utime(left, 2 * (time.time() - age,))
+    return left
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_whole_clears_what_a_killed_job_left(tmp_path, folder):
     target = tmp_path / "file.txt"
+    left = leave(target, died(), folder=folder)
     with records.whole(target) as partial:
-        name = partial.name
-        partial.write_text("old")
-    left = tmp_path / name
-    left.mkdir() if left_over == "folder" else left.write_text("half")
-    with records.whole(target) as partial:
-        assert not partial.exists()
+        assert not left.exists()
         partial.write_text("new")
     assert target.read_text() == "new"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_whole_leaves_alone_what_others_write(tmp_path):
+    target = tmp_path / "file.txt"
+    with subprocess.Popen(["sleep", "60"]) as other:
+        theirs = leave(target, other.pid)
+        of_another_target = leave(tmp_path / "file", died())
+        elsewhere = leave(target, 1, host="a.b-c", age=24 * 3600)
+        forgotten = leave(target, 2, host="a.b-c", age=8 * 24 * 3600)
+        # The number serves another process by now: this file is older than that.
+        anew = leave(target, os.getpid(), age=10**8)
+        records.sweep(target)
+        other.kill()
+    assert theirs.exists()
+    assert of_another_target.exists()
+    assert elsewhere.exists()
+    assert not forgotten.exists()
+    assert not anew.exists()
+
+
+# Writes its number into a file or a folder of files again and again, at the same time as others.
+WRITER = """
+import sys, time
+from pathlib import Path
+from detrojan.storage import records
+target, number = Path(sys.argv[1]), sys.argv[2]
+end = time.monotonic() + 1
+while time.monotonic() < end:
+    if target.suffix:
+        with records.whole(target) as partial:
+            partial.write_text(1000 * number)
+    else:
+        with records.whole_folder(target) as folder:
+            for name in "abc":
+                (folder / name).write_text(number)
+"""
+
+
+@pytest.mark.parametrize("name", ["file.txt", "folder"])
+def test_of_two_writers_the_last_wins_whole(tmp_path, name):
+    target = tmp_path / name
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(target), str(n)]) for n in (1, 2)]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    found = target.read_text() if target.is_file() else "".join(file.read_text() for file in target.iterdir())
+    assert found in ([1000 * "1", 1000 * "2"] if target.is_file() else ["111", "222"])
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_a_line_with_the_file_and_what_to_do(tmp_path, number):
+    target = tmp_path / "file.txt"
+    with pytest.raises(FaultError) as caught:
+        write_half(target, OSError(number, os.strerror(number)))
+    text = str(caught.value)
+    assert text.startswith(f"{target}: {os.strerror(number)}; ")
+    assert text.endswith(", and run the workflow again")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fault_names_the_file_and_not_what_it_is_called_while_it_is_written(tmp_path):
+    target = tmp_path / "file.txt"
+    with (
+        pytest.raises(FaultError, match=r"/file\.txt: Permission denied; "),
+        records.whole(target) as partial,
+    ):
+        raise PermissionError(errno.EACCES, "Permission denied", str(partial / "inside"))
+    with pytest.raises(FaultError, match=r"^elsewhere: Permission denied; "), records.whole(target):
+        raise PermissionError(errno.EACCES, "Permission denied", "elsewhere")
+
+
+def test_other_errors_of_the_system_stay_what_they_are(tmp_path):
+    with pytest.raises(OSError, match="no fault of the machine") as caught:
+        write_half(tmp_path / "file.txt", OSError(errno.EINVAL, "no fault of the machine"))
+    assert not isinstance(caught.value, FaultError)
+
+
+def test_a_limit_on_the_size_of_files_is_met_as_a_full_disk_is(tmp_path, toy_images):
+    """As when the disk is full, the library itself fails in the middle of writing."""
+    target = tmp_path / "images.parquet"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        with pytest.raises(FaultError) as caught:
+            artifacts.write_images(toy_images(), target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert str(caught.value).startswith(f"{target}: File too large; ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    def forbidden(self):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    path = tmp_path / "card.json"
+    records.write_card({"a": 1}, path)
+    monkeypatch.setattr(Path, "read_bytes", forbidden)  # root may read everything
+    with pytest.raises(FaultError, match=r"card\.json: Permission denied; give yourself the right to it"):
+        records.read_card(path)
+
+
+def test_files_follow_the_umask(tmp_path, toy_images):
+    before = os.umask(0o027)
+    try:
+        artifacts.write_tensors({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+        artifacts.write_images(toy_images(), tmp_path / "a.parquet")
+        records.write_card({}, tmp_path / "a.json")
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o640}
 
 
 @pytest.mark.parametrize(
@@ -123,18 +261,18 @@ def test_whole_clears_what_a_killed_job_left(tmp_path, left_over):
         lambda images, path: artifacts.write_samples({0: DefenderSample(images, images)}, path),
         lambda images, path: records.write_rows(ROWS, path, SCHEMA),
         lambda images, path: artifacts.write_tensors({"images": images.images}, path),
+        lambda images, path: records.write_card({"count": len(images)}, path),
     ],
-    ids=["images", "poisoned", "samples", "rows", "tensors"],
+    ids=["images", "poisoned", "samples", "rows", "tensors", "card"],
 )
 def test_every_write_is_whole(tmp_path, toy_images, monkeypatch, write):
-    def full_disk(content, partial, *_args, **_options):
-        partial.write_text("half")
+    def full_disk(partial):
+        assert partial.stat().st_size  # all but the checksum is there
         raise OSError("no space left on device")
 
     target = tmp_path / "artifact"
     target.write_text("old")
-    monkeypatch.setattr(artifacts.pq, "write_table", full_disk)
-    monkeypatch.setattr(artifacts, "save_file", full_disk)
+    monkeypatch.setattr(seals, "seal", full_disk)
     with pytest.raises(OSError, match="no space left"):
         write(toy_images(), target)
     assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
@@ -240,8 +378,9 @@ def test_images_that_do_not_lie_in_order_come_back(tmp_path, toy_images):
 def test_row_groups_are_put_together(tmp_path, toy_images):
     images = toy_images()
     artifacts.write_images(images, tmp_path / "a.parquet")
-    table = pq.read_table(tmp_path / "a.parquet")
-    pq.write_table(table, tmp_path / "a.parquet", row_group_size=5)
+    table = records.read_table(tmp_path / "a.parquet")
+    with records.table_writer(tmp_path / "a.parquet", table.schema) as writer:
+        writer.write_table(table, row_group_size=5)
     assert_same(artifacts.read_images(tmp_path / "a.parquet"), images)
 
 
@@ -265,9 +404,9 @@ def test_no_images_come_back(tmp_path, toy_images):
 def test_images_of_another_size_than_the_table_says(tmp_path, toy_images):
     path = tmp_path / "train.parquet"
     artifacts.write_images(toy_images(side=8), path)
-    table = pq.read_table(path)
+    table = records.read_table(path)
     card = json.loads(table.schema.metadata[b"detrojan"]) | {"height": 9}
-    pq.write_table(table.replace_schema_metadata({"detrojan": json.dumps(card)}), path)
+    write_sealed(table.replace_schema_metadata({"detrojan": json.dumps(card)}), path)
     refuses(artifacts.read_images, path, r"fixed_size_binary\[192\], but 9×8 RGB is 216 bytes")
 
 
@@ -284,7 +423,7 @@ def test_images_of_another_size_than_the_table_says(tmp_path, toy_images):
 def test_images_without_their_metadata(tmp_path, toy_images, metadata, message):
     path = tmp_path / "train.parquet"
     artifacts.write_images(toy_images(), path)
-    pq.write_table(pq.read_table(path).replace_schema_metadata(metadata), path)
+    write_sealed(records.read_table(path).replace_schema_metadata(metadata), path)
     refuses(artifacts.read_images, path, message)
 
 
@@ -292,16 +431,16 @@ def test_images_without_their_metadata(tmp_path, toy_images, metadata, message):
 def test_images_without_a_column(tmp_path, toy_images, column):
     path = tmp_path / "train.parquet"
     artifacts.write_images(toy_images(), path)
-    pq.write_table(pq.read_table(path).drop_columns([column]), path)
+    write_sealed(records.read_table(path).drop_columns([column]), path)
     refuses(artifacts.read_images, path, column)
 
 
 def test_images_with_a_label_out_of_range(tmp_path, toy_images):
     path = tmp_path / "train.parquet"
     artifacts.write_images(toy_images(), path)
-    table = pq.read_table(path)
+    table = records.read_table(path)
     labels = pa.array([4] * 12, pa.int16())
-    pq.write_table(table.set_column(2, "label", labels), path)
+    write_sealed(table.set_column(2, "label", labels), path)
     refuses(artifacts.read_images, path, "labels run from 4 to 4, but the 4 classes are 0 to 3")
 
 

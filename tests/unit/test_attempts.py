@@ -1,5 +1,6 @@
 """Records of jobs under way or dead, and what they let a study give up."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -70,6 +71,47 @@ def test_a_line_cut_off_by_a_crash_is_passed_over(tmp_path):
         file.write('{"event": "en')
     (found,) = attempts.read(tmp_path)
     assert found.attempts[0].how is None
+
+
+def test_what_follows_a_line_that_was_cut_off_is_not_lost_with_it(tmp_path, caplog):
+    for _ in range(2):
+        diary = Diary("train", MODEL._asdict(), "l", tmp_path)
+        diary.start(mem_mb=None, runtime_min=None)
+        with diary.path.open("ab") as file:
+            file.write(b'{"event": "en\xff')
+    (found,) = attempts.read(tmp_path)
+    assert len(found.attempts) == 2
+    assert f"{diary.path}, line 2: cut off, or of another version: passed over" in caplog.text
+
+
+@pytest.mark.parametrize("line", ["[1]", "7", '{"time": 1}', '{"event": "start", "rule": "train"}'])
+def test_lines_of_another_version_are_passed_over_with_a_word(tmp_path, line, caplog):
+    diary = Diary("train", MODEL._asdict(), "l", tmp_path)
+    diary.start(mem_mb=5, runtime_min=None)
+    diary.path.write_text(f"{line}\n{diary.path.read_text()}")
+    (found,) = attempts.read(tmp_path)
+    assert [one.mem_mb for one in found.attempts] == [5]
+    assert "line 1: cut off, or of another version" in caplog.text
+
+
+def test_more_than_this_version_knows_is_left_out(tmp_path):
+    diary = Diary("train", MODEL._asdict(), "l", tmp_path)
+    diary.start(mem_mb=5, runtime_min=None)
+    diary.path.write_text(diary.path.read_text().replace("{", '{"node": "n1", ', 1) + '{"event": "pause"}\n')
+    (found,) = attempts.read(tmp_path)
+    assert [one.mem_mb for one in found.attempts] == [5]
+
+
+def test_a_full_disk_does_not_hide_the_error_that_a_job_ends_with(tmp_path, monkeypatch):
+    def full(_file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    diary = Diary("train", MODEL._asdict(), "l", tmp_path)
+    diary.start(mem_mb=None, runtime_min=None)
+    monkeypatch.setattr(os, "fsync", full)
+    diary.end("failed", "ValueError: no")
+    with pytest.raises(OSError, match="No space"):
+        diary.start(mem_mb=None, runtime_min=None)
 
 
 def test_no_folder_is_no_record(tmp_path):

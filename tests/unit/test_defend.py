@@ -9,7 +9,7 @@ import torch
 
 from detrojan.cells import Draws, Model, Shard
 from detrojan.defenses.base import Defense
-from detrojan.errors import NotApplicableError
+from detrojan.errors import NotApplicableError, TryAgainError
 from detrojan.images import to_float
 from detrojan.stages import defend, sampling
 from detrojan.storage.columns import DIVERGED, NOT_APPLICABLE, OK, OUT_OF_MEMORY, RUNS
@@ -59,10 +59,12 @@ class Planted(Defense):
 def run(toy_model, toy_images, tmp_path):
     samples = sampling.draw_samples(toy_images(count=16), "toy", 2, range(2))
 
-    def run(how):
+    def run(how, tries_left=0):
         defense = Planted(how=how, first_index=int(samples[0].train.index[0]))
         clean = {draw: dataclasses.replace(sample, chosen={}) for draw, sample in samples.items()}
-        return defend.run_shard(defense, toy_model, clean, SHARD, tmp_path, code="digest")
+        return defend.run_shard(
+            defense, toy_model, clean, SHARD, tmp_path, code="digest", tries_left=tries_left
+        )
 
     return run
 
@@ -86,6 +88,32 @@ def test_a_result_without_weights_is_a_row_with_its_reason(run, tmp_path, how, s
     # The next draw runs as if nothing had happened.
     assert (fine["status"], fine["reason"]) == (OK, None)
     assert [path.name for path in tmp_path.iterdir()] == ["draw-1.safetensors"]
+
+
+@pytest.mark.parametrize("how", ["cpu", "python", "cuda"])
+def test_out_of_memory_is_tried_again_with_more_before_it_is_a_row(run, how):
+    with pytest.raises(
+        TryAgainError, match=r"^draw 0 ran out of memory: .*tried again with twice as much, 2 t"
+    ):
+        run(how, tries_left=2)
+    assert run("nan", tries_left=2)[0]["status"] == DIVERGED
+
+
+@pytest.mark.parametrize("others", [0.4, 30.0])
+def test_on_a_gpu_only_what_others_hold_may_be_less_the_next_time(monkeypatch, others):
+    free, own = 2 * 2**30, 40 * 2**30
+    total = free + own + int(others * 2**30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, total))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: own)
+    alone, last = {"reason": "CUDA out of memory."}, {"reason": "CUDA out of memory."}
+    defend._explain(last, 0, torch.device("cuda"), tries_left=0)
+    if others < 1:
+        defend._explain(alone, 0, torch.device("cuda"), tries_left=2)
+        assert alone == last == {"reason": "CUDA out of memory."}
+    else:
+        assert last["reason"].endswith("(others held 30.0 of the GPU's 72.0 GiB, 2.0 were free)")
+        with pytest.raises(TryAgainError, match=r"others held 30\.0 of the GPU's 72\.0 GiB"):
+            defend._explain(alone, 0, torch.device("cuda"), tries_left=2)
 
 
 @pytest.mark.parametrize("how", ["type error", "runtime error", "value error"])

@@ -7,8 +7,10 @@ import pyarrow as pa
 import pytest
 
 from detrojan.analysis.statistics import collect, gate
+from detrojan.cells import Draws
 from detrojan.settings import Gate
 from detrojan.storage import records
+from detrojan.storage.columns import METRICS
 
 GATE = Gate(min_asr=0.8, max_acc_loss=0.1)
 
@@ -116,11 +118,10 @@ def cards(tmp_path):
     """Return a function that writes cards and returns their paths."""
 
     def write(kind, *contents):
-        paths = []
-        for number, content in enumerate(contents):
-            paths.append(tmp_path / kind / f"{number}.json")
-            records.write_card(content, paths[-1])
-        return paths
+        paths = {tmp_path / kind / f"{number}.json": content for number, content in enumerate(contents)}
+        for path, content in paths.items():
+            records.write_card(content, path)
+        return {path: {} for path in paths}
 
     return write
 
@@ -221,3 +222,44 @@ def test_an_attack_that_controls_training_counts_what_it_poisons_itself(cards):
 def test_poisoned_images_that_nobody_counted_are_no_zero(cards):
     with pytest.raises(ValueError, match="num_poisoned"):
         gathered(cards, [(model("sig"), 0.9, 0.9)])
+
+
+# --- what lies in another's place ------------------------------------------------------------------
+
+
+def test_a_card_that_was_copied_over_anothers_is_refused(cards):
+    mine, other = model("badnets"), model("badnets", "wide")
+    (path,) = cards("models", TRAINED | other)
+    nothing = ({}, {}, {}, GATE)
+    cells = pa.Table.from_pylist([untouched(axes, 0.9, 0.9) for axes in (mine, other)], collect.GATHERED)
+    assert collect.models(cells, {path: other}, *nothing).num_rows == 1
+    with pytest.raises(ValueError, match=r"0\.json: another's \(.*architecture=wide.* that of .*=net"):
+        collect.models(cells, {path: mine}, *nothing)
+    (shared,) = cards("triggers", TRIGGER | without(other, "architecture", "ratio"))
+    with pytest.raises(ValueError, match=r"another's \(seed=0\), and should be that of seed=1"):
+        collect.models(cells, {path: other}, {shared: {"seed": 1}}, {}, {}, GATE)
+
+
+@pytest.mark.parametrize(
+    ("draws", "said"),
+    [
+        ([0, 1], None),
+        ([0], "draw=0"),
+        ([0, 0], "draw=0, 0"),
+        ([0, 1, 2], "draw=2"),
+    ],
+)
+def test_a_table_of_metrics_has_the_rows_of_its_place(tmp_path, draws, said):
+    path = tmp_path / "metrics.parquet"
+    axes = model("badnets") | {"defense": "ft", "spc": 2}
+    blank = untouched(axes, 0.9, 0.9) | {"defense": "ft", "spc": 2}
+    del blank["threat_model"]
+    records.write_rows([blank | {"draw": draw} for draw in draws], path, METRICS)
+    place = axes | {"draws": Draws(0, 1)}
+    if said is None:
+        assert collect.cells({path: place}).num_rows == 2
+        with pytest.raises(ValueError, match=r"metrics\.parquet: another's \(.*spc=2 draw=0\).*spc=5"):
+            collect.cells({path: place | {"spc": 5}})
+    else:
+        with pytest.raises(ValueError, match=rf"another's \(.*{said}\), and should be that of .*draws=0-1"):
+            collect.cells({path: place})

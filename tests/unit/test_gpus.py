@@ -1,7 +1,9 @@
 """Jobs on one machine spread over its GPUs: never two on one unless asked."""
 
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -36,8 +38,6 @@ def most_at_once(stays):
 
 @pytest.fixture
 def environment(monkeypatch):
-    import os
-
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.delenv(gpus.JOBS_PER_GPU, raising=False)
     return {
@@ -55,6 +55,39 @@ def test_five_jobs_on_two_gpus(tmp_path, environment):
 def test_two_jobs_on_a_gpu_if_asked(tmp_path, environment):
     stays = run_jobs(4, tmp_path, environment | {gpus.VISIBLE: "0", gpus.JOBS_PER_GPU: "2"})
     assert most_at_once(stays) == 2
+
+
+def test_a_lock_that_a_killed_job_left_is_free(tmp_path, environment):
+    job = subprocess.Popen(
+        [sys.executable, "-c", JOB.replace("0.6", "60"), str(tmp_path)], env=environment | {gpus.VISIBLE: "0"}
+    )
+    while not (tmp_path / "0.0.lock").exists():
+        time.sleep(0.02)
+    job.kill()
+    job.wait()
+    ((name, _, _),) = run_jobs(1, tmp_path, environment | {gpus.VISIBLE: "0"})
+    assert name == "0"
+
+
+@pytest.mark.parametrize("fault", ["another's", "open to all", "a link", "a link to nothing", "a file"])
+def test_a_folder_of_locks_that_is_not_ours_is_refused(tmp_path, environment, monkeypatch, fault):
+    folder = tmp_path / "locks"
+    if fault == "a link":
+        folder.symlink_to(tmp_path)
+    elif fault == "a link to nothing":
+        folder.symlink_to(tmp_path / "nothing")
+    elif fault == "a file":
+        folder.touch()
+    else:
+        folder.mkdir(mode=0o700)
+    if fault == "open to all":
+        folder.chmod(0o777)
+    if fault == "another's":
+        mine = os.getuid()
+        monkeypatch.setattr(gpus.os, "getuid", lambda: mine + 1)
+    monkeypatch.setenv(gpus.VISIBLE, "0")
+    with pytest.raises(ValueError, match="should be a folder of your own that nobody else"):
+        gpus.claim(folder)
 
 
 def test_a_scheduler_is_not_interfered_with(tmp_path, environment, monkeypatch):

@@ -12,7 +12,10 @@ from tests.unit.test_schema import minimal
 
 def give(study):
     """Hand a study over; return the file that jobs are told to read."""
-    workflow = types.SimpleNamespace(config_settings=types.SimpleNamespace(configfiles=[Path("study.yaml")]))
+    workflow = types.SimpleNamespace(
+        config_settings=types.SimpleNamespace(configfiles=[Path("study.yaml")]),
+        execution_settings=types.SimpleNamespace(retries=3),
+    )
     handover.give(workflow, study)
     (path,) = workflow.config_settings.configfiles
     return path
@@ -24,6 +27,7 @@ def test_jobs_get_the_study_and_the_code(tmp_path, monkeypatch):
     assert path.is_absolute()
     config = yaml.safe_load(path.read_text())
     planned = handover.take(config)
+    assert handover.retries(config) == 3
     assert config == minimal()
     assert planned == graph.all_code()
     assert planned["defend/ft"] == graph.code_digest("defend", {"defense": "ft"})
@@ -44,4 +48,5 @@ def test_a_later_run_leaves_what_an_earlier_one_has_handed_over(tmp_path, monkey
 def test_the_run_itself_was_handed_nothing():
     config = minimal()
     assert handover.take(config) == {}
+    assert handover.retries(config) is None
     assert config == minimal()

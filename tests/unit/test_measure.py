@@ -167,9 +167,8 @@ def write_labels(path, index, **columns):
     path.parent.mkdir(parents=True, exist_ok=True)
     index = pa.array(index, pa.int32())
     pixels = pa.array([b"?"] * len(index))  # must not be read
-    pq.write_table(
-        pa.table({"index": index, "image": pixels} | {k: classes(v) for k, v in columns.items()}), path
-    )
+    table = pa.table({"index": index, "image": pixels} | {k: classes(v) for k, v in columns.items()})
+    records.write_table(table, path, table.schema)
 
 
 def said(*draws, attacked=True, order=slice(None)):

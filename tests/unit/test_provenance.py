@@ -1,6 +1,7 @@
 """Digests of code: what changes them, and what must not."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -208,6 +209,30 @@ def test_origin_has_what_every_row_carries():
     assert {"python", "torch", "detrojan"} <= set(json.loads(origin["versions"]))
     assert origin["git_commit"]
     assert registry.PACKAGE == PACKAGE
+
+
+@pytest.mark.parametrize(
+    ("place", "named"), [("src", True), ("vendor/src", False), ("libraries", False), ("src", None)]
+)
+def test_the_commit_is_that_of_a_checkout_of_ours_alone(tmp_path, place, named):
+    """``named`` is None where git does not know our files."""
+    copied = tmp_path / place / "detrojan"
+    shutil.copytree(PACKAGE, copied, ignore=shutil.ignore_patterns("__pycache__"))
+    git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    if named is not None:
+        subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "x"], check=True)
+    head = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+
+    def said():
+        ask = "from detrojan.storage import provenance; print(provenance.git_commit())"
+        environment = os.environ | {"PYTHONPATH": str(tmp_path / place), "PYTHONDONTWRITEBYTECODE": "1"}
+        return subprocess.check_output([sys.executable, "-c", ask], env=environment, text=True).strip()
+
+    assert said() == (head if named else provenance.RELEASE)
+    (copied / "labels.py").write_text("edited")
+    assert said() == (f"{head}-dirty" if named else provenance.RELEASE)
 
 
 def test_a_file_that_is_no_python_counts_whole(tmp_path):

@@ -486,3 +486,12 @@ def test_close_takes_a_number_or_a_truth_value_from_file_or_command_line(given, 
 def test_close_takes_nothing_else(given):
     with pytest.raises(StudyError, match="close"):
         load_study(minimal() | {"close": given})
+
+
+@pytest.mark.parametrize("left", [b"", b"grid: {spc: [", b"\0\0\0", b"grid", b"\xff\xfe\xff"])
+def test_a_kept_study_that_a_power_cut_left_broken_is_a_line(tmp_path, left):
+    files.keep({"pool": "train"}, tmp_path)
+    assert files.kept(tmp_path) == {"pool": "train"}
+    (tmp_path / "study.yaml").write_bytes(left)
+    with pytest.raises(StudyError, match=r"study\.yaml is broken: run the study again, which writes it"):
+        files.kept(tmp_path)

@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
 from detrojan.cells import Draws, Model, Shard, untouched
 from detrojan.commands import status
 from detrojan.commands.status import Stage
+from detrojan.storage import records
 from detrojan.study import files, grid
 from detrojan.workflow import attempts, graph
 from detrojan.workflow.attempts import Diary
@@ -65,7 +65,8 @@ def measure_all(at):
 
 def write_cells(endings, at):
     Path("results/tables").mkdir(exist_ok=True)
-    pq.write_table(pa.table({"status": endings, "acc": [0.5] * len(endings)}), graph.table("cells"))
+    table = pa.table({"status": endings, "acc": [0.5] * len(endings)})
+    records.write_table(table, graph.table("cells"), table.schema)
     os.utime(graph.table("cells"), (at, at))
 
 

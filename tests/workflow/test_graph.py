@@ -7,11 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from detrojan import registry
 from detrojan.cells import NO_METHOD, axes_text
-from detrojan.study import files
+from detrojan.study import files, grid
 from detrojan.workflow import graph
 
 ROOT = Path(__file__).parents[2]
@@ -127,3 +128,21 @@ def texts(file):
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
+
+
+def test_paths_name_the_axes_of_their_jobs():
+    study = files.load_study(yaml.safe_load(SMOKE.read_text()))
+    needs = [need for need in graph.RULES["aggregate"].needs.values() if need.each]
+    for need in needs:
+        name = need.files[0].partition(".")[2]
+        jobs = list(graph.study_jobs(need, grid.models(study), grid.shards(study)))
+        assert jobs
+        for folder in ("", "results/", "/a/results of/"):
+            named = graph.placed(folder + job.file(name) for job in jobs)
+            pairs = zip(jobs, named.values(), strict=True)
+            assert all(job.axes.items() <= axes.items() for job, axes in pairs)
+    # A data set may have the name of a folder.
+    (axes,) = graph.placed(["results/triggered/results/badnets/seed-3/card.json"]).values()
+    assert axes == {"dataset": "results", "attack": "badnets", "seed": 3}
+    with pytest.raises(ValueError, match=r"a/card\.json: not where an artifact lies"):
+        graph.placed(["results/triggered/a/card.json"])

@@ -14,6 +14,7 @@ import yaml
 from detrojan.cells import Draws, Model, Shard, axes_text, untouched
 from detrojan.commands import reproduce
 from detrojan.commands.reproduce import Agreement
+from detrojan.storage import records
 from detrojan.study import files
 from detrojan.workflow import graph
 from detrojan.workflow.site import Site
@@ -41,11 +42,11 @@ def run(workshop, *arguments):
 
 def alter(path, axes, **values):
     """Change values of the row of a table that has ``axes``."""
-    table = pq.read_table(path)
+    table = records.read_table(path)
     rows = table.to_pylist()
     (row,) = (row for row in rows if axes.items() <= row.items())
     row |= values
-    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    records.write_table(pa.Table.from_pylist(rows, schema=table.schema), path, table.schema)
 
 
 def test_a_number_is_reproduced_and_a_wrong_one_is_not(workshop):
@@ -279,7 +280,8 @@ def test_predictions_are_compared_image_by_image(tmp_path):
     def write(name, *rows):
         columns = ("draw", "triggered", "index", "predicted")
         path = tmp_path / name
-        pq.write_table(pa.table(dict(zip(columns, zip(*rows, strict=True), strict=True))), path)
+        table = pa.table(dict(zip(columns, zip(*rows, strict=True), strict=True)))
+        records.write_table(table, path, table.schema)
         return path
 
     before = write("a", (0, False, 4, 9), (1, False, 4, 1), (1, False, 5, 2), (1, True, 4, 0))

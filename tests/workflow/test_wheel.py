@@ -49,7 +49,7 @@ def test_tables_are_read_from_a_wheel(installed, tmp_path):
     package, checkout, commit, columns = run(installed, tmp_path, "-c", ASK).splitlines()
     assert package == str(installed / "detrojan" / "__init__.py")
     assert checkout == str(installed / "detrojan" / "_checkout")
-    assert (commit, columns) == ("unknown", "['acc', 'asr']")
+    assert (commit, columns) == ("detrojan 0.1.0", "['acc', 'asr']")
 
 
 def test_a_wheel_in_a_repository_of_others_names_no_commit_of_theirs(installed):
@@ -57,7 +57,7 @@ def test_a_wheel_in_a_repository_of_others_names_no_commit_of_theirs(installed):
     subprocess.run([*git, "init", "--quiet"], check=True)
     subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message", "theirs"], check=True)
     ask = "from detrojan.storage import provenance; print(provenance.git_commit())"
-    assert run(installed, installed, "-c", ask) == "unknown\n"
+    assert run(installed, installed, "-c", ask) == "detrojan 0.1.0\n"
 
 
 def test_a_study_is_planned_from_a_wheel(installed, tmp_path):

@@ -3,7 +3,6 @@
 :mod:`detrojan.workflow.job_costs` says what a row of the table stands for.
 """
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -73,22 +72,21 @@ def _models(results: Path) -> Iterator[dict[str, Any]]:
     if table.exists():
         yield from _read(table, columns)
         return
+    from detrojan.storage import records
+
     for file in graph.find(results, "models.card"):
         try:
-            card = json.loads(file.read_text(encoding="utf-8"))
+            card = records.read_card(file)
             yield {name: card[name] for name in columns}
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{file}: not the card of a model ({error})") from None
+        except KeyError as error:
+            raise ValueError(f"{file}: not the card of a model (it lacks {error})") from None
 
 
 def _read(file: Path, columns: list[str]) -> list[dict[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from detrojan.storage import records
 
-    try:
-        rows: list[dict[str, Any]] = pq.ParquetFile(file, memory_map=False).read(columns).to_pylist()
-    except pa.ArrowException as error:
-        raise ValueError(f"{file}: not a whole table ({str(error).splitlines()[0]})") from None
+    with records.readable(file, "table"):
+        rows: list[dict[str, Any]] = records.open_table(file).read(columns).to_pylist()
     if any(set(row) != set(columns) for row in rows):
         raise ValueError(f"{file}: it lacks one of the columns {', '.join(columns)}")
     return rows

@@ -2,8 +2,8 @@
 
 Every file of either folder has to lie in both. Tables need the same columns, metadata and rows, in the same
 order; tensors the same names, types, shapes and bits; cards and all other files the same content. What
-differs between equal runs is left out: time, memory, and which code ran; the report, which shows times;
-and the study file.
+differs between equal runs is left out: time, memory, and which code ran, and so checksums of all that; the
+report, which shows times; and the study file.
 """
 
 import json
@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from detrojan.storage import seals
 from detrojan.storage.columns import ORIGIN
 from detrojan.study import files
 from detrojan.workflow import graph
 
 # Columns of tables, keys of cards.
-LEFT_OUT = {"seconds", "images_per_second", "peak_memory_bytes", *(field.name for field in ORIGIN)}
+LEFT_OUT = {"seconds", "images_per_second", "peak_memory_bytes", seals.KEY, *(field.name for field in ORIGIN)}
 ABSENT = "nothing"
 MOST_SHOWN = 80  # characters of a value
 
@@ -59,7 +60,7 @@ def differences(before: Path, after: Path) -> Iterator[str]:
 
 def _of_tables(*paths: Path) -> Iterator[str]:
     # Partitioning would add columns by the names of folders.
-    before, after = (pq.ParquetFile(path).read() for path in paths)
+    before, after = (_without_seal(pq.ParquetFile(path).read()) for path in paths)
     if not before.schema.equals(after.schema, check_metadata=True):
         yield "other columns, types or metadata"
     elif len(before) != len(after):
@@ -68,6 +69,13 @@ def _of_tables(*paths: Path) -> Iterator[str]:
         for column in before.column_names:
             if column not in LEFT_OUT:
                 yield from _of_columns(column, before[column], after[column])
+
+
+def _without_seal(table: pa.Table) -> pa.Table:
+    """Return a table without the checksum of its file, which differs with what is left out."""
+    metadata = dict(table.schema.metadata or {})
+    metadata.pop(seals.KEY.encode(), None)
+    return table.replace_schema_metadata(metadata)
 
 
 def _of_columns(name: str, before: pa.ChunkedArray, after: pa.ChunkedArray) -> Iterator[str]:
@@ -105,6 +113,7 @@ def _tensors(path: Path) -> dict[str, Any]:
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
     metadata = header.pop("__metadata__", {})
+    metadata.pop(seals.KEY, None)
     return {f"metadata {name}": text for name, text in metadata.items()} | {
         f"tensor {name}": (
             f"{tensor['dtype']} {tensor['shape']}",

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import click
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import track
 
@@ -79,7 +78,7 @@ def write(
     """
     num_shards = num_cells = num_rows = 0
     of_draws = [condition for condition in asked if condition.axis == "draw"]
-    with records.whole(path) as partial, pq.ParquetWriter(partial, MEASURES, compression="zstd") as writer:
+    with records.table_writer(path, MEASURES) as writer:
         waiting: list[pa.Table] = []
         for shard in shards:
             draws = [draw for draw in shard.draws.numbers() if all(one.admits(draw) for one in of_draws)]

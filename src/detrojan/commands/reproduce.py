@@ -176,8 +176,8 @@ def changes(lookup: why.Lookup, steps: Sequence[Job], row: Row) -> list[str]:
 
 
 def _old_code(commit: str) -> str:
-    if commit == "unknown":
-        return "Which commit that was is not known."
+    if commit.startswith("detrojan "):  # a version, where there was no checkout
+        return f"Which commit that was is not known; it was {commit}."
     edited = commit.endswith("-dirty")
     note = ", and mind that its files had been edited" if edited else ""
     return f"To run the old code, check out commit {commit.removesuffix('-dirty')}{note}."

@@ -15,14 +15,13 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from detrojan.analysis.report.views import counted, statuses
 from detrojan.cells import MODEL_AXES, NO_METHOD, NO_SAMPLES, ONE_DRAW, ratio_text
+from detrojan.storage import records
 from detrojan.study import files as study_files
 from detrojan.study import grid
 from detrojan.study.schema import NAMED_AXES
@@ -244,10 +243,8 @@ def _up_to_date(results: Path, newest: float) -> dict[str, float | None]:
 
 def _endings(results: Path) -> dict[str, int]:
     path = graph.below(results, graph.table("cells"))
-    try:
-        return statuses(pq.read_table(path, columns=["status"], memory_map=False))
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a whole Parquet table ({error})") from error
+    with records.readable(path, "Parquet table"):
+        return statuses(records.open_table(path).read(["status"]))
 
 
 # --- the terminal ----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from detrojan import rng as streams
 from detrojan.cells import Shard
 from detrojan.defenses.base import Defense
-from detrojan.errors import DivergedError, NotApplicableError
+from detrojan.errors import DivergedError, NotApplicableError, TryAgainError
 from detrojan.images import DefenderSample, empty
 from detrojan.learning import inference
 from detrojan.learning.meter import meter
@@ -22,6 +22,8 @@ from detrojan.storage.columns import DIVERGED, NOT_APPLICABLE, OK, OUT_OF_MEMORY
 
 logger = logging.getLogger(__name__)
 
+OWN_CONTEXT = 2**30  # bytes of a GPU that a process takes besides its tensors, at most: CUDA itself
+
 
 def run_shard(
     defense: Defense,
@@ -31,11 +33,15 @@ def run_shard(
     weights: Path,
     *,
     code: str,
+    tries_left: int = 0,
 ) -> list[dict[str, Any]]:
     """Defend ``model`` once a draw; write the repaired weights; return rows of ``RUNS``.
 
     A defense that diverges, runs out of memory or can't apply becomes a row with its reason and no
     weights. Any other error is a bug and is raised.
+
+    Raises:
+        TryAgainError: a draw ran out of memory, and another try may have more.
 
     Args:
         defense: what to run.
@@ -44,6 +50,7 @@ def run_shard(
         shard: names the random streams.
         weights: a folder that exists, to write them to.
         code: digest of the code that runs, kept with each row.
+        tries_left: how often the job will be tried again, with more memory, if it fails.
     """
     device = next(model.parameters()).device
     settings = defense.model_dump()
@@ -56,6 +63,8 @@ def run_shard(
         outcome: dict[str, Any] = {"status": OK, "reason": None}
         with meter(device) as cost, _reasons(outcome):
             repaired = _repair(defense, model, sample, rng)
+        if outcome["status"] == OUT_OF_MEMORY:
+            _explain(outcome, draw, device, tries_left)
         if outcome["status"] == OK:
             path = weights / f"draw-{draw}.safetensors"
             artifacts.write_model(repaired, path, cell=cell_key(shard, draw))
@@ -108,6 +117,22 @@ def _reasons(outcome: dict[str, Any]) -> Iterator[None]:
     finally:
         if outcome["status"] == OUT_OF_MEMORY and torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _explain(outcome: dict[str, Any], draw: int, device: torch.device, tries_left: int) -> None:
+    """Add to the reason what others hold of the GPU; raise if another try may end better."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        others = total - free - torch.cuda.memory_reserved(device)
+        if others < OWN_CONTEXT:
+            return  # the next try gets such a GPU again
+        held, whole, left = (f"{size / 2**30:.1f}" for size in (others, total, free))
+        outcome["reason"] += f" (others held {held} of the GPU's {whole} GiB, {left} were free)"
+    if tries_left:
+        raise TryAgainError(
+            f"draw {draw} ran out of memory: {outcome['reason']}; the job is tried again with twice as much, "
+            f"{tries_left} times at most"
+        )
 
 
 def _first_line(error: BaseException) -> str:

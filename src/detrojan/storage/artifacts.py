@@ -11,17 +11,15 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from detrojan import models
 from detrojan.errors import DivergedError
 from detrojan.images import DatasetInfo, DefenderSample, ImageSet, TriggeredSample
 from detrojan.settings import Augmentation
-from detrojan.storage import records
+from detrojan.storage import records, seals
 from detrojan.storage.records import FilePath
 
 SPLITS = ("train", "validation")  # of a defender's sample
@@ -99,10 +97,7 @@ def _write_samples(splits: Mapping[int, tuple[ImageSet, ImageSet]], path: FilePa
                 "split": pa.array([name] * len(images), pa.string()),
             }
             tables.append(pa.table(columns | dict(zip(table.column_names, table.columns, strict=True))))
-    table = pa.concat_tables(tables)
-    info = next(iter(splits.values()))[0].info
-    with records.whole(path) as partial:
-        pq.write_table(table.replace_schema_metadata(_metadata(info)), partial, compression="zstd")
+    _write(pa.concat_tables(tables), next(iter(splits.values()))[0].info, path)
 
 
 def _read_splits(path: FilePath) -> dict[int, tuple[ImageSet, ImageSet]]:
@@ -123,8 +118,12 @@ def _write_image_table(images: ImageSet, extra: Mapping[str, pa.Array], path: Fi
     table = _image_table(images)
     for name, column in extra.items():
         table = table.append_column(name, column)
-    with records.whole(path) as partial:
-        pq.write_table(table.replace_schema_metadata(_metadata(images.info)), partial, compression="zstd")
+    _write(table, images.info, path)
+
+
+def _write(table: pa.Table, info: DatasetInfo, path: FilePath) -> None:
+    table = table.replace_schema_metadata(_metadata(info))
+    records.write_table(table, path, table.schema)
 
 
 def _image_table(images: ImageSet) -> pa.Table:
@@ -188,22 +187,35 @@ def _image_set(table: pa.Table, path: FilePath) -> ImageSet:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: FilePath, **metadata: object) -> None:
-    """Write named tensors as safetensors; ``metadata`` values are stored as JSON."""
-    texts = {key: json.dumps(value) for key, value in metadata.items()}
-    with records.whole(path) as partial:
-        # With neither tensors nor metadata, safetensors writes a header that it can't read: "or None".
-        save_file(
-            {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial, texts or None
-        )
+    """Write named tensors as safetensors, with a checksum; ``metadata`` values are stored as JSON."""
+    texts = {key: json.dumps(value) for key, value in metadata.items()} | {seals.KEY: seals.BLANK}
+    with records.sealed(path) as partial:
+        # In memory first: the library's own files are for their owner alone, whatever the umask says.
+        content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, texts)
+        partial.write_bytes(content)
 
 
 def read_tensors(path: FilePath) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the named tensors at ``path``, on the CPU, and its metadata."""
-    with records.readable(path, "safetensors file"), safe_open(path, framework="pt") as file:
-        metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+    """Return the named tensors at ``path``, on the CPU, and its metadata.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    with records.readable(path, "safetensors file"):
+        content = seals.read(path)
+        texts = _header(content)["__metadata__"]
+        metadata = {key: json.loads(value) for key, value in texts.items() if key != seals.KEY}
+        tensors = load(content)
         # Copies start where torch aligns its memory. In the file tensors start anywhere, and on some
         # processors a convolution's last bits depend on that: a model that was read would differ.
-        return {name: file.get_tensor(name).clone() for name in file.keys()}, metadata  # noqa: SIM118, no dict
+        return {name: tensors[name].clone() for name in sorted(tensors)}, metadata
+
+
+def _header(content: bytes) -> dict[str, Any]:
+    """Return what a safetensors file says of its tensors, and its metadata."""
+    size = int.from_bytes(content[:8], "little")
+    header: dict[str, Any] = json.loads(content[8 : 8 + size])
+    return header
 
 
 def write_model(model: "models.Classifier", path: FilePath, **metadata: object) -> None:

@@ -10,10 +10,15 @@ import hashlib
 import json
 import platform
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from detrojan.registry import CHECKOUT, PACKAGE
+from detrojan.registry import PACKAGE
+
+# In place of a commit. By name, for the package leads to its readers, and these to this module.
+RELEASE = f"{PACKAGE.name} {sys.modules[PACKAGE.name].__version__}"
+OURS = "src/detrojan/storage/provenance.py"  # this file, from the top of a checkout
 
 # What runs the jobs and what people ask with. Nothing that computes a number imports it but the scripts,
 # for the frame of a job (`workflow.job`); so it does not count, and mending it reruns nothing.
@@ -94,15 +99,24 @@ def _canonical(node: object) -> object:
 
 @functools.cache
 def git_commit() -> str:
-    """Return the commit of this code's checkout, ``-dirty`` if it was edited since; else ``unknown``."""
-    if CHECKOUT.is_relative_to(PACKAGE):  # a wheel: a repository around it is another's
-        return "unknown"
-    command = ["git", "-C", str(PACKAGE), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    """Return the commit of this code's checkout, ``-dirty`` if it was edited since; else our version.
+
+    A repository that our code only lies in, unpacked or installed, is another's: its commit says nothing.
+    """
+    # Git says where a file lies from the top of the repository, if it knows the file.
+    if _git("ls-files", "--full-name", "--error-unmatch", __file__) != OURS:
+        return RELEASE
+    return _git("describe", "--always", "--abbrev=40", "--dirty", "--exclude=*") or RELEASE
+
+
+def _git(*arguments: str) -> str:
+    """Return what git says of the repository around our code; nothing if it fails, or there is none."""
+    command = ["git", "-C", str(PACKAGE), *arguments]
     try:
-        described = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return described.stdout.strip()
+        return ""
+    return done.stdout.strip()
 
 
 @functools.cache

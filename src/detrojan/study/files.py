@@ -90,11 +90,10 @@ def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
 
 def keep(raw: Mapping[str, Any], results: Path) -> None:
     """Write a study beside its results, for what reads them later and is not told the study file."""
-    results.mkdir(parents=True, exist_ok=True)
-    partial = results / f".{KEPT}.partial"
-    text = KEPT_HEAD + yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True)
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(results / KEPT)
+    from detrojan.storage import records  # pyarrow, which each of a cluster's jobs would load
+
+    text = yaml.safe_dump(dict(raw), sort_keys=False, allow_unicode=True)
+    records.write_text(KEPT_HEAD + text, results / KEPT)
 
 
 def kept(results: Path) -> dict[str, Any]:

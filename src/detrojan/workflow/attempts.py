@@ -10,15 +10,19 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from detrojan.storage import processes
 from detrojan.workflow.graph import ATTEMPTS
+
+logger = logging.getLogger(__name__)
 
 FOLDER = Path(ATTEMPTS)
 NEAR_LIMIT = 0.9  # of the time limit: told to stop later than this, a job has run out of time
@@ -80,25 +84,12 @@ class Attempt:
             if self.runtime_s and seconds >= NEAR_LIMIT * self.runtime_s:
                 return "timed_out"
             return _ENDED.get(scheduler or "", "interrupted")
-        if scheduler in _WAITING or (scheduler is None and self._alive()):
+        at_work = scheduler is None and processes.is_at_work(self.host, self.pid, self.started)
+        if scheduler in _WAITING or at_work:
             return "running"
-        if scheduler is None and self.host == socket.gethostname() and _booted() > self.started:
+        if scheduler is None and self.host == socket.gethostname() and processes.booted() > self.started:
             return "interrupted"
         return _ENDED.get(scheduler or "", "killed")
-
-    def _alive(self) -> bool:
-        if self.host != socket.gethostname():
-            return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        # A number that was given anew belongs to a process that started later.
-        with contextlib.suppress(OSError, ValueError):
-            return _started(self.pid) <= self.started + 1
-        return True
 
 
 @dataclasses.dataclass
@@ -133,7 +124,7 @@ class Diary:
     """Where the running job keeps its own record."""
 
     def __init__(self, rule: str, axes: Mapping[str, Any], log: str, folder: Path = FOLDER) -> None:
-        self.job = {"rule": rule, "axes": {name: _plain(value) for name, value in axes.items()}, "log": log}
+        self.job = {"rule": rule, "axes": {name: plain(value) for name, value in axes.items()}, "log": log}
         key = hashlib.sha256(json.dumps(self.job, sort_keys=True).encode()).hexdigest()
         self.path = folder / f"{rule}-{key[:20]}.jsonl"
 
@@ -151,16 +142,24 @@ class Diary:
         self._add({"event": "start"} | self.job | dataclasses.asdict(attempt))
 
     def end(self, how: How, reason: str) -> None:
-        """Note that the job fails, or was told to stop."""
-        self._add({"event": "end", "ended": time.time(), "how": how, "reason": reason})
+        """Note that the job fails, or was told to stop; in vain if the disk is full, say."""
+        with contextlib.suppress(OSError):  # it has an error of its own to tell
+            self._add({"event": "end", "ended": time.time(), "how": how, "reason": reason})
 
     def done(self) -> None:
         """Forget all attempts: the job has ended well."""
         self.path.unlink(missing_ok=True)
 
     def _add(self, line: Mapping[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, sort_keys=True) + "\n")
+        text = json.dumps(line, sort_keys=True) + "\n"
+        with self.path.open("a+b") as file:
+            # A line that was cut off would take the next one with it.
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                text = text if file.read(1) == b"\n" else f"\n{text}"
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())  # what it tells of may be a power cut
 
 
 def read(folder: Path = FOLDER) -> list[Record]:
@@ -168,25 +167,31 @@ def read(folder: Path = FOLDER) -> list[Record]:
     found = []
     for path in sorted(folder.glob("*.jsonl")):
         with contextlib.suppress(FileNotFoundError):  # it ended well while we read
-            record = _record(path.read_text(encoding="utf-8").splitlines())
+            record = _record(path)
             if record:
                 found.append(record)
     return sorted(found, key=lambda record: (record.rule, str(record.axes)))
 
 
-def _record(lines: Iterable[str]) -> Record | None:
+def _record(path: Path) -> Record | None:
     record: Record | None = None
-    for line in lines:
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            event = json.loads(line)
-        except json.JSONDecodeError:  # cut off when the machine died
-            continue
-        if event.pop("event") == "start":
-            job = {name: event.pop(name) for name in ("rule", "axes", "log")}
-            record = record or Record(**job, attempts=[])
-            record.attempts.append(Attempt(**event))
-        elif record:
-            record.attempts[-1] = dataclasses.replace(record.attempts[-1], **event)
+            record = _with(record, json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            logger.warning("%s, line %d: cut off, or of another version: passed over", path, number)
+    return record
+
+
+def _with(record: Record | None, event: dict[str, Any]) -> Record | None:
+    """Return ``record`` with what a line says; what another version may say besides is left out."""
+    known = {field.name: event[field.name] for field in dataclasses.fields(Attempt) if field.name in event}
+    if event["event"] == "start":
+        attempt = Attempt(**known)
+        record = record or Record(event["rule"], dict(event["axes"]), event["log"], attempts=[])
+        record.attempts.append(attempt)
+    elif record and event["event"] == "end":
+        record.attempts[-1] = dataclasses.replace(record.attempts[-1], **known)
     return record
 
 
@@ -210,20 +215,6 @@ def _answer(*command: str) -> dict[str, str]:
     return {job: state.split()[0] for job, state in pairs if state.strip()}  # "CANCELLED by 1000"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return the value of an axis as records have it: ``draws`` as text."""
     return value if isinstance(value, str | int | float) else str(value)
-
-
-def _started(pid: int) -> float:
-    """Return when a process of this machine started, seconds since 1970 (Linux)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return _booted() + float(fields[19]) / os.sysconf("SC_CLK_TCK")
-
-
-def _booted() -> float:
-    """Return when this machine started, seconds since 1970; 0 where that can't be told."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/stat").read_text().splitlines():
-            if line.startswith("btime"):
-                return float(line.split()[1])
-    return 0.0

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import stat
 import tempfile
 import time
 from pathlib import Path
@@ -62,12 +63,15 @@ def claim(folder: Path | None = None) -> str | None:
 
     Returns:
         The GPU's name, or None.
+
+    Raises:
+        ValueError: the folder is not this user's own, or jobs can't be told to share GPUs as they are.
     """
     names = visible()
     if not names or "SLURM_JOB_ID" in os.environ:
         return None
     folder = folder or Path(tempfile.gettempdir(), f"detrojan-gpus-{os.getuid()}")
-    folder.mkdir(mode=0o700, exist_ok=True)
+    _make_own(folder)
     # Slot by slot, so that jobs share a GPU only when each has one.
     files = [folder / f"{name}.{slot}.lock" for slot in range(jobs_per_gpu()) for name in names]
     told = False
@@ -83,8 +87,21 @@ def claim(folder: Path | None = None) -> str | None:
         time.sleep(POLL_SECONDS)
 
 
+def _make_own(folder: Path) -> None:
+    """Make ``folder`` if it is not there; refuse one that others could put their files or links into."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+    if not is_own or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ValueError(
+            f"{folder}: the locks on GPUs lie there, so it should be a folder of your own that nobody else "
+            "may write to; remove it, or set TMPDIR to a folder of yours"
+        )
+
+
 def _lock(path: Path) -> bool:
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

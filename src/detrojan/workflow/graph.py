@@ -19,7 +19,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from detrojan import registry
-from detrojan.cells import MODEL_AXES, NO_METHOD, NO_SAMPLES, ONE_DRAW, Model, Shard, axes_text, value_text
+from detrojan.cells import (
+    MODEL_AXES,
+    NO_METHOD,
+    NO_SAMPLES,
+    ONE_DRAW,
+    Cell,
+    Model,
+    Shard,
+    axes_text,
+    value_text,
+)
 from detrojan.storage import paths, provenance
 from detrojan.study import grid
 from detrojan.study.schema import Study
@@ -786,6 +796,23 @@ def parse(path: str) -> tuple[str, dict[str, str]] | None:
     return None
 
 
+def placed(paths: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return for each path of the workflow, ``results/...`` below any folder, the axes that it names.
+
+    Raises:
+        ValueError: one is not the path of an artifact of a cell, or of a part of one.
+    """
+    found = {}
+    for path in paths:
+        parts = path.split("/")
+        below = ("/".join(parts[at + 1 :]) for at, part in enumerate(parts) if part == RESULTS)
+        named = next(filter(None, map(parse, below)), None)
+        if named is None:
+            raise ValueError(f"{path}: not where an artifact lies")
+        found[path] = Cell.from_wildcards(named[1]).axes
+    return found
+
+
 def places(folder: str) -> list[str]:
     """Return the patterns of the places in a folder below the results, each once."""
     return list(dict.fromkeys(rule.place for rule in RULES.values() if rule.axes and rule.folder == folder))
@@ -796,6 +823,7 @@ def folders() -> list[str]:
     return list(dict.fromkeys(rule.folder for rule in RULES.values() if rule.axes))
 
 
+@functools.cache
 def _expression(pattern: str) -> str:
     parts = string.Formatter().parse(pattern)
     # Names may be anything: some are of methods that the code has lost since.

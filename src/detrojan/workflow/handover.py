@@ -1,4 +1,4 @@
-"""What a run hands to its jobs on other machines: the study and the code that it began with.
+"""What a run hands to its jobs on other machines: the study and the code that it began with, and its retries.
 
 Each of a cluster's jobs parses the Snakefile again. It would read a study file that was edited since the run
 began, and would take code that was edited since for the code that its results were planned with. So the
@@ -16,17 +16,18 @@ import yaml
 from detrojan.workflow import graph
 
 FOLDER = Path(".snakemake", "runs")
-CODE = "planned_code"  # beside the keys of a study
+CODE, RETRIES = "planned_code", "retries"  # beside the keys of a study
 
 
 def give(workflow: Any, raw: Mapping[str, Any]) -> None:
     """Let the jobs of Snakemake's ``workflow`` have the study ``raw``, as parsed, and the code of now."""
-    text = yaml.safe_dump({**raw, CODE: graph.all_code()}, sort_keys=False, allow_unicode=True)
+    from detrojan.storage import records  # pyarrow, which each of a cluster's jobs would load
+
+    own = {CODE: graph.all_code(), RETRIES: workflow.execution_settings.retries}
+    text = yaml.safe_dump({**raw, **own}, sort_keys=False, allow_unicode=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    partial, path = FOLDER / f".{name}.partial", FOLDER / f"{name}.yaml"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    path = FOLDER / f"{name}.yaml"
+    records.write_text(text, path)
     # What Snakemake tells each job in its command: --configfiles.
     workflow.config_settings.configfiles = [path.absolute()]
 
@@ -45,4 +46,14 @@ def given(folder: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in (folder / FOLDER).glob("*.yaml"):
         found |= yaml.safe_load(path.read_text(encoding="utf-8"))[CODE]
+    return found
+
+
+def retries(config: dict[str, Any]) -> int | None:
+    """Return how often jobs that fail are tried again, and leave the study in ``config``.
+
+    None in the run itself, which knows. Its jobs on other machines are told by Snakemake that there are
+    none: it is the run that tries again.
+    """
+    found: int | None = config.pop(RETRIES, None)
     return found

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import logging
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from detrojan.cells import Cell
-from detrojan.errors import StoppedError
+from detrojan.errors import FaultError, StoppedError, told
 from detrojan.learning import determinism
 from detrojan.registry import PACKAGE
+from detrojan.storage import records
 from detrojan.workflow import gpus, graph
 from detrojan.workflow.attempts import Diary
 
@@ -33,10 +35,11 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 def run(snakemake: Any) -> Iterator[Cell]:
     """Yield the job's cell; log to the rule's log file and, from warnings up, to the terminal.
 
-    Bad input that our code refuses (``ValueError``, ``OSError``) and divergence end the job with one
-    line that names the rule and the cell, in the log and on the terminal. Any other error is a bug
-    and shows its traceback too. A signal that asks the job to stop ends it cleanly: what was half
-    written is removed, and training goes on after its last epoch when the job is started again.
+    Bad input that our code refuses (``ValueError``, ``OSError``), divergence and faults of the machine,
+    such as a full disk, end the job with one line that names the rule and the cell, in the log and on
+    the terminal. Any other error is a bug and shows its traceback too. A signal that asks the job to stop
+    ends it cleanly: what was half written is removed, and training goes on after its last epoch when the
+    job is started again.
     """
     # What a job may know stands in its inputs, wildcards and params, or it could not rerun when that
     # changes. The config also holds paths of test data, which a defense must not see.
@@ -49,11 +52,13 @@ def run(snakemake: Any) -> Iterator[Cell]:
     where = f"rule {snakemake.rule}, {cell}" if str(cell) else f"rule {snakemake.rule}"
     diary = Diary(graph.known(snakemake.rule), cell.axes, str(log))
     limits = snakemake.resources
-    diary.start(mem_mb=limits.get("mem_mb"), runtime_min=limits.get("runtime"))
     _stop_on_signals()
     logger.info("%s", where)
     started = time.monotonic()
     try:
+        diary.start(mem_mb=limits.get("mem_mb"), runtime_min=limits.get("runtime"))
+        for output in snakemake.output:
+            records.sweep(output)
         _check_code(snakemake)
         yield cell
     except (StoppedError, KeyboardInterrupt) as stop:
@@ -62,9 +67,12 @@ def run(snakemake: Any) -> Iterator[Cell]:
         logger.warning("%s: %s after %.0f s", where, reason, time.monotonic() - started)
         raise SystemExit(128 + signal.SIGTERM) from None
     except Exception as error:
-        diary.end("failed", f"{type(error).__name__}: {error}".splitlines()[0])
-        if isinstance(error, (ValueError, OSError, ArithmeticError)) and _is_ours(error):
-            logger.error("%s: %s", where, error)
+        # A full disk is no bug, whoever met it.
+        shown = told(error) if isinstance(error, OSError) else error
+        diary.end("failed", f"{type(shown).__name__}: {shown}".splitlines()[0])
+        ours = isinstance(error, (ValueError, OSError, ArithmeticError)) and _is_ours(error)
+        if ours or isinstance(shown, FaultError):
+            logger.error("%s: %s", where, shown)
             raise SystemExit(1) from None
         error.add_note(f"({where})")
         logger.exception("%s: a bug", where)
@@ -114,9 +122,20 @@ def _is_ours(error: Exception) -> bool:
     return Path(raised_in).is_relative_to(PACKAGE)
 
 
+class _LogFile(logging.FileHandler):
+    """A log that loses lines, and says nothing of it, when the disk is full."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, logging's name
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def _log_to(path: Path, *, mode: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(path, mode=mode)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _LogFile(path, mode=mode)
+    except OSError as error:
+        raise SystemExit(f"ERROR: {told(error)}") from None
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     terminal = logging.StreamHandler()
     terminal.setLevel(logging.WARNING)

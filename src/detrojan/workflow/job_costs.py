@@ -189,17 +189,17 @@ class Costs:
 
     def write(self) -> None:
         """Write the table where it was read from, whole or not at all."""
-        partial = self.path.with_name(f".{self.path.name}.partial")
+        from detrojan.storage import records  # pyarrow, which each of a cluster's jobs would load
+
         order = list(UNITS)
         rows = sorted(
             self.rows.values(),
             key=lambda row: (order.index(row.key.rule), *row.key[1:4], row.key.spc or math.inf),
         )
-        with partial.open("w", encoding="utf-8", newline="") as file:
+        with records.whole(self.path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             writer.writerows(row.texts() for row in rows)
-        partial.replace(self.path)
 
 
 def _parsed(path: Path, number: int, texts: Mapping[str, str]) -> Row:

@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from detrojan.cells import CELL_AXES, MODEL_AXES, Draws, Model, Shard, axes_text, value_text
+from detrojan.storage import records
 from detrojan.storage.columns import cell_key
 from detrojan.study import conditions, files, grid
 from detrojan.study.schema import Axis, Study
@@ -136,14 +135,12 @@ def read_rows(path: Path, given: Axes, columns: Sequence[str] | None = None) -> 
     Raises:
         ValueError: it is missing or broken.
     """
-    equal = [pc.field(axis) == value for axis, value in given.items()]
-    where = functools.reduce(lambda a, b: a & b, equal) if equal else None
-    try:
-        table = pq.read_table(path, columns=None if columns is None else list(columns), filters=where)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such table; run the workflow to make it") from None
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a whole Parquet table ({str(error).splitlines()[0]})") from None
+    wanted = None if columns is None else [*dict.fromkeys([*columns, *given])]
+    with records.readable(path, "Parquet table"):
+        table = records.open_table(path).read(wanted)
+        for axis, value in given.items():
+            table = table.filter(pc.field(axis) == value)
+        table = table if columns is None else table.select(list(columns))
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 

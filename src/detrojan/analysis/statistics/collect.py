@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from detrojan import registry
 from detrojan.analysis.statistics.gate import Verdict, verdict
 from detrojan.analysis.statistics.relative import MEASURED, RELATIVE, relative
-from detrojan.cells import CELL_AXES, MODEL_AXES, NO_METHOD, Model
+from detrojan.cells import CELL_AXES, MODEL_AXES, NO_METHOD, Model, axes_text
 from detrojan.settings import Gate
 from detrojan.storage import records
 from detrojan.storage.columns import METRICS, MODEL_KEYS, ORIGIN, required
@@ -67,14 +67,16 @@ NOTHING_MEASURED = {
 
 Card = Mapping[str, Any]
 NO_CARD: Card = {}
+# Files, each with the axes that its place names; none, of one that may lie anywhere.
+Placed = Mapping[str | Path, Mapping[str, Any]]
 
 
 class Cards:
     """Cards by the axes of what they describe; an axis that a card lacks matches any value."""
 
-    def __init__(self, paths: Sequence[str | Path]) -> None:
+    def __init__(self, paths: Placed) -> None:
         self._by_axes: dict[tuple[str, ...], dict[tuple[Any, ...], Card]] = {}
-        for card in map(records.read_card, paths):
+        for card in _cards(paths):
             axes = tuple(axis for axis in MODEL_AXES if axis in card)
             self._by_axes.setdefault(axes, {})[tuple(card[axis] for axis in axes)] = card
 
@@ -86,17 +88,50 @@ class Cards:
         return next(filter(None, fitting), NO_CARD)
 
 
-def cells(paths: Sequence[str | Path], given_up: Sequence[Mapping[str, Any]] = ()) -> pa.Table:
+def _cards(paths: Placed) -> Iterator[Card]:
+    """Yield the cards, each of which says the axes that its place names."""
+    for path, axes in paths.items():
+        card = records.read_card(path)
+        found = {axis: card.get(axis) for axis in axes}
+        if found != axes:
+            raise _misplaced(path, found, axes)
+        yield card
+
+
+def _metrics(path: str | Path, axes: Mapping[str, Any]) -> pa.Table:
+    """Return a table of metrics, which has the rows that its place names, once each and no others."""
+    table = records.read_table(path, METRICS)
+    if axes:
+        shared = {axis: value for axis, value in axes.items() if axis != "draws"}
+        planned = [shared | {"draw": draw} for draw in axes["draws"].numbers()]
+        rows = table.select(CELL_AXES).to_pylist()
+        if rows != planned:
+            wrong = next((row for row in rows if row not in planned), None)
+            raise _misplaced(path, wrong or {"draw": ", ".join(str(row["draw"]) for row in rows)}, axes)
+    return table
+
+
+def _misplaced(path: str | Path, found: Mapping[str, Any], named: Mapping[str, Any]) -> ValueError:
+    return ValueError(
+        f"{path}: another's ({axes_text(found)}), and should be that of {axes_text(named)}; was it copied "
+        f"there? {records.anew(path)}"
+    )
+
+
+def cells(paths: Placed, given_up: Sequence[Mapping[str, Any]] = ()) -> pa.Table:
     """Return the rows of all metrics tables, in the order of their keys, each with its threat model.
 
     These are the columns of ``CELLS`` that a cell has by itself; :func:`completed` adds the others.
 
     Args:
-        paths: of the metrics tables.
+        paths: of the metrics tables; ``draws`` is one of their axes.
         given_up: keys, status and reason of cells that have none, see :mod:`detrojan.workflow.closing`.
+
+    Raises:
+        ValueError: a table is broken, or has other rows than its place names.
     """
     # A table at a time: they are thousands of small files, and one that is broken must be named.
-    tables = [records.read_table(path, METRICS) for path in paths]
+    tables = [_metrics(path, axes) for path, axes in paths.items()]
     rows = [{**NOTHING_MEASURED, **cell} for cell in given_up]
     table = pa.concat_tables([*tables, pa.Table.from_pylist(rows, schema=METRICS)])
     folders = {
@@ -110,10 +145,10 @@ def cells(paths: Sequence[str | Path], given_up: Sequence[Mapping[str, Any]] = (
 
 def models(
     cells: pa.Table,
-    model_cards: Sequence[str | Path],
-    trigger_cards: Sequence[str | Path],
-    poison_cards: Sequence[str | Path],
-    triggered_cards: Sequence[str | Path],
+    model_cards: Placed,
+    trigger_cards: Placed,
+    poison_cards: Placed,
+    triggered_cards: Placed,
     gate: Gate,
 ) -> pa.Table:
     """Return a row a model: how it was trained and poisoned, what it does untouched, if its attack took.
@@ -125,11 +160,14 @@ def models(
         poison_cards: paths of the poisoned sets' cards.
         triggered_cards: paths of the triggered test sets' cards.
         gate: what an attack has to reach.
+
+    Raises:
+        ValueError: a card is broken, or another's than its place names.
     """
     untouched = {_model(row): row for row in cells.filter(pc.field("defense") == NO_METHOD).to_pylist()}
     triggers, poisoned, triggered = map(Cards, (trigger_cards, poison_cards, triggered_cards))
     rows = []
-    for card in map(records.read_card, model_cards):
+    for card in _cards(model_cards):
         model = _model(card)
         row = untouched[model]
         clean = untouched.get(model._replace(attack=NO_METHOD, ratio=0.0), {})

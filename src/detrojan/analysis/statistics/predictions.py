@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from detrojan.cells import Model, Shard, untouched
 from detrojan.storage import records
@@ -279,19 +278,12 @@ def _other_images(path: Path, found: str) -> ValueError:
 
 
 def _truth(path: Path) -> Truth:
-    try:
-        file = pq.ParquetFile(path, memory_map=False)
+    with records.readable(path, "test set"):
+        file = records.open_table(path)
         names = [name for name in ("index", "label", "true_label") if name in file.schema_arrow.names]
         table = file.read(columns=names)  # without the images
         index, labels = table["index"].to_numpy(), table["label"].to_numpy()
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such test set; run the workflow again to make it") from None
-    except (pa.ArrowException, OSError, KeyError) as error:
-        said = str(error).splitlines()[0]
-        raise ValueError(
-            f"{path}: not a whole test set ({said}); delete it and run the workflow again"
-        ) from error
-    return Truth(index, labels, table[names[-1]].to_numpy())
+        return Truth(index, labels, table[names[-1]].to_numpy())
 
 
 # --- the table -------------------------------------------------------------------------------------

@@ -1,0 +1,115 @@
+"""No damaged file is taken for a whole one, and others can read what carries a checksum."""
+
+import hashlib
+import json
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors import safe_open
+
+import damage
+from detrojan.images import DefenderSample
+from detrojan.learning.training import HISTORY
+from detrojan.storage import artifacts, records, seals
+from detrojan.storage.columns import PREDICTIONS
+
+EPOCHS = [
+    {"epoch": n, "lr": 0.1, "loss": 1 / n, "accuracy": 0.5, "num_poisoned": 0, "seconds": 0.1} for n in (1, 2)
+]
+CARD = {"dataset": "digits", "seed": 0, "psnr": 31.25, "classes": ["a", "ü"]}
+
+
+@pytest.fixture
+def results(tmp_path, toy_images, toy_model):
+    """A folder with a small file of each kind."""
+    images = toy_images()
+    folder = tmp_path / "results"
+    artifacts.write_images(images, folder / "datasets/toy/test.parquet")
+    sample = DefenderSample(images[torch.tensor([7, 2, 0])], images[torch.tensor([5])])
+    artifacts.write_samples({0: sample}, folder / "samples/toy/spc-1/draws-0-0.parquet")
+    rows = {"draw": [0] * 4, "triggered": [False] * 4, "index": range(4), "predicted": [1, 2, 1, 0]}
+    records.write_predictions(pa.table(rows, PREDICTIONS), folder / "metrics/toy/predictions.parquet")
+    for table in ("metrics/toy/metrics", "models/toy/history", "tables/cells"):
+        records.write_rows(EPOCHS, folder / f"{table}.parquet", HISTORY)
+    artifacts.write_model(toy_model, folder / "models/toy/model.safetensors", cell={"seed": 0})
+    records.write_card(CARD, folder / "models/toy/card.json")
+    return folder
+
+
+def test_a_flipped_bit_is_never_taken_for_a_result(results):
+    found = damage.damaged(results, flips=40, seed=0)
+    assert found == {kind: {"refused": 40} for kind in damage.KINDS}
+
+
+@pytest.mark.parametrize("kind", ["history", "cards"])
+def test_no_byte_is_left_out(results, tmp_path, kind):
+    (path,) = results.glob(damage.KINDS[kind].pattern)
+    bits = range(0, 8 * path.stat().st_size, 8 if kind == "cards" else 24)
+    assert damage.outcomes(path, damage.KINDS[kind], bits, tmp_path) == {"refused": len(bits)}
+
+
+def test_without_checksums_damage_would_pass(results, monkeypatch):
+    monkeypatch.setattr(seals, "read", lambda path: path.read_bytes())
+    found = damage.damaged(results, flips=40, seed=0)
+    assert found["safetensors"]["wrong"] > 30
+
+
+def test_pages_of_tables_have_checksums_for_other_readers(results):
+    path = results / "datasets/toy/test.parquet"
+    content = bytearray(path.read_bytes())
+    column = pq.read_metadata(path).row_group(0).column(2)
+    content[column.dictionary_page_offset + column.total_compressed_size - 1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="CRC"):
+        pq.ParquetFile(path, page_checksum_verification=True).read()
+
+
+def test_anybody_can_check_a_file(results):
+    # As docs/reliability.md does it.
+    for path in (*results.rglob("*.parquet"), *results.rglob("*.safetensors"), *results.rglob("*.json")):
+        (said,) = re.findall(rb"detrojan-sha256:([0-9a-f]{64})", path.read_bytes())
+        assert hashlib.sha256(path.read_bytes().replace(said, b"0" * 64)).hexdigest().encode() == said
+
+
+def test_others_read_the_files_as_ever(results):
+    table = pq.read_table(results / "tables/cells.parquet")
+    assert table.to_pylist() == EPOCHS
+    with safe_open(results / "models/toy/model.safetensors", framework="np") as file:
+        assert json.loads(file.metadata()["cell"]) == {"seed": 0}
+        assert all(np.isfinite(file.get_tensor(name)).all() for name in file.keys())  # noqa: SIM118, no dict
+    text = (results / "models/toy/card.json").read_text(encoding="utf-8")
+    card = json.loads(text)
+    assert card.pop("sha256").startswith("detrojan-sha256:")
+    assert card == CARD
+
+
+def test_a_file_of_an_earlier_version_is_refused_and_it_is_said_what_to_do(results, monkeypatch):
+    monkeypatch.chdir(results.parent)
+    pq.write_table(pq.read_table("results/tables/cells.parquet").replace_schema_metadata(None), "old.parquet")
+    with pytest.raises(ValueError, match=r"it has no checksum: cut off, damaged, or of an earlier version"):
+        records.read_table("old.parquet")
+
+
+@pytest.mark.parametrize(
+    ("path", "target"),
+    [
+        ("results/tables/cells.parquet", "results/tables/cells.parquet"),
+        ("/far/away/my results/results/a b/card.json", "'results/a b/card.json'"),
+        ("elsewhere/cells.parquet", "elsewhere/cells.parquet"),
+    ],
+)
+def test_the_command_that_makes_a_file_anew(path, target):
+    assert records.anew(path).endswith(f"`snakemake --profile local -R {target}`")
+
+
+def test_what_waits_to_be_evaluated_is_made_anew_as_one(tmp_path):
+    folder = tmp_path / "results/defended/ft/draws-0-1"
+    folder.mkdir(parents=True)
+    (folder / "runs.parquet").touch()
+    for name in ("runs.parquet", "draw-0.safetensors"):
+        assert records.anew(folder / name).endswith("-R results/defended/ft/draws-0-1`")
+    assert records.anew(tmp_path / ".checkpoint.safetensors") == "delete it and run the workflow again"
