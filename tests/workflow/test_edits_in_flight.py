@@ -43,6 +43,12 @@ def test_a_job_whose_code_was_edited_refuses(workshop):
     assert not (workshop.folder / graph.defended(FT)).exists()
 
 
+def test_a_job_goes_on_whatever_becomes_of_the_record_of_equal_code(workshop):
+    (workshop.code / "config" / "equal_code.csv").write_text("<<<<<<< ours\n")
+    output = job(workshop, graph.defended(FT))
+    assert workshop.returncode == 0, output
+
+
 @pytest.mark.parametrize(
     ("section", "name", "setting"),
     [("defenses", "ft", {"epochs": 2}), ("architectures", "preactresnet18", {"width": 8})],
