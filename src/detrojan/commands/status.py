@@ -33,7 +33,7 @@ from snakemake_logger_plugin_detrojan.progress import HOUR, duration
 WIDTH_WITHOUT_TERMINAL = 100
 MOST_SHOWN = 10  # running jobs, and kinds of dead ones
 MODEL_RULES = graph.making("models")
-SHARD_RULES = graph.making("defended", "metrics")
+SHARD_RULES = [name for name, rule in graph.RULES.items() if rule.defenses]
 LAST_FILES = {"aggregate": "cells", "report": "page"}  # what a reader waits for, by rule
 UNTOUCHED_AXES = {"defense": NO_METHOD, "spc": NO_SAMPLES, "draws": str(ONE_DRAW)}
 

@@ -18,9 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from detrojan.workflow.graph import ATTEMPTS
+from detrojan.workflow import graph
 
-FOLDER = Path(ATTEMPTS)
+FOLDER = Path(graph.ATTEMPTS)
 NEAR_LIMIT = 0.9  # of the time limit: told to stop later than this, a job has run out of time
 
 How = Literal["failed", "stopped"]
@@ -106,7 +106,7 @@ class Record:
     """The attempts of one job.
 
     Attributes:
-        rule: of the workflow.
+        rule: by its name in the graph, whatever another workflow that uses ours calls it.
         axes: the axes that its wildcards name, texts and numbers; ``draws`` as text.
         log: path of its log file.
         attempts: the first one first.
@@ -183,11 +183,18 @@ def _record(lines: Iterable[str]) -> Record | None:
             continue
         if event.pop("event") == "start":
             job = {name: event.pop(name) for name in ("rule", "axes", "log")}
-            record = record or Record(**job, attempts=[])
+            record = record or Record(**job | {"rule": _known(job["rule"])}, attempts=[])
             record.attempts.append(Attempt(**event))
         elif record:
             record.attempts[-1] = dataclasses.replace(record.attempts[-1], **event)
     return record
+
+
+def _known(rule: str) -> str:
+    """Return the name that a rule has in the graph; its own if it has none, as one of other code."""
+    with contextlib.suppress(KeyError):
+        return graph.known(rule)
+    return rule
 
 
 def slurm_states(records: Sequence[Record]) -> dict[str, str]:
