@@ -4,6 +4,8 @@ rule defend:
         **needs("defend"),
     output:
         **makes("defend"),
+    group:
+        group_of("defend")
     log:
         log_of("defend"),
     resources:
