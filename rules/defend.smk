@@ -4,10 +4,10 @@ rule defend:
         **needs("defend"),
     output:
         **makes("defend"),
-    group:
-        group_of("defend")
     log:
         log_of("defend"),
+    group:
+        group_of("defend")
     resources:
         mem_mb=memory("defend"),
         runtime=runtime("defend"),
