@@ -56,6 +56,8 @@ lint: $(VENV)/ready-lint ## run the linters, the type checker and the check of w
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/detrojan schema | cmp - config/schema.json # else: detrojan schema > config/schema.json
+	cp docs/tables.md $(VENV)/tables.md && $(BIN)/detrojan tables --page $(VENV)/tables.md
+	cmp $(VENV)/tables.md docs/tables.md # else: detrojan tables --page docs/tables.md
 
 $(VENV)/ready-lint: envs/lock-lint.txt $(READY)
 	$(BIN)/python -m pip install --quiet --requirement envs/lock-lint.txt

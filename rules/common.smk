@@ -19,7 +19,8 @@ if workflow.is_main_process:
 # On one machine a job takes one of its GPUs if it has any; on a cluster the profile asks for one. A run
 # with --jobs is a cluster's: its driver's own GPUs, if any, must not hold it up.
 GPUS_A_JOB = 1 if gpus.visible() else 0
-if workflow.global_resources["_nodes"].value is None and "gpu" not in workflow.global_resources:
+CLUSTER = workflow.global_resources["_nodes"].value is not None
+if not CLUSTER and "gpu" not in workflow.global_resources:
     workflow.global_resources["gpu"] = snakemake.resources.Resource("gpu", gpus.slots())
 
 
@@ -59,6 +60,11 @@ def makes(name):
 
 def log_of(name):
     return graph.RULES[name].log_pattern
+
+
+def group_of(name):
+    """Return the group whose jobs a cluster runs as one; None on one machine, where each is a job."""
+    return graph.RULES[name].group if CLUSTER and graph.RULES[name].group else None
 
 
 def attacks_of(name):

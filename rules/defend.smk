@@ -6,6 +6,8 @@ rule defend:
         **makes("defend"),
     log:
         log_of("defend"),
+    group:
+        group_of("defend")
     resources:
         mem_mb=memory("defend"),
         runtime=runtime("defend"),

@@ -3,6 +3,8 @@ rule evaluate:
         **needs("evaluate"),
     output:
         **makes("evaluate"),
+    group:
+        group_of("evaluate")
     resources:
         mem_mb=memory("evaluate"),
         runtime=runtime("evaluate"),

@@ -37,10 +37,11 @@ class _Job(NamedTuple):
 
 
 def num_cells(rule: str, wildcards: Mapping[str, str]) -> int:
-    """Return how many cells a job evaluates."""
-    if rule == "evaluate_untouched":
+    """Return how many cells a job evaluates; a prefix before our rule's name is no matter."""
+    if f"_{rule}".endswith("_evaluate_untouched"):
         return 1
-    return len(Draws.parse(wildcards["draws"])) if rule == "evaluate" else 0
+    draws = wildcards.get("draws")
+    return len(Draws.parse(draws)) if draws and f"_{rule}".endswith("_evaluate") else 0
 
 
 def duration(seconds: float) -> str:

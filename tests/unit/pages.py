@@ -74,6 +74,11 @@ def without_models(cells):
     return views.Tables(cells, None, derived.make({"cells": cells}))
 
 
+def values(figure):
+    """Return the rows that a figure draws."""
+    return [row for rows in figure.spec["datasets"].values() for row in rows]
+
+
 def about(tables):
     return report.of_study(tables, Gate(), ["0-1", "2-9"])
 

@@ -43,12 +43,16 @@ PAGE = page("defense")
 METHOD_TESTS = python_of("defense")[1]
 THREAT_MODELS = ("data_free", "clean_data", "known_trigger")
 EVERY_START = [(kind, threat_model) for kind, start in new.STARTS.items() for threat_model in start.templates]
+METHODS = [(kind, model) for kind, model in EVERY_START if new.STARTS[kind].folder in get_args(registry.Kind)]
+WITH_TESTS = ("table", "figure")
 # The methods of the pages: kind, name, threat model.
 ON_PAGES = [
     ("defense", "bold_tuning", "clean_data"),
     ("attack", "frame", "data_poisoning"),
     ("architecture", "wide_lenet", ""),
     ("source", "numpy_file", ""),
+    ("table", "hard_attacks", ""),
+    ("figure", "harm", ""),
 ]
 
 
@@ -94,6 +98,8 @@ def write_the_page_s(kind, name, threat_model):
     """Write the method that a page has in full."""
     file = write(threat_model, name, kind)
     file.write_text(python_of(kind)[0])
+    if kind in WITH_TESTS:
+        new.test_of(kind, name).write_text(python_of(kind)[1])
     clear_caches()
     return file
 
@@ -112,13 +118,14 @@ def defend(defense, model, sample):
 
 
 def test_every_kind_and_threat_model_has_a_template():
-    assert {start.folder for start in new.STARTS.values()} == set(get_args(registry.Kind))
+    kinds = {*get_args(registry.Kind), *get_args(registry.Part)}
+    assert {start.folder for start in new.STARTS.values()} == kinds
     for start in new.STARTS.values():
         folders = {folder.name for folder in (registry.PACKAGE / start.folder).glob("[a-z]*/")}
         assert set(start.templates) == (folders or {""})
 
 
-@pytest.mark.parametrize(("kind", "threat_model"), EVERY_START)
+@pytest.mark.parametrize(("kind", "threat_model"), METHODS)
 def test_the_registry_finds_it(clone, kind, threat_model, capsys):
     file, folder = write(threat_model, kind=kind), new.STARTS[kind].folder
     assert file == clone / "src/detrojan" / folder / threat_model / "my_method.py"
@@ -135,11 +142,40 @@ def test_the_registry_finds_it(clone, kind, threat_model, capsys):
     assert "pytest -q tests/contract -k my_method\n" in printed
 
 
+@pytest.mark.parametrize("kind", WITH_TESTS)
+def test_a_table_and_a_figure_come_with_their_test(clone, kind, capsys):
+    file, test = write("", kind=kind), clone / f"tests/unit/test_{kind}_my_method.py"
+    assert file == clone / "src/detrojan" / new.STARTS[kind].folder / "my_method.py"
+    assert registry.names(new.STARTS[kind].folder).count("my_method") == 1
+    for written in (file, test):
+        assert new.MARK in written.read_text()
+        assert not re.search(r"\$|TODO", written.read_text())
+        assert str(written.relative_to(clone)) in capsys.readouterr().out or written == test
+    test.unlink()
+    test.write_text("edited")
+    clear_caches()
+    file.unlink()
+    assert exit_code("new", kind, "my_method") == 1
+    assert "is there: choose another name" in capsys.readouterr().err
+    assert test.read_text() == "edited"
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("name", ["cells", "measures", "made", "ranks"])
+def test_a_table_has_a_name_of_its_own(clone, name, capsys):
+    assert exit_code("new", "table", name) == 1
+    assert re.search("another table|taken by", capsys.readouterr().err)
+    assert not (clone / "tests").exists()
+
+
 @pytest.mark.skipif(not shutil.which("ruff"), reason="ruff is not installed: make lint installs it")
 @pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=" ".join)
 def test_it_passes_the_linters(clone, command):
+    files = write_all()
+    for folder in ("tests", "tests/unit"):  # as in a clone, where tests are a package
+        (clone / folder / "__init__.py").touch()
     done = subprocess.run(
-        ["ruff", *command, "--no-cache", *write_all()],
+        ["ruff", *command, "--no-cache", *files, *(clone / "tests").rglob("*.py")],
         cwd=clone,
         capture_output=True,
         text=True,
@@ -149,8 +185,13 @@ def test_it_passes_the_linters(clone, command):
 
 
 def test_nothing_else_has_to_change(clone):
-    """A file of each kind, and those of the pages, keep the contract; the tests of studies pass as before."""
+    """A file of each kind, and those of the pages, keep the contract; the tests of studies pass as before.
+
+    Tables and figures pass their own tests, and the pages and readers take them as they come.
+    """
     names = [file.stem for file in write_all()]
+    own = [new.test_of(kind, f"new_{kind}") for kind in WITH_TESTS]
+    own += [new.test_of(kind, name) for kind, name, _ in ON_PAGES if kind in WITH_TESTS]
     # What reads files needs an example of them, as its page says.
     names.remove("numpy_file")
     # Of the many pairs of a defense and a new architecture, those with layers that settings name.
@@ -165,10 +206,12 @@ def test_nothing_else_has_to_change(clone):
                 ROOT / "tests" / "contract",
                 ROOT / "tests/unit/test_schema.py",
                 ROOT / "tests/unit/test_grid.py",
+                ROOT / "tests/unit/test_reading.py",
+                *own,
             ),
         ],
         cwd=clone,
-        env=os.environ | {"PYTHONPATH": str(clone / "src")},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(clone / "src"), str(ROOT)])},
         capture_output=True,
         text=True,
         check=False,

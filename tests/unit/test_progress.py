@@ -73,6 +73,9 @@ def fail(job, rule, log):
 def test_cells_of_a_job():
     assert num_cells("evaluate", {"draws": "0-2"}) == 3
     assert num_cells("evaluate_untouched", {}) == 1
+    assert num_cells("detrojan_evaluate", {"draws": "0-2"}) == 3
+    assert num_cells("detrojan_evaluate_untouched", {}) == 1
+    assert num_cells("own_evaluate", {}) == 0  # no rule of ours
     assert num_cells("defend", {"draws": "0-2"}) == 0  # only what is evaluated is done
     assert num_cells("train", {}) == 0
 

@@ -127,6 +127,24 @@ def test_a_place_where_one_job_died_and_another_runs_is_running(results):
     assert status.look(results, NOW).shards[2:5] == (0, 2, 0)
 
 
+def test_rules_that_another_workflow_calls_by_a_prefix_count_as_ours(results):
+    start("detrojan_train", BADNETS._asdict())
+    start("detrojan_defend").end("failed", "OSError: no")
+    start("my_evaluate_untouched", CLEAN._asdict())
+    start("someone_elses", {})
+    found = status.look(results, NOW)
+    assert found.models == Stage("models", 2, 0, 1, 0, 0)
+    assert found.shards == Stage("shards", SHARDS, 0, 1, 1, 0)
+    assert {job.record.rule for job in found.jobs} == {
+        "train",
+        "defend",
+        "evaluate_untouched",
+        "someone_elses",
+    }
+    untouched_place = "digits/preactresnet18/none/ratio-0/seed-0/none/spc-0/draws-0-0"
+    assert untouched_place in {job.place for job in found.jobs}
+
+
 def test_tables_are_done_when_nothing_is_newer_and_nothing_is_left(results):
     measure_all(NOW - 100)
     write_cells(["ok"], NOW - 50)

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,11 +61,13 @@ def test_the_profile_of_a_cluster_and_the_rules_agree_on_gpus_and_groups():
     profile = yaml.safe_load((ROOT / "slurm" / "config.yaml").read_text())
     gpu = {name for name, rule in graph.RULES.items() if rule.gpu}
     assert set(profile["set-resources"]) == gpu
-    assert profile["groups"] == {name: rule.group for name, rule in graph.RULES.items() if rule.group}
-    asking = set()
+    assert "groups" not in profile  # the rules have their own
+    asking, grouped = set(), set()
     for file in (ROOT / "rules").glob("*.smk"):
         for name, body in re.findall(r"^rule (\w+):\n((?: .*\n|\n)+)", file.read_text() + "\n", re.M):
             asking |= {name} if "gpu=GPUS_A_JOB" in body else set()
+            grouped |= {name} if f'group_of("{name}")' in body else set()
+    assert grouped == {name for name, rule in graph.RULES.items() if rule.group}
     assert asking == {name for name in gpu if graph.RULES[name].script in ("", name)}
 
 
@@ -107,6 +110,121 @@ def test_another_place_of_models_is_one_edit(workshop):
     plan = workshop.snakemake("--dry-run")
     assert "results/models/each/tiny/preactresnet18/badnets" in plan
     assert "logs/train/each/tiny" in plan
+
+
+AUDIT = """
+_audit = Rule(
+    "audit",
+    "audits",
+    SHARD,
+    needs={"defended": read("defended.defended")},
+    files={"audit": "/audit.json"},
+    defenses=DEFENDED,
+    log="audit",
+    methods={"defenses": "defense"},
+    unit="draw",
+    group="shard",
+)
+"""
+AUDIT_RULE = """
+
+rule audit:
+    input:
+        **needs("audit"),
+    output:
+        **makes("audit"),
+    group:
+        group_of("audit")
+    log:
+        log_of("audit"),
+    resources:
+        mem_mb=memory("audit"),
+        runtime=runtime("audit"),
+    params:
+        code=code("audit"),
+    script:
+        "../scripts/audit.py"
+"""
+AUDIT_SCRIPT = """
+from typing import TYPE_CHECKING
+from detrojan.storage import records
+from detrojan.workflow import job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+with job.run(snakemake) as cell:
+    records.write_card({"defense": cell.defense}, snakemake.output.audit)
+"""
+TELL_OF_AUDIT = """
+import json, os
+from pathlib import Path
+from detrojan.cells import Draws, Model
+from detrojan.commands import costs, plan, status, why
+from detrojan.study import grid
+from detrojan.study.files import kept, load_study
+from detrojan.workflow import closing, graph
+from detrojan.workflow.attempts import Diary
+from detrojan.workflow.job_costs import TABLE, Costs, mem_mb, runtime_min
+from detrojan.workflow.site import Site
+
+results = Path("results")
+study = load_study(kept(results))
+of_ft = (shard for shard in grid.shards(study) if shard.defense == "ft")
+shard = next(shard for shard in of_ft if shard.model.attack == "badnets")
+planned = plan.make(study, Costs.load())
+axes = graph.shard_axes(shard)
+asked = [mem_mb("audit", axes, 1), runtime_min("audit", axes, 1)]
+facts = why.explain(Site(results), ["attack=badnets", "defense=ft", "draw=0"])
+before = status.look(results, 0).shards
+diary = Diary("audit", axes, "logs/x.log")
+diary.start(mem_mb=None, runtime_min=None)
+running = status.look(results, 0).shards
+diary.path.write_text(diary.path.read_text().replace(f'"pid": {os.getpid()}', '"pid": 4194304'))
+lost = closing.find(1).of_shard(shard)
+print(json.dumps({
+    "jobs": planned.jobs["audit"], "defend": planned.jobs["defend"], "slurm": planned.slurm_jobs,
+    "all": planned.jobs.total(), "stage": planned.stages["audit"].cpu, "asked": asked,
+    "files": [file["path"] for file in facts["files"]],
+    "costs": "\\n".join(costs.show(["defense=ft"], TABLE)),
+    "running": running.running - before.running, "lost": lost and lost.reason,
+}))
+"""
+
+
+def test_another_rule_is_one_edit(workshop):
+    """Besides the rule itself and its script; what it takes is assumed until the table of costs says more."""
+    graph_file = "src/detrojan/workflow/graph.py"
+    workshop.edit(graph_file, "\n_evaluate = Rule(", AUDIT + "\n_evaluate = Rule(")
+    need = '        "defended": read("defended.defended"),\n        "test"'
+    workshop.edit(graph_file, need, need.replace('"test"', '"audit": read("audits.audit"),\n        "test"'))
+    workshop.edit(graph_file, "*(_defend, _evaluate,", "*(_defend, _audit, _evaluate,")
+    with (workshop.code / "rules/evaluate.smk").open("a") as rules:
+        rules.write(AUDIT_RULE)
+    (workshop.code / "scripts/audit.py").write_text(AUDIT_SCRIPT)
+
+    done = subprocess.run(
+        [sys.executable, "-c", TELL_OF_AUDIT],
+        cwd=workshop.folder,
+        env=workshop.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout)
+    assert told["jobs"] == told["defend"] > 0
+    assert told["slurm"] == told["all"] - 2 * told["jobs"] - 1  # a shard is one, the targets are none
+    assert told["stage"] == 60 * 10  # two draws in each of four shards, and one in each of CLP's
+    assert told["asked"] == [5500, 10]
+    place = "tiny/preactresnet18/badnets/ratio-0.1/seed-0/ft/spc-2/draws-0-1"
+    assert f"results/audits/{place}/audit.json" in told["files"]
+    assert re.search(r"^audit +60 ", told["costs"], re.M)
+    assert told["running"] == 1
+    assert told["lost"].startswith("audit was killed")
+
+    shutil.rmtree(workshop.folder / "logs/attempts")
+    assert workshop.planned()["audit"] == told["jobs"]
 
 
 def test_no_path_below_results_or_logs_is_written_elsewhere():

@@ -389,7 +389,10 @@ def merge(sites: Sequence[Path], into: Path, prefer: Path | None) -> None:
 
 @detrojan.command(epilog=examples("detrojan tables --results merged"))
 @results
-def tables(results: Path) -> None:
+@click.option(
+    "--page", type=PATH, metavar="FILE", help="Only write the columns of the tables into docs/tables.md."
+)
+def tables(results: Path, page: Path | None) -> None:
     """Make the other tables and the report from cells and models.
 
     The folder holds tables/cells.parquet and tables/models.parquet, such as copies from a cluster or what
@@ -399,7 +402,10 @@ def tables(results: Path) -> None:
     """
     from detrojan.commands import tables
 
-    tables.main(results)
+    if page:
+        tables.explain(page)
+    else:
+        tables.main(results)
 
 
 @detrojan.command(
@@ -478,7 +484,7 @@ def prove(
 
 @detrojan.group(epilog=examples("detrojan new defense bold_tuning --threat-model clean_data"))
 def new() -> None:
-    """Start a new method.
+    """Start a new method, table or figure.
 
     NAME is in lower case, as my_method: it stands in study files and paths. What is written runs as it
     stands and keeps the contract; each place to change is marked.
@@ -531,6 +537,22 @@ def architecture(name: str, yes: bool) -> None:
 def source(name: str, yes: bool) -> None:
     """Start a source of images."""
     _begin("source", name, "", yes)
+
+
+@new.command("table", epilog=examples("detrojan new table longest_times"))
+@_NAME
+@_YES
+def new_table(name: str, yes: bool) -> None:
+    """Start a table that follows from cells and models, and its test."""
+    _begin("table", name, "", yes)
+
+
+@new.command(epilog=examples("detrojan new figure times"))
+@_NAME
+@_YES
+def figure(name: str, yes: bool) -> None:
+    """Start a figure of the report, and its test."""
+    _begin("figure", name, "", yes)
 
 
 def _begin(kind: str, name: str, threat_model: str, yes: bool) -> None:

@@ -13,7 +13,7 @@ from detrojan.cells import NO_METHOD, NO_SAMPLES
 from detrojan.settings import Optimization
 from detrojan.study import conditions
 from detrojan.workflow import graph
-from detrojan.workflow.job_costs import UNITS, Costs, Estimate, Key, Row, number_text
+from detrojan.workflow.job_costs import UNITS, Costs, Estimate, Key, Row, method_axis, number_text
 
 # The axes whose values are methods.
 KINDS: dict[str, registry.Kind] = {"defense": "defenses", "attack": "attacks", "architecture": "models"}
@@ -145,8 +145,12 @@ def _source(count: int) -> str:
 
 def _axes(key: Key) -> dict[str, Any]:
     """Return axes of a job that ``key`` stands for."""
-    method = "defense" if key.rule == "defend" else "attack"
-    axes = {method: key.method, "architecture": key.architecture, "dataset": key.dataset, "spc": key.spc}
+    axes = {
+        method_axis(key.rule): key.method,
+        "architecture": key.architecture,
+        "dataset": key.dataset,
+        "spc": key.spc,
+    }
     return {axis: value for axis, value in axes.items() if value not in ("", None)}
 
 
@@ -209,7 +213,8 @@ def show(texts: Sequence[str], table: Path) -> list[str]:
         row = costs.row(rule, axes)
         seconds, memory, disk = map(number_text, row.estimate)
         lines.append(f"{rule:<18} {seconds:>9}  {unit:<16} {memory:>7} {disk:>9}  {row.source}, {row.device}")
-    shard = sum(num_draws * costs.estimate(rule, axes).seconds for rule in ("defend", "evaluate"))
+    of_shard = graph.grouped_with("defend")
+    shard = sum(num_draws * costs.estimate(rule, axes).seconds for rule in of_shard)
     training = epochs * costs.estimate("train", axes).seconds
     lines.append(f"Draws {draws} take {number_text(shard)} s, {epochs} epochs {number_text(training)} s.")
     return lines

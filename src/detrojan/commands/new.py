@@ -1,7 +1,7 @@
 """Starts a new method: ``detrojan new defense NAME --threat-model clean_data``.
 
-Or an attack, an architecture, a source of images. What it writes is a worked example that runs and keeps
-the contract as it stands. Each place to change is marked ``Change:``.
+Or an attack, an architecture, a source of images; a table or a figure, each with its test. What it writes is
+a worked example that runs and keeps the contract as it stands. Each place to change is marked ``Change:``.
 """
 
 import ast
@@ -38,16 +38,19 @@ class Start(NamedTuple):
     Attributes:
         folder: where the registry looks for it.
         templates: by threat model; with one of no name, the kind has no threat models.
-        use: how a study asks for it.
+        use: how a study gets it, a line or more.
         guide: the page that goes through it.
+        test: the file in ``templates/`` that its own test starts from; without, the contract tests do.
     """
 
-    folder: registry.Kind
+    folder: registry.Kind | registry.Part
     templates: Mapping[str, Template]
     use: str
     guide: str
+    test: str = ""
 
 
+IN_STUDY = "In a study: {use}, then\n  snakemake --profile local --configfile my-study.yaml"
 STARTS = {
     "defense": Start(
         "defenses",
@@ -75,32 +78,51 @@ STARTS = {
                 },
             ),
         },
-        "add {name} to grid.defenses of the study file",
+        IN_STUDY.format(use="add {name} to grid.defenses of the study file"),
         "docs/adding-a-defense.md",
     ),
     "attack": Start(
         "attacks",
         {"data_poisoning": Template("stripes"), "training_control": Template("stripes_in_training")},
-        "add {name} to grid.attacks of the study file",
+        IN_STUDY.format(use="add {name} to grid.attacks of the study file"),
         "docs/adding-an-attack.md",
     ),
     "architecture": Start(
         "models",
         {"": Template("plain_network")},
-        "add {name} to grid.architectures of the study file",
+        IN_STUDY.format(use="add {name} to grid.architectures of the study file"),
         "docs/adding-an-architecture.md",
     ),
     "source": Start(
         "datasets",
         {"": Template("drawn_bars")},
-        "give a data set of the study file source: {name}",
+        IN_STUDY.format(use="give a data set of the study file source: {name}"),
         "docs/adding-a-data-source.md",
     ),
+    "table": Start(
+        registry.TABLES,
+        {"": Template("table")},
+        "Made anew with all tables, by the next run of a study, or from finished ones:\n"
+        "  detrojan tables --results FOLDER\n"
+        "In docs/tables.md: detrojan tables --page docs/tables.md",
+        "docs/adding-a-table.md",
+        "table_test",
+    ),
+    "figure": Start(
+        registry.FIGURES,
+        {"": Template("figure")},
+        "Drawn with all figures, by the next run of a study, or from finished tables:\n"
+        "  detrojan tables --results FOLDER",
+        "docs/adding-a-figure.md",
+        "figure_test",
+    ),
 }
+# Names that tables have in other places.
+TAKEN: Mapping[str, tuple[str, ...]] = {registry.TABLES: (*registry.GATHERED, "made")}
 
 
 def create(kind: str, name: str, threat_model: str = "") -> Path:
-    """Write the file of a new method and return its path.
+    """Write the file of a new method and return its path; with its test, if its kind has one of its own.
 
     Args:
         kind: one of ``STARTS``.
@@ -114,21 +136,42 @@ def create(kind: str, name: str, threat_model: str = "") -> Path:
     class_name = "".join(part.capitalize() for part in name.split("_"))
     _check(start.folder, name, class_name)
     template = start.templates[threat_model]
-    raw = (Path(__file__).parent / "templates" / f"{template.name}.txt").read_text(encoding="utf-8")
-    text = string.Template(raw).substitute(template.parts, class_name=class_name)
+    text = _filled(template.name, template.parts, class_name=class_name)
     if _names(text).count(class_name) > 1:
         raise ValueError(f"{name!r} makes a class {class_name}, but the file has another of that name")
+    if start.test:
+        _write(test_of(kind, name), _filled(start.test, name=name))
     file = registry.PACKAGE / start.folder / threat_model / f"{name}.py"
-    with file.open("x", encoding="utf-8") as new:
-        new.write(text)
+    _write(file, text)
     return file
 
 
-def _check(folder: registry.Kind, name: str, class_name: str) -> None:
+def test_of(kind: str, name: str) -> Path:
+    """Return the file of the own test of a new table or figure."""
+    return clone() / "tests" / "unit" / f"test_{kind}_{name}.py"
+
+
+def _filled(template: str, parts: Mapping[str, str] = {}, **more: str) -> str:
+    raw = (Path(__file__).parent / "templates" / f"{template}.txt").read_text(encoding="utf-8")
+    return string.Template(raw).substitute(parts, **more)
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with file.open("x", encoding="utf-8") as new:
+            new.write(text)
+    except FileExistsError:
+        raise ValueError(f"{_shown(file)} is there: choose another name, or edit that file") from None
+
+
+def _check(folder: registry.Kind | registry.Part, name: str, class_name: str) -> None:
     if not re.fullmatch("[a-z0-9_]+", name):
         raise ValueError(f"{name!r} goes into paths: take lower-case letters, digits and _, as in my_method")
     if name == NO_METHOD:
         raise ValueError(f"{name!r} is the control's name: choose another")
+    if name in TAKEN.get(folder, ()):
+        raise ValueError(f"{name!r} is the name of another table: choose another")
     for identifier in (name, class_name):
         if not identifier.isidentifier() or keyword.iskeyword(identifier):
             raise ValueError(f"{name!r} makes {identifier!r}, which Python can't take: choose another name")
@@ -159,7 +202,14 @@ def next_steps(kind: str, file: Path) -> str:
     """Return what to do with the new file."""
     start = STARTS[kind]
     use = start.use.format(name=file.stem)
-    return NEXT.format(file=_shown(file), name=file.stem, use=use, guide=start.guide, mark=MARK)
+    test = test_of(kind, file.stem)
+    written = f"{_shown(file)} and {_shown(test)}, which run as they stand" if start.test else _runs(file)
+    tests = f"tests/contract {_shown(test)}" if start.test else "tests/contract"
+    return NEXT.format(written=written, tests=tests, name=file.stem, use=use, guide=start.guide, mark=MARK)
+
+
+def _runs(file: Path) -> str:
+    return f"{_shown(file)}, which runs as it stands"
 
 
 def _shown(file: Path) -> Path:
@@ -168,12 +218,11 @@ def _shown(file: Path) -> Path:
 
 
 NEXT = """\
-Wrote {file}, which runs as it stands. What to change is marked "{mark}".
+Wrote {written}. What to change is marked "{mark}".
 
 Does it keep the contract?
-  pytest -q tests/contract -k {name}
-In a study: {use}, then
-  snakemake --profile local --configfile my-study.yaml
+  pytest -q {tests} -k {name}
+{use}
 Step by step: {guide}
 """
 

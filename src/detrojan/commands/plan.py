@@ -21,7 +21,7 @@ from detrojan.study import grid
 from detrojan.study.files import load_study, read
 from detrojan.study.schema import Study
 from detrojan.workflow import graph
-from detrojan.workflow.job_costs import Costs, num_units
+from detrojan.workflow.job_costs import CPU, UNITS, Costs, num_units
 
 DEFAULT_STUDY = Path("config/config.yaml")  # the Snakefile's
 BLOCK_BYTES = 4096  # of a file system: what the smallest file takes
@@ -99,12 +99,14 @@ class Plan:
 
     @property
     def _shard_s(self) -> float:
-        return sum(self.stages[name].longest for name in ("defend", "evaluate") if name in self.stages)
+        return sum(self.stages[name].longest for name in graph.grouped_with("defend") if name in self.stages)
 
     @property
     def slurm_jobs(self) -> int:
         """How many jobs SLURM gets: a shard is one, and the targets of the study are none."""
-        return self.jobs.total() - self.jobs["defend"] - self.jobs["all"]
+        # A group has one job of each of its rules.
+        last = {own.group or name: name for name, own in graph.RULES.items() if own.unit}
+        return sum(self.jobs[name] for name in last.values())
 
     @property
     def disk_mb(self) -> float:
@@ -123,7 +125,8 @@ class Plan:
         only while the longest chain goes on. That chain, in turn, is at most the longest job of every
         stage, and one more training: some triggers are learned against a clean model.
         """
-        on_gpu = [stage for name, stage in self.stages.items() if stage.gpu and name != "evaluate"]
+        later = graph.grouped_with("defend")[1:]  # in the job of the first
+        on_gpu = [stage for name, stage in self.stages.items() if stage.gpu and name not in later]
         work = self.total.gpu + self.job_s * sum(stage.jobs for stage in on_gpu)
         longest = [stage.longest + self.job_s for stage in self.stages.values()]
         chain = sum(longest) + self.stages["train"].longest + self.job_s
@@ -152,7 +155,7 @@ def make(study: Study, costs: Costs) -> Plan:
         seconds[row.measured] += taken
         stage.jobs += 1
         stage.longest = max(stage.longest, taken)
-        if row.device == "cpu":
+        if row.device == CPU:
             stage.cpu += taken
         else:
             stage.gpu += taken
@@ -192,9 +195,9 @@ def _shard_text(axes: Mapping[str, Any]) -> str:
 
 
 def _units(study: Study, stage: str, axes: Mapping[str, Any], num_shards: int) -> float:
-    if stage == "train":
+    if UNITS[stage] == "epoch":
         return int(study.optimization(axes)["epochs"])
-    return num_shards / 1000 if stage in ("aggregate", "report") else num_units(stage, axes)
+    return num_shards / 1000 if UNITS[stage] == "thousand shards" else num_units(stage, axes)
 
 
 def count_files(study: Study) -> dict[str, int]:

@@ -32,8 +32,11 @@ from snakemake_logger_plugin_detrojan.progress import HOUR, duration
 WIDTH_WITHOUT_TERMINAL = 100
 MOST_SHOWN = 10  # running jobs, and kinds of dead ones
 MODEL_RULES = graph.making("models")
-SHARD_RULES = graph.making("defended", "metrics")
-LAST_FILES = {"aggregate": "cells", "report": "page"}  # what a reader waits for, by rule
+SHARD_RULES = [name for name, rule in graph.RULES.items() if rule.defenses]
+# What a reader waits for, by rule: the first file of those that look at the whole study.
+LAST_FILES = {
+    name: next(iter(rule.files)) for name, rule in graph.RULES.items() if rule.files and not rule.axes
+}
 UNTOUCHED_AXES = {"defense": NO_METHOD, "spc": NO_SAMPLES, "draws": str(ONE_DRAW)}
 
 

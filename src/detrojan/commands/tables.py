@@ -32,6 +32,41 @@ def about(tables: Tables, folder: Path) -> report.About:
     return report.of_study(tables, Gate(), [])._replace(gate=GATE_UNKNOWN, draws=None)
 
 
+# What stands between these lines of docs/tables.md follows from the tables' own files.
+BEGIN = (
+    "<!-- Made by `detrojan tables --page docs/tables.md`: edit src/detrojan/analysis/tables/ instead. -->"
+)
+END = "<!-- The end of what is made. -->"
+
+
+def explained(page: str) -> str:
+    """Return a page with the columns of all tables that follow from others, between its two marks.
+
+    Raises:
+        ValueError: it lacks the marks.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(
+            f"a page of tables needs two lines, between which they are listed: {BEGIN} and {END}"
+        )
+    sections = [made.table.section(name) for name, made in derived.TABLES.items()]
+    return "\n".join([before + begin, "", *sections, end + after])
+
+
+def explain(page: Path) -> None:
+    """Write the columns of all tables that follow from others into a page.
+
+    Raises:
+        ValueError: it is missing, or lacks its two marks.
+    """
+    if not page.is_file():
+        raise ValueError(f"{page}: no such page; run this in the clone, and name docs/tables.md")
+    records.write_text(explained(page.read_text(encoding="utf-8")), page)
+    click.echo(f"{page}: explains {', '.join(derived.TABLES)}.")
+
+
 def main(folder: Path) -> None:
     """Make the tables and the report in a folder of results, and say what was made.
 

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from detrojan.storage import processes
-from detrojan.workflow.graph import ATTEMPTS
+from detrojan.workflow import graph
 
 logger = logging.getLogger(__name__)
 
-FOLDER = Path(ATTEMPTS)
+FOLDER = Path(graph.ATTEMPTS)
 NEAR_LIMIT = 0.9  # of the time limit: told to stop later than this, a job has run out of time
 
 How = Literal["failed", "stopped"]
@@ -97,7 +97,7 @@ class Record:
     """The attempts of one job.
 
     Attributes:
-        rule: of the workflow.
+        rule: by its name in the graph, whatever another workflow that uses ours calls it.
         axes: the axes that its wildcards name, texts and numbers; ``draws`` as text.
         log: path of its log file.
         attempts: the first one first.
@@ -188,11 +188,18 @@ def _with(record: Record | None, event: dict[str, Any]) -> Record | None:
     known = {field.name: event[field.name] for field in dataclasses.fields(Attempt) if field.name in event}
     if event["event"] == "start":
         attempt = Attempt(**known)
-        record = record or Record(event["rule"], dict(event["axes"]), event["log"], attempts=[])
+        record = record or Record(_known(event["rule"]), dict(event["axes"]), event["log"], attempts=[])
         record.attempts.append(attempt)
     elif record and event["event"] == "end":
         record.attempts[-1] = dataclasses.replace(record.attempts[-1], **known)
     return record
+
+
+def _known(rule: str) -> str:
+    """Return the name that a rule has in the graph; its own if it has none, as one of other code."""
+    with contextlib.suppress(KeyError):
+        return graph.known(rule)
+    return rule
 
 
 def slurm_states(records: Sequence[Record]) -> dict[str, str]:

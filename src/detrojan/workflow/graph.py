@@ -502,6 +502,12 @@ def known(rule: str) -> str:
     return max(ends, key=len)
 
 
+def grouped_with(rule: str) -> list[str]:
+    """Return the names of the rules whose jobs run as one with those of ``rule`` on a cluster, itself too."""
+    group = RULES[rule].group
+    return [name for name, own in RULES.items() if name == rule or (group and own.group == group)]
+
+
 def making(*folders: str) -> list[str]:
     """Return the names of the rules whose artifacts lie in ``folders``."""
     return [name for name, rule in RULES.items() if rule.folder in folders]

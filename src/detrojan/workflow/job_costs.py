@@ -17,9 +17,9 @@ row holds for all jobs that its filled-in keys match:
     device        what the seconds are of; ``cpu`` for what needs no GPU
     source        ``assumed``, or ``measured, N runs``
 
-The row that fills in the most keys wins; among rows with equally many, the one with the earlier key;
-then the one with the smaller ``spc``. The Snakefile reads the table at every parse, so nothing here
-imports more than a moment's worth.
+A rule without any row is assumed to take a minute a unit. The row that fills in the most keys wins; among
+rows with equally many, the one with the earlier key; then the one with the smaller ``spc``. The Snakefile
+reads the table at every parse, so nothing here imports more than a moment's worth.
 """
 
 import csv
@@ -39,6 +39,7 @@ KEYS = ("rule", "method", "architecture", "dataset", "spc")
 NUMBERS = ("seconds", "memory_mb", "disk_mb")
 COLUMNS = (*KEYS, *NUMBERS, "device", "source")
 ASSUMED = "assumed"
+CPU, GPU = "cpu", "GPU"
 # What a row's seconds are of, by stage; `job` is what a cluster's job takes besides.
 UNITS = {rule.stage_name: rule.unit for rule in graph.RULES.values() if rule.unit} | {"job": "job"}
 
@@ -58,6 +59,10 @@ class Estimate(NamedTuple):
     seconds: float
     memory_mb: float
     disk_mb: float
+
+
+# Of a rule that the table does not know yet: seconds of a unit, MB, MB.
+UNKNOWN = Estimate(60, 4000, 1)
 
 
 class Key(NamedTuple):
@@ -141,6 +146,7 @@ class Costs:
         self.rows = {row.key: row for row in rows}
         self.path = path
         self._ranked = sorted(self.rows.values(), key=lambda row: row.key.rank, reverse=True)
+        self._known = {key.rule for key in self.rows}
         self._candidates: dict[tuple[str, str], list[Row]] = {}  # by rule and method
         self._found: dict[Key, Row] = {}
 
@@ -163,6 +169,8 @@ class Costs:
     def row(self, rule: str, axes: Mapping[str, Any]) -> Row:
         """Return the row that holds for a job: of those that match, the one that says most of it.
 
+        A rule that has no row at all, as one that was just added, takes ``UNKNOWN``.
+
         Args:
             rule: a key of ``UNITS``.
             axes: those that the job has, as ``cells.Cell.axes`` returns them.
@@ -170,7 +178,7 @@ class Costs:
         Raises:
             ValueError: no row holds.
         """
-        method = axes.get("defense" if rule == "defend" else "attack", "")
+        method = axes.get(method_axis(rule), "")
         job = Key(rule, method, axes.get("architecture", ""), axes.get("dataset", ""), axes.get("spc"))
         if job not in self._found:
             if (rule, method) not in self._candidates:
@@ -178,6 +186,8 @@ class Costs:
                     row for row in self._ranked if row.key.rule == rule and row.key.method in ("", method)
                 ]
             found = next((row for row in self._candidates[rule, method] if row.key.matches(job)), None)
+            if rule not in self._known:
+                found = _unknown(rule)
             if found is None:
                 raise ValueError(f"{self.path}: no row for {job}: add one with no key but the rule")
             self._found[job] = found
@@ -200,6 +210,17 @@ class Costs:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             writer.writerows(row.texts() for row in rows)
+
+
+def method_axis(rule: str) -> str:
+    """Return the axis that names the method of a rule's jobs in the table."""
+    own = graph.RULES.get(rule)
+    return "defense" if own and "defenses" in own.methods else "attack"
+
+
+def _unknown(rule: str) -> Row:
+    gpu = any(own.gpu for own in graph.RULES.values() if own.stage_name == rule)
+    return Row(Key(rule), UNKNOWN, GPU if gpu else CPU, ASSUMED)
 
 
 def _parsed(path: Path, number: int, texts: Mapping[str, str]) -> Row:

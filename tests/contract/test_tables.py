@@ -1,0 +1,67 @@
+"""What every table keeps, beyond the values that its own test holds."""
+
+import re
+
+import pyarrow as pa
+import pytest
+
+from detrojan import registry
+from detrojan.analysis import derived
+from detrojan.analysis.statistics.collect import CELLS
+from tests.unit import pages
+from tests.unit import tables as made
+
+
+@pytest.fixture(scope="module")
+def given():
+    """The cells and models of a small study with clean models, failures and ties."""
+    cells = pages.of_rows(*made.random_study(attacks=("badnets", "sig"), ratios=(0.1,)).to_pylist())
+    return {"cells": cells, "models": pages.models_of(cells)}
+
+
+@pytest.fixture(scope="module")
+def tables(given):
+    return derived.make(given)
+
+
+@pytest.mark.parametrize("name", registry.names(registry.TABLES))
+def test_table_has_the_columns_that_it_declares(name, tables):
+    """A table that is missing here needs one that nothing makes, or itself."""
+    declared = derived.TABLES[name].schema
+    assert len(set(declared.names)) == len(declared.names)
+    assert tables[name].select(declared.names).cast(declared).num_rows > 0
+    for field in declared:
+        assert field.nullable or not tables[name][field.name].null_count, field.name
+
+
+@pytest.mark.parametrize("name", registry.names(registry.TABLES))
+def test_table_explains_every_column(name):
+    table = derived.TABLES[name].table
+    assert table.row.startswith("a")
+    assert table.holds
+    for each in table.columns:
+        assert each.meaning, each.fields
+        assert not re.search(r"[|\n]", each.meaning), "it is a line of a page's table"
+
+
+@pytest.mark.parametrize("name", registry.names(registry.TABLES))
+def test_table_changes_nothing_that_it_is_given_and_is_the_same_again(name, given, tables):
+    own = derived.TABLES[name]
+    again = own.make(**{need: {**given, **tables}[need] for need in own.needs})
+    assert again.equals(tables[name])
+
+
+@pytest.mark.parametrize("name", registry.names(registry.TABLES))
+def test_table_of_few_cells(name):
+    """A study may have no attack, or nothing at all that ended well."""
+    clean = pages.of_rows(made.untouched(attack="none"))
+    failed = pages.of_rows(made.untouched(status="diverged"), made.cell(status="diverged"))
+    for cells in (clean, failed, CELLS.empty_table()):
+        given = {"cells": cells, "models": pages.models_of(cells)}
+        found = derived.make(given)[name]
+        assert isinstance(found.select(derived.TABLES[name].schema.names), pa.Table)
+
+
+@pytest.mark.parametrize("name", registry.names(registry.TABLES))
+def test_table_has_a_name_of_its_own(name):
+    assert name not in (*registry.GATHERED, "made")
