@@ -8,6 +8,7 @@ import pytest
 from detrojan import registry
 from detrojan.analysis import derived
 from detrojan.analysis.statistics.collect import CELLS
+from detrojan.workflow import graph
 from tests.unit import pages
 from tests.unit import tables as made
 
@@ -65,3 +66,13 @@ def test_table_of_few_cells(name):
 @pytest.mark.parametrize("name", registry.names(registry.TABLES))
 def test_table_has_a_name_of_its_own(name):
     assert name not in (*registry.GATHERED, "made")
+
+
+def test_tables_and_figures_count_as_code_of_the_rules_that_make_them(monkeypatch):
+    """They are found by their files, so no import tells of them."""
+    monkeypatch.setattr(graph.provenance, "code_digest", lambda *files: set(files))
+    tables = {registry.path(registry.TABLES, name) for name in registry.names(registry.TABLES)}
+    figures = {registry.path(registry.FIGURES, name) for name in registry.names(registry.FIGURES)}
+    assert tables <= graph.code_digest("aggregate", {})
+    assert figures <= graph.code_digest("report", {})
+    assert not (tables | figures) & graph.code_digest("defend", {"defense": "ft"})

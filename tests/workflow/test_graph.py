@@ -238,6 +238,12 @@ def test_no_path_below_results_or_logs_is_written_elsewhere():
     assert found == []
 
 
+def test_the_folders_of_tables_and_figures_are_named_once():
+    files = [*registry.PACKAGE.rglob("*.py"), *(ROOT / "scripts").glob("*.py")]
+    by_hand = re.compile(r"""/ ["'](?:tables|figures)["']|f["'](?:tables|figures)/""")
+    assert [str(file) for file in files if by_hand.search(file.read_text())] == []
+
+
 def texts(file):
     """Return the strings of a Python file."""
     tree = ast.parse(file.read_text())
