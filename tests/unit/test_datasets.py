@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from pydantic import Field
 
 from detrojan.datasets import torchvision_folder
 from detrojan.datasets.base import (
@@ -252,6 +253,14 @@ def test_image_folder_refuses(folder, broken, message):
         ImageFolder(path=folder).read("train", 8)
 
 
+def test_a_link_that_makes_a_training_folder_the_test_folder_is_refused(folder):
+    (folder / "test/dog/0.png").unlink()
+    (folder / "test/dog").rmdir()
+    (folder / "test/dog").symlink_to(folder / "train/dog")
+    with pytest.raises(ValueError, match=r"test/dog: the same folder as .*train/dog"):
+        ImageFolder(path=folder).counts("train")
+
+
 # --- Parquet ---------------------------------------------------------------------------------------
 
 
@@ -356,6 +365,53 @@ def test_parquet_labels_stay_within_the_names(tmp_path):
         write_shard(tmp_path / f"{split}.parquet", labels, names=["cat", "dog"])
     with pytest.raises(ValueError, match=r"test\.parquet, row 1: label 2, but the schema names 2 classes"):
         HuggingFaceParquet(path=tmp_path).counts("train")
+
+
+HASH, OTHER = "0c1f2d3e4f5a6b7c", "9b8a7c6d5e4f3210"  # as push_to_hub once put them behind the count
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([f"train-00000-of-00002-{HASH}"], r"shard 1 of 0 to 1 is missing"),
+        (["data/train-00001-of-00003", "data/train-00002-of-00003"], r"shard 0 of 0 to 2 is missing"),
+        (["train-00000-of-00001", "train-00001-of-00001"], r"shard 1 beside it is none of 0 to 0"),
+        (["train-0", "train-2"], r"shard 1 of 0 to 2 is missing"),
+        ([f"train-00000-of-00001-{HASH}", f"train-00000-of-00001-{OTHER}"], r"the same shard as"),
+        (["train-00000-of-00001", "train-00000-of-00001 (1)"], r"the same shard as"),
+        (
+            ["train-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"],
+            r"shards train of 1 and of 2 lie side by side",
+        ),
+        (["train-00000-of-00001", "data/train-00000-of-00001"], r"lies there too, and which of them train"),
+        (["train", "train-00000-of-00001"], r"lies there too, and which of them train"),
+    ],
+)
+def test_shards_that_are_missing_or_doubled_are_refused(tmp_path, names, message):
+    write_shard(tmp_path / "test.parquet", [0, 1])
+    for name in names:
+        write_shard(tmp_path / f"{name}.parquet", [0, 1])
+    with pytest.raises(ValueError, match=message):
+        HuggingFaceParquet(path=tmp_path).counts("test" if "beside it" in message else "train")
+
+
+@pytest.mark.parametrize("names", [["1990", "2000"], ["a-0000-of-0001", "b-0000-of-0001"], ["000", "001"]])
+def test_names_that_count_nothing_else_are_taken_as_they_are(tmp_path, names):
+    write_shard(tmp_path / "test.parquet", [0, 1])
+    for name in names:
+        write_shard(tmp_path / f"train/{name}.parquet", [0, 1])
+    assert HuggingFaceParquet(path=tmp_path, train="train/*").counts("train") == {0: 2, 1: 2}
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_shard_of_both_splits_is_refused(tmp_path, link):
+    write_shard(tmp_path / "all.parquet", [0, 1])
+    if link:
+        (tmp_path / "test.parquet").symlink_to(tmp_path / "all.parquet")
+    source = HuggingFaceParquet(path=tmp_path, train="a*.parquet", test="t*.parquet" if link else "*.parquet")
+    for split in ("train", "test"):
+        with pytest.raises(ValueError, match=r"\.parquet: the patterns of both train and test match it"):
+            source.counts(split)
 
 
 @pytest.mark.parametrize(
@@ -797,12 +853,13 @@ def test_given_statistics_are_kept_and_a_flat_channel_divides_by_something():
     class Flat(Made):
         def read(self, split, side):
             raw = super().read(split, side)
-            return RawImages(np.full_like(raw.images, 51), raw.labels, raw.classes)
+            raw.images[..., 1] = 51
+            return raw
 
     info = build(Flat(), mean=(0.0, 0.0, 0.0))[0].info
-    assert (info.mean, info.std) == ((0.0, 0.0, 0.0), (1 / 255,) * 3)
+    assert (info.mean, info.std[1]) == ((0.0, 0.0, 0.0), 1 / 255)
     info = build(Flat(), std=(1.0, 1.0, 1.0))[0].info
-    assert (info.mean, info.std) == (pytest.approx((0.2,) * 3), (1.0, 1.0, 1.0))
+    assert (info.mean[1], info.std) == (pytest.approx(0.2), (1.0, 1.0, 1.0))
 
 
 class Edited(Made):
@@ -836,3 +893,58 @@ class Edited(Made):
 def test_build_refuses(source, message):
     with pytest.raises(ValueError, match=message):
         build(source)
+
+
+class Doubled(Source):
+    """Ten training images of each class and four test images; some of them are copies of others."""
+
+    again: dict[int, int] = Field({})  # rows of the training split that copy other rows
+    tested: dict[int, int] = Field({})  # rows of the test split that copy training rows
+
+    def read(self, split, side):
+        train, test = noise(20, side, side, 3), noise(4, side, side, 3, seed=1)
+        for row, other in self.again.items():
+            train[row] = train[other]
+        for row, other in self.tested.items():
+            test[row] = train[other]
+        images = train if split == "train" else test
+        return RawImages(images, np.arange(len(images)) % 2, ("cat", "dog"))
+
+
+def test_a_test_image_that_is_a_training_image_is_refused():
+    source = Doubled(tested={1: 7, 2: 4})
+    with pytest.raises(
+        ValueError, match=r"2 of 4 test images are, pixel for pixel, training images"
+    ) as raised:
+        build(source)
+    assert "row 1 (dog) = row 7 (dog), row 2 (cat) = row 4 (cat);" in str(raised.value)
+    assert "datasets.made.overlap: 0.5 (or allowed)" in str(raised.value)
+
+
+@pytest.mark.parametrize("overlap", [0.5, "allowed"])
+def test_a_study_may_allow_test_images_that_are_training_images(overlap, caplog):
+    build(Doubled(tested={1: 7, 2: 4}), overlap=overlap)
+    assert "2 of 4 test images are" in caplog.text
+    with pytest.raises(ValueError, match="2 of 4 test images"):
+        build(Doubled(tested={1: 7, 2: 4}), overlap=0.49)
+
+
+def test_what_stands_twice_in_training_stays_out_of_the_pool(caplog):
+    again = {row: row - 2 for row in (2, 3, 6, 7, 10)}  # of ten cats four are there once, of ten dogs six
+    for seed in range(20):
+        train, pool, _ = build(Doubled(again=again), held_out=0.4, name=str(seed))
+        assert Counter(pool.labels.tolist()) == {0: 4, 1: 4}
+        assert not {image.numpy().tobytes() for image in pool.images} & {
+            image.numpy().tobytes() for image in train.images
+        }
+    assert "5 of 20 images of split train are, pixel for pixel, others of it" in caplog.text
+    assert "row 2 (cat) = row 0 (cat)" in caplog.text
+    with pytest.raises(ValueError, match=r"needs 5 images of class 0 \(cat\), but only 4 of its 10"):
+        build(Doubled(again=again), held_out=0.5)
+    assert len(build(Doubled(again=again), held_out=0.5, overlap="allowed")[1]) == 10
+
+
+def test_equal_images_of_several_labels_are_counted(caplog):
+    build(Doubled(again={3: 0, 5: 0, 6: 4}))
+    assert "row 3 (dog) = row 0 (cat), row 5 (dog) = row 0 (cat), row 6 (cat) = row 4 (cat)" in caplog.text
+    assert "; of several labels: 1" in caplog.text

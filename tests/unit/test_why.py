@@ -547,7 +547,8 @@ def test_streams_of_the_defender(used, toy_images, toy_model):
 def test_streams_of_the_data_set_and_of_training(used, tmp_path, monkeypatch):
     class Source:
         def read(self, split, side):
-            pixels = torch.arange(12 * side * side * 3).reshape(12, side, side, 3).to(torch.uint8).numpy()
+            rng = torch.Generator().manual_seed(len(split))  # no image twice
+            pixels = torch.randint(256, (12, side, side, 3), dtype=torch.uint8, generator=rng).numpy()
             return RawImages(pixels, torch.arange(12).numpy() % 3, ("a", "b", "c"))
 
     limits = dict.fromkeys(("classes", "per_class", "mean", "std"))

@@ -28,11 +28,18 @@ class RawImages:
         images: uint8 (N, H, W, 3), 0 to 255.
         labels: int64 (N,), 0 to len(classes) - 1.
         classes: the name of each label, in order; equal for both splits.
+        names: of each image, its file or shard and row, for messages; empty where the source has none.
     """
 
     images: Pixels
     labels: Labels
     classes: tuple[str, ...]
+    names: tuple[str, ...] = ()
+
+    def __getitem__(self, rows: Labels | npt.NDArray[np.bool_]) -> "RawImages":
+        """Return the images at ``rows``, positions or a mask."""
+        names = tuple(np.array(self.names, object)[rows]) if self.names else ()
+        return dataclasses.replace(self, images=self.images[rows], labels=self.labels[rows], names=names)
 
 
 class Source(BaseModel):

@@ -26,7 +26,9 @@ from detrojan.datasets.base import (
 
 IMAGE_COLUMNS = ("image", "img")
 ROWS_AT_ONCE = 1024  # bounds how much encoded data is in memory
-SHARD = re.compile(r"-(\d+)-of-(\d+)\.parquet$")
+# The hub once put a hash behind the count, and a browser that fetches a file again " (1)".
+SHARD = re.compile(r"^(?P<of>.*?)-?(?P<number>\d+)-of-(?P<total>\d+)(?!\d).*\.parquet$")
+COUNTED = re.compile(r"^(?P<of>.*\D|)(?P<number>\d+)\.parquet$")  # as in the hub's converted branch
 
 
 class HuggingFaceParquet(Source):
@@ -58,24 +60,46 @@ class HuggingFaceParquet(Source):
             ValueError: as for :meth:`counts`, or an image is missing or broken.
         """
         labels, classes = self._checked_labels()
-        encoded = (image for shard in self._shards(split) for image in _encoded(shard))
-        return RawImages(decode_all(encoded, len(labels[split]), side), labels[split], classes)
+        shards = self._shards(split)
+        encoded = (image for shard in shards for image in _encoded(shard))
+        images = decode_all(encoded, len(labels[split]), side)
+        names = tuple(f"{shard.name}, row {row}" for shard in shards for row in range(_num_rows(shard)))
+        return RawImages(images, labels[split], classes, names)
 
     def _shards(self, split: Split) -> list[Path]:
+        """Return the shards of a split, in the order of their names."""
+        found = self._matching(split)
+        other = {shard.resolve(): shard for shard in self._matching("test" if split == "train" else "train")}
+        for shard in found:
+            if shard.resolve() in other:
+                raise ValueError(
+                    f"{shard}: the patterns of both train and test match it, so images that a model learned "
+                    "would test it; set train and test to patterns that share no file"
+                )
+        _refuse_repeated(found)
+        _refuse_missing_shards(found)
+        return found
+
+    def _matching(self, split: Split) -> list[Path]:
         pattern = self.train if split == "train" else self.test
         patterns = [pattern] if pattern else [f"{split}-*.parquet", f"{split}.parquet"]
         folders = [self.path] if pattern else [self.path, self.path / "data"]
-        for folder in folders:
-            for candidate in patterns:
-                shards = sorted(file for file in folder.glob(candidate) if not file.name.startswith("."))
-                if shards:
-                    _refuse_missing_shards(shards)
-                    return shards
-        raise ValueError(
-            f"{self.path}: no file like {' or '.join(patterns)} in it"
-            f"{'' if pattern else ' or in its folder data'}; set path to the folder of the shards, and "
-            f"{split} to a pattern of their names if they are called otherwise"
-        )
+        places = [(folder, candidate) for folder in folders for candidate in patterns]
+        matching = {place: _visible(*place) for place in places}
+        found = {place: shards for place, shards in matching.items() if shards}
+        if not found:
+            raise ValueError(
+                f"{self.path}: no file like {' or '.join(patterns)} in it"
+                f"{'' if pattern else ' or in its folder data'}; set path to the folder of the shards, and "
+                f"{split} to a pattern of their names if they are called otherwise"
+            )
+        if len(found) > 1:
+            first, second, *_ = (shards[0] for shards in found.values())
+            raise ValueError(
+                f"{second}: {first} lies there too, and which of them {split} means can't be told; remove "
+                f"one, or set {split} to a pattern that matches what you mean"
+            )
+        return next(iter(found.values()))
 
     def _checked_labels(self) -> tuple[dict[Split, Labels], tuple[str, ...]]:
         """Return the labels of both splits, in order, and the name of each class."""
@@ -109,14 +133,64 @@ class HuggingFaceParquet(Source):
         return first
 
 
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    return sorted(file for file in folder.glob(pattern) if not file.name.startswith("."))
+
+
+def _refuse_repeated(shards: list[Path]) -> None:
+    """Refuse what would bring images in twice: one file by two names, two shards of one number."""
+    seen: dict[object, Path] = {}
+    for shard in shards:
+        match = SHARD.match(shard.name)
+        # Of one number, whatever else the name says: a second push has another hash.
+        keys: list[object] = [shard.resolve()]
+        keys += [(shard.parent, match["of"], int(match["number"]), int(match["total"]))] if match else []
+        for key in keys:
+            if key in seen:
+                raise ValueError(
+                    f"{shard}: the same shard as {seen[key].name}, so its images would count twice; remove "
+                    "one of them"
+                )
+            seen[key] = shard
+
+
 def _refuse_missing_shards(shards: list[Path]) -> None:
-    numbered = [match for shard in shards if (match := SHARD.search(shard.name))]
-    for total in {int(match[2]) for match in numbered}:
-        there = {int(match[1]) for match in numbered if int(match[2]) == total}
-        if absent := sorted(set(range(total)) - there):
+    for (folder, of), numbers in _numbers(shards, SHARD).items():
+        totals = {total for _, total in numbers}
+        if len(totals) > 1:
             raise ValueError(
-                f"{shards[0]}: shard {absent[0]} of 0 to {total - 1} is missing beside it; fetch it"
+                f"{folder}: shards {of} of {' and of '.join(map(str, sorted(totals)))} lie side by side, as "
+                "two downloads leave them; remove those that are not meant"
             )
+        _refuse_gap(shards[0], {number for number, _ in numbers}, range(totals.pop()))
+    counted = [shard for shard in shards if not SHARD.match(shard.name)]
+    for numbers in _numbers(counted, COUNTED).values():
+        there = {number for number, _ in numbers}
+        # Not years, say: only what counts from its start.
+        if len(there) > 1 and min(there) <= 1:
+            _refuse_gap(counted[0], there, range(min(there), max(there) + 1))
+
+
+def _numbers(shards: list[Path], kind: re.Pattern[str]) -> dict[tuple[Path, str], set[tuple[int, int]]]:
+    """Return number and total (0 where the names have none) of the shards of each folder and name."""
+    found: dict[tuple[Path, str], set[tuple[int, int]]] = {}
+    for shard in shards:
+        if match := kind.match(shard.name):
+            numbers = match.groupdict()
+            place = found.setdefault((shard.parent, match["of"]), set())
+            place.add((int(numbers["number"]), int(numbers.get("total", 0))))
+    return found
+
+
+def _refuse_gap(shard: Path, there: set[int], wanted: range) -> None:
+    if beyond := sorted(there - set(wanted)):
+        raise ValueError(
+            f"{shard}: shard {beyond[0]} beside it is none of 0 to {wanted[-1]}; fetch them again"
+        )
+    if absent := sorted(set(wanted) - there):
+        raise ValueError(
+            f"{shard}: shard {absent[0]} of {wanted[0]} to {wanted[-1]} is missing beside it; fetch it"
+        )
 
 
 @contextlib.contextmanager
@@ -129,6 +203,11 @@ def _opened(shard: Path) -> Iterator[pq.ParquetFile]:
     except (pa.ArrowException, OSError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{shard}: not a whole Parquet file ({reason}); fetch it again") from error
+
+
+def _num_rows(shard: Path) -> int:
+    with _opened(shard) as file:
+        return int(file.metadata.num_rows)
 
 
 def _schema_names(shard: Path, column: str) -> tuple[str, ...] | None:

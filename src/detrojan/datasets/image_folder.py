@@ -37,7 +37,7 @@ class ImageFolder(Source):
         files = [file for members in classes.values() for file in members]
         images = decode_all(((str(file), file) for file in files), len(files), side)
         labels = np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()])
-        return RawImages(images, labels.astype(np.int64), tuple(classes))
+        return RawImages(images, labels.astype(np.int64), tuple(classes), tuple(map(str, files)))
 
     def _files(self, split: Split) -> dict[str, list[Path]]:
         """Return the image files of each class, both in the order of their names."""
@@ -48,6 +48,13 @@ class ImageFolder(Source):
                 f"{self.path / lacks / name}: no such class folder, but {has} has one: both splits need the "
                 f"same classes, so add it to {lacks} or remove it from {has}"
             )
+        for name in train:
+            folder, other = self.path / "test" / name, self.path / "train" / name
+            if folder.samefile(other):
+                raise ValueError(
+                    f"{folder}: the same folder as {other}, so a model would be tested on what it learned; "
+                    "give each split its own images"
+                )
         suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
         return {name: _images(self.path / split / name, suffixes) for name in train}
 

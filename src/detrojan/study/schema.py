@@ -215,6 +215,10 @@ class Dataset(Strict):
         None, min_length=2, description="use only these labels, numbered anew in this order"
     )
     per_class: int | None = Field(None, ge=2, description="use only the first so many images of each class")
+    overlap: Share | Literal["allowed"] = Field(
+        0.0,
+        description="largest share of test images that training may hold too, pixel for pixel; or allowed",
+    )
     augmentation: Augmentation = Field(Augmentation(), description="how training images are varied")
     mean: tuple[Share, Share, Share] | None = Field(
         None, description="of red, green, blue in [0, 1]; measured if not given"
@@ -236,7 +240,7 @@ class Dataset(Strict):
     @property
     def options(self) -> dict[str, Any]:
         """What else decides the images, in the words of :func:`detrojan.stages.ingest.build`."""
-        own = self.model_dump(include={"held_out", "classes", "per_class", "mean", "std"})
+        own = self.model_dump(include={"held_out", "classes", "per_class", "overlap", "mean", "std"})
         return {"side": self.image_size, **own}
 
 

@@ -49,7 +49,7 @@ def read_files(files: list[File], classes: tuple[str, ...], side: int) -> RawIma
         ValueError: an image is missing or broken.
     """
     images = decode_all(((str(file), file) for file, _ in files), len(files), side)
-    return RawImages(images, file_labels(files), classes)
+    return RawImages(images, file_labels(files), classes, tuple(str(file) for file, _ in files))
 
 
 def file_labels(files: list[File]) -> Labels:
