@@ -4,8 +4,10 @@ import io
 import json
 import os
 import pickle
+import struct
 import sys
 import types
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import Field
 
 from detrojan.datasets import torchvision_folder
@@ -99,13 +101,41 @@ def cmyk():
     return buffer.getvalue()
 
 
-def turned():
-    """A wide picture whose EXIF entry says that it stands upright."""
+def with_exif(image, orientation, kind):
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     buffer = io.BytesIO()
-    Image.new("RGB", (4, 2), (1, 2, 3)).save(buffer, "PNG", exif=exif)
+    image.save(buffer, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
     return buffer.getvalue()
+
+
+def png(depth, rows, **chunks):
+    """A grey PNG of ``rows``, big-endian; Pillow itself writes none with 16 bits and transparency."""
+    parts = {
+        "IHDR": struct.pack(">IIBBBBB", *rows.shape[::-1], depth, 0, 0, 0, 0),
+        **chunks,
+        "IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)),
+        "IEND": b"",
+    }
+    framed = (
+        struct.pack(">I", len(data))
+        + kind.encode()
+        + data
+        + struct.pack(">I", zlib.crc32(kind.encode() + data))
+        for kind, data in parts.items()
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+def grey_and_transparent():
+    return png(16, np.array([[0x4000, 0x4000], [0xC000, 0xC000]], ">u2"), tRNS=b"\xc0\x00")
+
+
+def white_icon():
+    """A white bar on transparent."""
+    pixels = np.full((4, 4, 4), 255, np.uint8)
+    pixels[:2, :, 3] = 0
+    return encoded(pixels)
 
 
 @pytest.mark.parametrize(
@@ -114,20 +144,63 @@ def turned():
         (encoded(np.full((2, 2), 77, np.uint8)), (77,) * 3, (77,) * 3),
         (encoded(np.full((2, 2), True)), (255,) * 3, (255,) * 3),
         (encoded(np.full((2, 2), 0x4DFF, np.uint16)), (0x4D,) * 3, (0x4D,) * 3),
+        (grey_and_transparent(), (0x40,) * 3, (255,) * 3),
+        (b"P5 2 2 65535\n" + b"\x40\x00" * 4, (0x40,) * 3, (0x40,) * 3),
+        (b"P5 2 2 4095\n" + b"\x08\x00" * 4, (0x80,) * 3, (0x80,) * 3),
         (rgba(), (255, 0, 0), (255, 255, 255)),
         (palette(), (10, 20, 30), (10, 20, 30)),
         (cmyk(), (255, 0, 0), (255, 0, 0)),
         (animation(), (0, 0, 255), (0, 0, 255)),
     ],
-    ids=["grey", "1 bit", "16 bits", "alpha", "palette", "cmyk", "animation"],
+    ids=[
+        "grey",
+        "1 bit",
+        "16 bits",
+        "16 bits, transparent",
+        "PGM",
+        "12 bits",
+        "alpha",
+        "palette",
+        "cmyk",
+        "animation",
+    ],
 )
 def test_every_kind_of_pixel_becomes_rgb(content, top, bottom):
     image = decode("x", content)
     assert (image.mode, image.getpixel((0, 0)), image.getpixel((0, 1))) == ("RGB", top, bottom)
 
 
-def test_exif_orientation_is_left_alone():
-    assert decode("x", turned()).size == (4, 2)
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_exif_orientation_is_applied_or_left_in_every_format_alike(kind, orientation):
+    upright = Image.fromarray(noise(2, 4, 3))
+    stored = ImageOps.exif_transpose(Image.open(io.BytesIO(with_exif(upright, orientation, "PNG"))))
+    content = with_exif(upright, orientation, kind)
+    assert np.array_equal(decode("x", content), stored)
+    assert np.array_equal(decode("x", content, "stored"), upright)
+
+
+def test_photos_of_a_phone_are_turned_where_the_study_does_not_forbid_it(tmp_path):
+    """The same scene, held upright and sideways, is the same image; as JPEG or TIFF."""
+    scene = np.zeros((16, 24, 3), np.uint8)
+    scene[:8] = 60, 120, 250
+    scene = Image.fromarray(scene)
+    sideways = scene.transpose(Image.Transpose.ROTATE_90)
+    photos = {"a.jpg": (scene, 1, "JPEG"), "b.jpg": (sideways, 6, "JPEG"), "c.tif": (sideways, 6, "TIFF")}
+    for place in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        (tmp_path / place).mkdir(parents=True)
+        for name, photo in photos.items():
+            (tmp_path / place / name).write_bytes(with_exif(*photo))
+    applied = ImageFolder(path=tmp_path).read("train", 8).images.astype(int)
+    assert abs(applied[:3] - applied[0]).max() < 20  # JPEG's loss
+    stored = ImageFolder(path=tmp_path, orientation="stored").read("train", 8).images.astype(int)
+    assert abs(stored[1] - stored[2]).max() < 20
+    assert abs(stored[1] - stored[0]).max() > 100
+
+
+def test_broken_exif_leaves_an_image_as_it_lies():
+    content = with_exif(Image.fromarray(noise(2, 4, 3)), 6, "JPEG")
+    assert decode("x", content.replace(b"Exif\0\0MM", b"Exif\0\0MX")).size == (4, 2)
 
 
 def flipped_bit(content):
@@ -148,10 +221,25 @@ PNG = encoded(noise(32, 32, 3))
         (PNG[: len(PNG) // 2], "Truncated|truncated|broken"),
         (flipped_bit(PNG), "broken|CRC|checksum"),
         (encoded(np.ones((2, 2), np.float32), "TIFF"), "floating-point"),
-        (encoded(np.full((2, 2), 1 << 20, np.int32), "TIFF"), "more than 16 bits"),
+        (encoded(np.full((2, 2), 1 << 20, np.int32), "TIFF"), "32-bit grey levels"),
+        (encoded(np.full((2, 2), 200, np.int32), "TIFF"), "32-bit grey levels"),
+        (white_icon(), "white on transparent"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "an unknown format"),
         (Path("/nowhere/x.png"), "No such file"),
     ],
-    ids=["empty", "text", "cut JPEG", "cut PNG", "flipped bit", "float", "32 bits", "missing"],
+    ids=[
+        "empty",
+        "text",
+        "cut JPEG",
+        "cut PNG",
+        "flipped bit",
+        "float",
+        "32 bits",
+        "few of 32 bits",
+        "white",
+        "EPS",
+        "missing",
+    ],
 )
 def test_broken_image_is_named(content, reason):
     with pytest.raises(ValueError, match=rf"folder/x\.png: no .*image \(.*({reason})"):
@@ -948,3 +1036,54 @@ def test_equal_images_of_several_labels_are_counted(caplog):
     build(Doubled(again={3: 0, 5: 0, 6: 4}))
     assert "row 3 (dog) = row 0 (cat), row 5 (dog) = row 0 (cat), row 6 (cat) = row 4 (cat)" in caplog.text
     assert "; of several labels: 1" in caplog.text
+
+
+class Flat(Made):
+    """``Made`` with one colour in place of some images' own."""
+
+    split: str = "train"
+    rows: list[int]
+    levels: list[int] = Field([7])
+
+    def read(self, split, side):
+        raw = super().read(split, side)
+        if split == self.split:
+            raw.images[self.rows] = np.resize(self.levels, len(self.rows))[:, None, None, None]
+        return raw
+
+
+DOGS = list(range(2, 30, 3))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_class_of_one_colour_is_refused(split):
+    rows = DOGS if split == "train" else [1, 2]
+    with pytest.raises(ValueError, match=r"images of class 1 \(dog\) in split t.* one colour, \(7, 7, 7\)"):
+        build(Flat(split=split, rows=rows))
+    # Each of one colour of its own: plain, but something to tell them apart.
+    build(Flat(split=split, rows=rows, levels=list(range(20))))
+
+
+def test_images_of_one_colour_are_told(caplog):
+    build(Flat(rows=[3, 4], levels=[3, 4]))
+    assert "2 of 30 images of split train are of one colour each: row 3, row 4" in caplog.text
+
+
+def test_a_split_whose_images_are_all_the_same_colour_is_refused():
+    class One(Source):
+        def read(self, split, side):
+            images = np.full((2, side, side, 3), 9, np.uint8)
+            return RawImages(images, np.array([0, 1], np.int64), ("cat", "dog"))
+
+    with pytest.raises(ValueError, match="all images of split train are of one colour"):
+        build(One(), held_out=0)
+
+
+def test_a_narrow_range_of_levels_is_told(caplog):
+    class Dark(Made):
+        def read(self, split, side):
+            raw = super().read(split, side)
+            return RawImages(raw.images >> 4, raw.labels, raw.classes)
+
+    build(Dark())
+    assert "all pixels of split train have levels from 0 to 15, of 0 to 255" in caplog.text

@@ -3,8 +3,10 @@
 Free of torch: the Snakefile counts a source's images while it is parsed.
 """
 
+import contextlib
 import dataclasses
 import io
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,9 +15,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Split = Literal["train", "test"]
+Orientation = Literal["applied", "stored"]
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
@@ -59,6 +62,22 @@ class Source(BaseModel):
     def read(self, split: Split, side: int) -> RawImages:
         """Return all images of a split as RGB, resized to ``side`` × ``side`` pixels."""
         raise NotImplementedError
+
+
+class FileSource(Source):
+    """A source whose images are encoded, as JPEG, PNG and the like."""
+
+    orientation: Literal["applied", "stored"] = Field(
+        "applied", description="turn images as their EXIF entry says, as viewers do, or leave them as stored"
+    )
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Return the first few of ``names``, and "..." where there are more."""
+    return ", ".join([*names[:most], "..."] if len(names) > most else names)
 
 
 # --- counts ----------------------------------------------------------------------------------------
@@ -123,8 +142,32 @@ def refuse_missing_classes(labels: Labels, classes: Sequence[str], where: Path |
 
 # --- pixels ----------------------------------------------------------------------------------------
 
+# What we know to read right. Of the others that Pillow knows, EPS would start Ghostscript.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+ORIENTATION = 0x0112  # the EXIF entry
+# What turns an image as its EXIF entry says, and what undoes it.
+TURNS = {
+    2: (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_LEFT_RIGHT),
+    3: (Image.Transpose.ROTATE_180, Image.Transpose.ROTATE_180),
+    4: (Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.FLIP_TOP_BOTTOM),
+    5: (Image.Transpose.TRANSPOSE, Image.Transpose.TRANSPOSE),
+    6: (Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_90),
+    7: (Image.Transpose.TRANSVERSE, Image.Transpose.TRANSVERSE),
+    8: (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270),
+}
 
-def decode_all(encoded: Iterable[tuple[str, Path | bytes]], num_images: int, side: int) -> Pixels:
+
+def suffixes() -> set[str]:
+    """Return the suffixes of the files that :func:`decode` reads, in lower case."""
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+
+
+def decode_all(
+    encoded: Iterable[tuple[str, Path | bytes]],
+    num_images: int,
+    side: int,
+    orientation: Orientation = "applied",
+) -> Pixels:
     """Return images as RGB, resized, uint8 (num_images, side, side, 3), in the order of ``encoded``.
 
     No threads: Pillow releases the GIL, but for images as small as these the hand-over costs more
@@ -134,6 +177,7 @@ def decode_all(encoded: Iterable[tuple[str, Path | bytes]], num_images: int, sid
         encoded: the name of each image, for errors, and its file or the file's content.
         num_images: how many there are; the result is one block of memory, allocated once.
         side: of the result, pixels.
+        orientation: what becomes of EXIF orientations, see :func:`decode`.
 
     Raises:
         ValueError: an image is missing or broken.
@@ -141,21 +185,22 @@ def decode_all(encoded: Iterable[tuple[str, Path | bytes]], num_images: int, sid
     pixels = np.empty((num_images, side, side, 3), np.uint8)
     filled = 0
     for name, content in encoded:
-        pixels[filled] = _resized(decode(name, content), side)
+        pixels[filled] = _resized(decode(name, content, orientation), side)
         filled += 1
     assert filled == num_images, (filled, num_images)
     return pixels
 
 
-def decode(name: str, content: Path | bytes) -> Image.Image:
+def decode(name: str, content: Path | bytes, orientation: Orientation = "applied") -> Image.Image:
     """Return an image as RGB in its own size.
 
-    Of an animation, it's the first frame. Transparent parts show white. An EXIF orientation is not
-    applied: the published data sets are used as they are stored, and torchvision does the same.
+    Of an animation, it's the first frame. Transparent parts show white.
 
     Args:
         name: of the image, for errors.
-        content: its file or the file's content, in any format that Pillow reads.
+        content: its file or the file's content, in one of ``FORMATS``.
+        orientation: "applied" turns an image as its EXIF entry says, as all viewers do and Pillow itself
+            does with TIFF alone; "stored" leaves the pixels as they lie in the file, of TIFF too.
 
     Raises:
         ValueError: it is missing, truncated or broken, or has pixels that have no meaning as RGB.
@@ -165,10 +210,13 @@ def decode(name: str, content: Path | bytes) -> Image.Image:
     try:
         raw = content.read_bytes() if isinstance(content, Path) else content
         # Loading skips checksums that verifying checks (PNG), and a verified image can't be loaded.
-        with Image.open(io.BytesIO(raw)) as image:
+        with _opened(raw) as image:
             image.verify()
-        with Image.open(io.BytesIO(raw)) as image:
-            return _rgb(image)
+        with _opened(raw) as image:
+            is_turned = image.format == "TIFF"  # by Pillow, while it loads the pixels
+            turns = _turns(image) if is_turned else None
+            rgb = _rgb(image)
+            turns = turns or _turns(image)
     except UnidentifiedImageError as error:
         kind = "an unknown format" if raw else "an empty file"
         raise ValueError(f"{name}: no image ({kind}); replace or remove it") from error
@@ -177,6 +225,23 @@ def decode(name: str, content: Path | bytes) -> Image.Image:
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ValueError(f"{name}: no whole image ({reason}); replace or remove it") from error
+    if turns and is_turned != (orientation == "applied"):
+        rgb = rgb.transpose(turns[is_turned])
+    return rgb
+
+
+def _opened(raw: bytes) -> Image.Image:
+    Image.init()
+    return Image.open(io.BytesIO(raw), formats=[name for name in FORMATS if name in Image.OPEN])
+
+
+def _turns(image: Image.Image) -> tuple[Image.Transpose, Image.Transpose] | None:
+    """Return what turns an image as its EXIF entry says, and what undoes that; None if nothing is."""
+    # Cameras and editors write broken EXIF; the image is whole all the same, and as it lies.
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return TURNS.get(image.getexif().get(ORIENTATION, 1))
+    return None
 
 
 def resize_all(images: Pixels, side: int) -> Pixels:
@@ -198,16 +263,35 @@ def _resized(image: Image.Image, side: int) -> Pixels:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    # Before transparency: Pillow clips grey of 16 bits at 255 when it converts it.
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _grey(image)
     if image.has_transparency_data:
         # Just dropping alpha would show whatever colour an editor left under transparent pixels.
-        opaque = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # Pillow clips these at 255. The high byte is what it keeps of 16-bit colour too.
-        grey = np.asarray(image)
-        if int(grey.min()) < 0 or int(grey.max()) > 0xFFFF:
-            raise ValueError(f"grey levels {grey.min()} to {grey.max()}, more than 16 bits")
-        return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+        layer = image.convert("RGBA")
+        flat = Image.alpha_composite(Image.new("RGBA", image.size, "white"), layer).convert("RGB")
+        if _is_flat(flat) and not _is_flat(layer.getchannel("A")):
+            raise ValueError("white on transparent, which shows white on white; give it a background")
+        return flat
     if image.mode == "F":
         raise ValueError("floating-point grey levels of unknown range; save it with 8 bits")
     return image.convert("RGB")
+
+
+def _is_flat(image: Image.Image) -> bool:
+    """Return whether all pixels are of one colour."""
+    extrema = np.reshape(image.getextrema(), (-1, 2))  # lowest and highest level of each channel
+    return bool((extrema[:, 0] == extrema[:, 1]).all())
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """Return an image of 16-bit grey levels as RGB: its high byte, as Pillow does with 16-bit colour."""
+    # Pillow gives 16-bit PNM, and no other 16-bit file, as 32 bits, scaled to 65,535.
+    if image.mode == "I" and image.format not in ("PPM", "PNG"):
+        raise ValueError("32-bit grey levels of unknown range; save it with 8 or 16 bits")
+    grey = np.asarray(image)
+    pixels = (grey >> 8).astype(np.uint8)
+    level = image.info.get("transparency")
+    if isinstance(level, int):
+        pixels[grey == level] = 255  # transparent parts show white
+    return Image.fromarray(pixels).convert("RGB")

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from detrojan.datasets.base import (
+    FileSource,
     Labels,
     RawImages,
-    Source,
     Split,
     count,
     decode_all,
@@ -31,7 +31,7 @@ SHARD = re.compile(r"^(?P<of>.*?)-?(?P<number>\d+)-of-(?P<total>\d+)(?!\d).*\.pa
 COUNTED = re.compile(r"^(?P<of>.*\D|)(?P<number>\d+)\.parquet$")  # as in the hub's converted branch
 
 
-class HuggingFaceParquet(Source):
+class HuggingFaceParquet(FileSource):
     """Images of Parquet shards, in the order of the shards' names and of their rows.
 
     The image column is ``image`` or ``img``: a struct of ``bytes`` and ``path``, or plain binary.
@@ -62,7 +62,7 @@ class HuggingFaceParquet(Source):
         labels, classes = self._checked_labels()
         shards = self._shards(split)
         encoded = (image for shard in shards for image in _encoded(shard))
-        images = decode_all(encoded, len(labels[split]), side)
+        images = decode_all(encoded, len(labels[split]), side, self.orientation)
         names = tuple(f"{shard.name}, row {row}" for shard in shards for row in range(_num_rows(shard)))
         return RawImages(images, labels[split], classes, names)
 

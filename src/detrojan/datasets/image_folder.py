@@ -4,14 +4,13 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from pydantic import Field
 
-from detrojan.datasets.base import RawImages, Source, Split, decode_all
+from detrojan.datasets.base import FileSource, RawImages, Split, decode_all, suffixes
 
 
-class ImageFolder(Source):
-    """Images of any format that Pillow reads, in ``train/CLASS/`` and ``test/CLASS/``.
+class ImageFolder(FileSource):
+    """Images of the formats of ``base.FORMATS``, in ``train/CLASS/`` and ``test/CLASS/``.
 
     Classes are numbered in the order of their names, and images lie in the order of theirs. Hidden
     files and files of other kinds are left out.
@@ -35,7 +34,7 @@ class ImageFolder(Source):
         """
         classes = self._files(split)
         files = [file for members in classes.values() for file in members]
-        images = decode_all(((str(file), file) for file in files), len(files), side)
+        images = decode_all(((str(file), file) for file in files), len(files), side, self.orientation)
         labels = np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()])
         return RawImages(images, labels.astype(np.int64), tuple(classes), tuple(map(str, files)))
 
@@ -55,8 +54,8 @@ class ImageFolder(Source):
                     f"{folder}: the same folder as {other}, so a model would be tested on what it learned; "
                     "give each split its own images"
                 )
-        suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-        return {name: _images(self.path / split / name, suffixes) for name in train}
+        known = suffixes()
+        return {name: _images(self.path / split / name, known) for name in train}
 
     def _classes(self, split: Split) -> list[str]:
         folder = self.path / split

@@ -15,12 +15,12 @@ from pydantic import Field
 
 from detrojan.datasets._layouts import cifar10, gtsrb, tiny_imagenet
 from detrojan.datasets._layouts.base import Layout
-from detrojan.datasets.base import RawImages, Source, Split, count, refuse_missing_classes
+from detrojan.datasets.base import FileSource, RawImages, Split, count, refuse_missing_classes
 
 LAYOUTS: dict[str, Layout] = {"cifar10": cifar10, "gtsrb": gtsrb, "tiny_imagenet": tiny_imagenet}
 
 
-class TorchvisionFolder(Source):
+class TorchvisionFolder(FileSource):
     """A published data set, as it lies on disk; fetched first where ``download`` says so."""
 
     path: Path = Field(description="folder that holds, or is, the data set's own (cifar-10-batches-py, ...)")
@@ -47,7 +47,7 @@ class TorchvisionFolder(Source):
         layout = LAYOUTS[self.layout]
         if self.download and layout.find(self.path) is None:
             self._fetch()
-        raw = layout.read(self._folder(), split, side)
+        raw = layout.read(self._folder(), split, side, self.orientation)
         if split == "train":
             refuse_missing_classes(raw.labels, raw.classes, self.path)
         return raw

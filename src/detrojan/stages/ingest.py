@@ -19,6 +19,7 @@ from detrojan.datasets.base import (
     Source,
     Split,
     count,
+    listed,
     refuse_missing_classes,
     split_counts,
 )
@@ -31,6 +32,7 @@ Mask = npt.NDArray[np.bool_]
 RGB = tuple[float, float, float]
 SPLITS: tuple[Split, Split] = ("train", "test")
 SHOWN = 3  # pairs of equal images that a message names
+NARROW = 32  # grey levels: all of a data set's pixels within so few have lost most of theirs
 SMALLEST_STD = 1 / 255  # a channel of one value would be divided by zero
 
 
@@ -76,10 +78,12 @@ def build(
     )
     if train.classes != test.classes:
         raise ValueError(
-            f"data set {name}: the classes of train ({_listed(train.classes)}) are not those of test "
-            f"({_listed(test.classes)}): both splits need the same ones"
+            f"data set {name}: the classes of train ({_numbered(train.classes)}) are not those of test "
+            f"({_numbered(test.classes)}): both splits need the same ones"
         )
     refuse_missing_classes(train.labels, train.classes, f"data set {name}")
+    for raw, split in ((train, "train"), (test, "test")):
+        _check_levels(name, raw, split)
     equal = _equal(train, test)
     _warn_of_repeats(name, train, equal.train, "train")
     _warn_of_repeats(name, test, equal.test, "test")
@@ -143,6 +147,38 @@ def _limited(raw: RawImages, per_class: int | None) -> RawImages:
     return raw[rows]
 
 
+def _check_levels(name: str, raw: RawImages, split: str) -> None:
+    """Refuse a split, or a class of it, that is of one colour; warn of single images and of narrow ranges.
+
+    Decoders turn levels that they do not expect into black or white: then nothing is left to learn.
+    """
+    lowest, highest = raw.images.min((1, 2)), raw.images.max((1, 2))  # of each channel, (N, 3)
+    why = (
+        "its grey levels may lie outside of 0 to 255, or it may be white on transparent; save it with 8 bits"
+    )
+    for label, of_class in enumerate(raw.classes):
+        rows = np.flatnonzero(raw.labels == label)
+        if len(rows) > 1 and (lowest[rows].min(0) == highest[rows].max(0)).all():
+            colour = tuple(lowest[rows[0]].tolist())
+            raise ValueError(
+                f"data set {name}: all {len(rows)} images of class {label} ({of_class}) in split {split} are "
+                f"of one colour, {colour}, as {raw.names[rows[0]]}: {why}"
+            )
+    if len(raw.labels) > 1 and (lowest.min(0) == highest.max(0)).all():
+        raise ValueError(f"data set {name}: all images of split {split} are of one colour: {why}")
+    flat = np.flatnonzero((lowest == highest).all(1))
+    if len(flat):
+        logger.warning(
+            "data set %s: %d of %d images of split %s are of one colour each: %s",
+            *(name, len(flat), len(raw.labels), split, listed([raw.names[row] for row in flat])),
+        )
+    if int(highest.max()) - int(lowest.min()) < NARROW:
+        logger.warning(
+            "data set %s: all pixels of split %s have levels from %d to %d, of 0 to 255: %s",
+            *(name, split, lowest.min(), highest.max(), "grey of 12 bits saved as 16 looks so"),
+        )
+
+
 class _Equal(NamedTuple):
     """A number for each image of a split, int64 (N,): equal where, and only where, all pixels are."""
 
@@ -172,9 +208,9 @@ def _pairs(first: tuple[RawImages, Labels], second: tuple[RawImages, Labels]) ->
     shared = [(row, earliest[number]) for row, number in enumerate(numbers.tolist()) if number in earliest]
     shown = [
         f"{raw.names[row]} ({_class(raw, row)}) = {second[0].names[other]} ({_class(second[0], other)})"
-        for row, other in shared[:SHOWN]
+        for row, other in shared[: SHOWN + 1]
     ]
-    return ", ".join([*shown, "..."] if len(shared) > SHOWN else shown)
+    return listed(shown, SHOWN)
 
 
 def _class(raw: RawImages, row: int) -> str:
@@ -282,5 +318,5 @@ def _image_set(raw: RawImages, rows: Labels, info: DatasetInfo) -> ImageSet:
     return ImageSet.clean(images, torch.from_numpy(raw.labels[rows]), torch.from_numpy(rows), info)
 
 
-def _listed(classes: tuple[str, ...]) -> str:
-    return f"{len(classes)}: {', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''}"
+def _numbered(classes: tuple[str, ...]) -> str:
+    return f"{len(classes)}: {listed(classes)}"

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from detrojan.datasets.base import Labels, RawImages, Split, decode_all
+from detrojan.datasets.base import Labels, Orientation, RawImages, Split, decode_all
 
 File = tuple[Path, int]  # an image and its label
 
@@ -28,7 +28,7 @@ class Layout(Protocol):
     def labels(self, folder: Path, split: Split) -> Labels:
         """Return the labels of a split, given what ``find`` returned; decodes no image."""
 
-    def read(self, folder: Path, split: Split, side: int) -> RawImages:
+    def read(self, folder: Path, split: Split, side: int, orientation: Orientation) -> RawImages:
         """Return a split's images, given what ``find`` returned, as RGB of ``side`` × ``side`` pixels."""
 
     def fetch(self, root: str) -> None:
@@ -42,13 +42,13 @@ def first_folder(candidates: Iterable[Path], *contents: str) -> Path | None:
     )
 
 
-def read_files(files: list[File], classes: tuple[str, ...], side: int) -> RawImages:
+def read_files(files: list[File], classes: tuple[str, ...], side: int, orientation: Orientation) -> RawImages:
     """Return the images in ``files``, in their order, as RGB, resized to ``side`` × ``side`` pixels.
 
     Raises:
         ValueError: an image is missing or broken.
     """
-    images = decode_all(((str(file), file) for file, _ in files), len(files), side)
+    images = decode_all(((str(file), file) for file, _ in files), len(files), side, orientation)
     return RawImages(images, file_labels(files), classes, tuple(str(file) for file, _ in files))
 
 

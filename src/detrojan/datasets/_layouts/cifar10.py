@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from detrojan.datasets._layouts.base import first_folder
-from detrojan.datasets.base import Labels, Pixels, RawImages, Split, resize_all
+from detrojan.datasets.base import Labels, Orientation, Pixels, RawImages, Split, resize_all
 
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -61,8 +61,10 @@ def labels(folder: Path, split: Split) -> Labels:
     return np.concatenate([labels for _, labels in _batches(folder, split)])
 
 
-def read(folder: Path, split: Split, side: int) -> RawImages:
+def read(folder: Path, split: Split, side: int, orientation: Orientation) -> RawImages:
     """Return the images of a split as RGB, resized to ``side`` × ``side`` pixels.
+
+    They are pixels, and have no ``orientation``.
 
     Raises:
         ValueError: a batch is missing or broken.

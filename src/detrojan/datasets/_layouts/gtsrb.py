@@ -11,7 +11,7 @@ import csv
 from pathlib import Path
 
 from detrojan.datasets._layouts.base import File, file_labels, first_folder, lines, listing, read_files
-from detrojan.datasets.base import Labels, RawImages, Split
+from detrojan.datasets.base import Labels, Orientation, RawImages, Split
 
 CLASSES = (
     *("speed limit 20", "speed limit 30", "speed limit 50", "speed limit 60", "speed limit 70"),
@@ -104,13 +104,13 @@ def labels(folder: Path, split: Split) -> Labels:
     return file_labels(_files(folder, split))
 
 
-def read(folder: Path, split: Split, side: int) -> RawImages:
+def read(folder: Path, split: Split, side: int, orientation: Orientation) -> RawImages:
     """Return the images of a split as RGB, resized to ``side`` × ``side`` pixels.
 
     Raises:
         ValueError: a folder, table or image is missing or broken.
     """
-    return read_files(_files(folder, split), CLASSES, side)
+    return read_files(_files(folder, split), CLASSES, side, orientation)
 
 
 def fetch(root: str) -> None:

@@ -6,7 +6,7 @@ Source: Stanford CS231n's Tiny ImageNet.
 from pathlib import Path
 
 from detrojan.datasets._layouts.base import File, file_labels, first_folder, lines, listing, read_files
-from detrojan.datasets.base import Labels, RawImages, Split
+from detrojan.datasets.base import Labels, Orientation, RawImages, Split
 
 FOLDER = "tiny-imagenet-200"
 PUBLISHED: dict[Split, tuple[int, ...]] = {"train": (500,) * 200, "test": (50,) * 200}
@@ -60,7 +60,7 @@ def labels(folder: Path, split: Split) -> Labels:
     return file_labels(_files(folder, split))
 
 
-def read(folder: Path, split: Split, side: int) -> RawImages:
+def read(folder: Path, split: Split, side: int, orientation: Orientation) -> RawImages:
     """Return the images of a split as RGB, resized to ``side`` × ``side`` pixels.
 
     Raises:
@@ -69,7 +69,7 @@ def read(folder: Path, split: Split, side: int) -> RawImages:
     words = folder / "words.txt"
     names = dict(line.split("\t", 1) for line in lines(words) if "\t" in line) if words.is_file() else {}
     classes = tuple(names.get(wnid, wnid) for wnid in _wnids(folder))
-    return read_files(_files(folder, split), classes, side)
+    return read_files(_files(folder, split), classes, side, orientation)
 
 
 def fetch(root: str) -> None:
