@@ -332,13 +332,42 @@ def test_image_folder(folder):
         (lambda f: save(f / "test/emu/0.png"), r"train/emu: no such class folder, but test has one"),
         (lambda f: (f / "test").rename(f / "tset"), r"test: no such folder; path must name"),
         (lambda f: (f / "train/cat/0.png").write_bytes(PNG[:99]), r"train/cat/0\.png: no .*image"),
-        (lambda f: (f / "train/cat/x.png").mkdir(), r"train/cat/x\.png: no whole image"),
+        (lambda f: (f / "train/cat/x.png").mkdir(), r"train/cat/x\.png: a folder inside a class folder"),
+        (lambda f: os.mkfifo(f / "train/cat/x.png"), r"train/cat/x\.png: no regular file"),
+        (
+            lambda f: (f / "train/emu").symlink_to("/mnt/gone/emu"),
+            r"train/emu: a link that leads nowhere, to /mnt/gone/emu",
+        ),
+        (lambda f: (f / "test/dog/x.png").symlink_to("gone.png"), r"dog/x\.png: a link that leads nowhere"),
+        (
+            lambda f: [(f / f"train/dog/{row}.HEIC").write_bytes(b"heic") for row in range(4)],
+            r"train/dog: 3 images, but 4 files of no format that is read, as 0\.HEIC",
+        ),
     ],
 )
 def test_image_folder_refuses(folder, broken, message):
     broken(folder)
     with pytest.raises(ValueError, match=message):
-        ImageFolder(path=folder).read("train", 8)
+        ImageFolder(path=folder).read("test" if "dog/x" in message else "train", 8)
+
+
+def test_image_folder_tells_what_it_leaves_out(folder):
+    assert ImageFolder(path=folder).remarks() == []
+    for name in (".DS_Store", "train/Thumbs.db", "train/cat/desktop.ini", "test/cat/.0.jpg"):
+        (folder / name).write_bytes(b"")
+    (folder / "train/cat/@eaDir").mkdir()
+    assert ImageFolder(path=folder).remarks() == []
+    for name in ("train/cat/a.HEIC", "train/dog/a", "test/dog/0.jpg~", "train/dog/0.jpg.part", "train/x.jpg"):
+        (folder / name).write_bytes(b"")
+    where = {
+        name: str(folder / name)
+        for name in ("train/x.jpg", "train/cat/a.HEIC", "train/dog/0.jpg.part", "train/dog/a")
+    }
+    assert ImageFolder(path=folder).remarks() == [
+        f"left out, in no class folder: 1 file: {where['train/x.jpg']}",
+        f"left out, of no image format that is read: 4 files: {where['train/cat/a.HEIC']}, "
+        + f"{where['train/dog/0.jpg.part']}, {where['train/dog/a']}, ...",
+    ]
 
 
 def test_a_link_that_makes_a_training_folder_the_test_folder_is_refused(folder):
@@ -682,6 +711,17 @@ def gtsrb(tmp_path):
     return tmp_path
 
 
+def test_signs_that_stand_in_no_table_are_told(gtsrb):
+    save(gtsrb / "gtsrb/GTSRB/Training/00001/00009_00000.ppm")
+    save(gtsrb / "gtsrb/GTSRB/Final_Test/Images/00009.ppm")
+    assert [
+        Path(name).name for name in TorchvisionFolder(path=gtsrb, layout="gtsrb").left_out().popitem()[1]
+    ] == [
+        "00009_00000.ppm",
+        "00009.ppm",
+    ]
+
+
 @pytest.mark.parametrize("inner", [".", "gtsrb", "gtsrb/GTSRB"])
 def test_gtsrb(gtsrb, inner):
     source = TorchvisionFolder(path=gtsrb / inner, layout="gtsrb")
@@ -787,6 +827,24 @@ def test_tiny_imagenet_refuses(tiny, split, broken, message):
     broken(tiny / "tiny-imagenet-200")
     with pytest.raises(ValueError, match=message):
         TorchvisionFolder(path=tiny, layout="tiny_imagenet").read(split, 8)
+
+
+def test_what_an_archive_half_unpacked_lacks_is_told(tiny):
+    folder = tiny / "tiny-imagenet-200"
+    save(folder / "val/images/val_9.JPEG")
+    save(folder / "train/n09/images/n09_0.JPEG")
+    (folder / "train/n01/images/n01_1.JPEG.part").write_bytes(b"")
+    (folder / "val/val_annotations.txt").write_text("val_0.JPEG\tn02\t0\t0\t8\t8\n")
+    remarks = TorchvisionFolder(path=tiny, layout="tiny_imagenet").remarks()
+    first = ["train/n01/images/n01_1.JPEG.part", "train/n09", "val/images/val_1.JPEG"]
+    again = "and 200 of 200 classes differ; unpack the archive anew to have all"
+    assert remarks == [
+        f"left out, in no table, or no image of a class: 4 files: {folder}/{f', {folder}/'.join(first)}, ...",
+        "1 of 2 classes have training images, but no test image: class 0",
+        f"train has 4 images, but 100000 were published as tiny_imagenet: class 0 has 2 of 500, {again}",
+        f"test has 1 images, but 10000 were published as tiny_imagenet: class 0 has 0 of 50, {again}",
+    ]
+    assert not TorchvisionFolder(path=tiny / "x", layout="tiny_imagenet", download=True).remarks()
 
 
 # --- downloads -------------------------------------------------------------------------------------

@@ -155,6 +155,12 @@ def test_missing_source_and_other_mistakes_are_listed_together(tmp_path):
     assert missing.startswith(f"datasets.signs: {tmp_path}/no/train: no such folder")
 
 
+def test_what_may_be_wrong_with_a_source_is_told(monkeypatch, caplog):
+    monkeypatch.setattr(Digits, "left_out", lambda self: {"too dark": ["a.png", "b.png"]})
+    check(load_study(minimal()))
+    assert caplog.messages == ["datasets.digits: left out, too dark: 2 files: a.png, b.png"]
+
+
 def test_data_sets_without_cells_are_not_looked_at(tmp_path):
     raw = minimal(datasets=["digits", "signs"], exclude=[{"dataset": "signs"}])
     raw["datasets"]["signs"] = {"source": "image_folder", "path": str(tmp_path / "no"), "image_size": 32}

@@ -18,6 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
 Split = Literal["train", "test"]
+SPLITS: tuple[Split, Split] = ("train", "test")
 Orientation = Literal["applied", "stored"]
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -62,6 +63,27 @@ class Source(BaseModel):
     def read(self, split: Split, side: int) -> RawImages:
         """Return all images of a split as RGB, resized to ``side`` × ``side`` pixels."""
         raise NotImplementedError
+
+    def left_out(self) -> dict[str, list[str]]:
+        """Return what lies there and is not read, by the reason; cheap, as :meth:`counts`.
+
+        What no one takes for an image (hidden files, an operating system's thumbnails) is not among it.
+        """
+        return {}
+
+    def remarks(self) -> list[str]:
+        """Return what may be wrong and is no error, a line each; cheap, as :meth:`counts`."""
+        lines = [
+            f"left out, {why}: {len(names)} {'file' if len(names) == 1 else 'files'}: {listed(names)}"
+            for why, names in self.left_out().items()
+        ]
+        train, test = self.counts("train"), self.counts("test")
+        if untested := [str(label) for label in sorted(train) if not test[label]]:
+            lines.append(
+                f"{len(untested)} of {len(train)} classes have training images, but no test image: class "
+                f"{listed(untested)}"
+            )
+        return lines
 
 
 class FileSource(Source):
@@ -142,6 +164,8 @@ def refuse_missing_classes(labels: Labels, classes: Sequence[str], where: Path |
 
 # --- pixels ----------------------------------------------------------------------------------------
 
+# What operating systems and file managers leave in folders, besides hidden files.
+CLUTTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}
 # What we know to read right. Of the others that Pillow knows, EPS would start Ghostscript.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 ORIENTATION = 0x0112  # the EXIF entry
@@ -155,6 +179,11 @@ TURNS = {
     7: (Image.Transpose.TRANSVERSE, Image.Transpose.TRANSVERSE),
     8: (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270),
 }
+
+
+def is_clutter(name: str) -> bool:
+    """Return whether nobody means a file or folder of this name: hidden ones, thumbnails."""
+    return name.startswith(".") or name.lower() in CLUTTER
 
 
 def suffixes() -> set[str]:

@@ -1,19 +1,30 @@
 """A folder of images, a subfolder a class, as torchvision's ``ImageFolder`` lays it out."""
 
+import os
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import Field
 
-from detrojan.datasets.base import FileSource, RawImages, Split, decode_all, suffixes
+from detrojan.datasets.base import SPLITS, FileSource, RawImages, Split, decode_all, is_clutter, suffixes
+
+HINT = "a folder that holds train/CLASS/ and test/CLASS/"
+
+
+class _Class(NamedTuple):
+    """The files of one class: images, and what is left out."""
+
+    images: list[str]
+    others: list[str]
 
 
 class ImageFolder(FileSource):
     """Images of the formats of ``base.FORMATS``, in ``train/CLASS/`` and ``test/CLASS/``.
 
-    Classes are numbered in the order of their names, and images lie in the order of theirs. Hidden
-    files and files of other kinds are left out.
+    Classes are numbered in the order of their names, and images lie in the order of theirs. What has
+    another suffix is left out, and told; a class of which most is left out is refused.
     """
 
     path: Path = Field(description="folder that holds train/ and test/")
@@ -24,7 +35,8 @@ class ImageFolder(FileSource):
         Raises:
             ValueError: the split's class folders are not those of train, or hold no images.
         """
-        return Counter({label: len(files) for label, files in enumerate(self._files(split).values())})
+        classes = self._files(split).values()
+        return Counter({label: len(files.images) for label, files in enumerate(classes)})
 
     def read(self, split: Split, side: int) -> RawImages:
         """Return all images of a split as RGB, resized to ``side`` × ``side`` pixels.
@@ -33,13 +45,25 @@ class ImageFolder(FileSource):
             ValueError: as for :meth:`counts`, or an image is broken.
         """
         classes = self._files(split)
-        files = [file for members in classes.values() for file in members]
-        images = decode_all(((str(file), file) for file in files), len(files), side, self.orientation)
-        labels = np.repeat(np.arange(len(classes)), [len(members) for members in classes.values()])
-        return RawImages(images, labels.astype(np.int64), tuple(classes), tuple(map(str, files)))
+        files = [file for members in classes.values() for file in members.images]
+        encoded = ((file, Path(file)) for file in files)
+        images = decode_all(encoded, len(files), side, self.orientation)
+        labels = np.repeat(np.arange(len(classes)), [len(members.images) for members in classes.values()])
+        return RawImages(images, labels.astype(np.int64), tuple(classes), tuple(files))
 
-    def _files(self, split: Split) -> dict[str, list[Path]]:
-        """Return the image files of each class, both in the order of their names."""
+    def left_out(self) -> dict[str, list[str]]:
+        """Return the files that are no images by their suffix, and those that lie in no class folder."""
+        found: dict[str, list[str]] = {}
+        for split in SPLITS:
+            loose = [entry.path for entry in _entries(self.path / split) if not entry.is_dir()]
+            files = [file for members in self._files(split).values() for file in members.others]
+            for why, names in (("in no class folder", loose), ("of no image format that is read", files)):
+                if names:
+                    found.setdefault(why, []).extend(names)
+        return found
+
+    def _files(self, split: Split) -> dict[str, _Class]:
+        """Return the files of each class, both in the order of their names."""
         train, test = self._classes("train"), self._classes("test")
         for name in sorted(set(train) ^ set(test)):
             has, lacks = ("train", "test") if name in train else ("test", "train")
@@ -55,15 +79,16 @@ class ImageFolder(FileSource):
                     "give each split its own images"
                 )
         known = suffixes()
-        return {name: _images(self.path / split / name, known) for name in train}
+        return {name: _class(self.path / split / name, known) for name in train}
 
     def _classes(self, split: Split) -> list[str]:
         folder = self.path / split
         if not folder.is_dir():
-            raise ValueError(
-                f"{folder}: no such folder; path must name a folder that holds train/CLASS/ and test/CLASS/"
-            )
-        classes = sorted(entry.name for entry in _visible(folder) if entry.is_dir())
+            raise ValueError(f"{folder}: no such folder; path must name {HINT}")
+        entries = _entries(folder)
+        for entry in entries:
+            _refuse_dangling(entry)
+        classes = sorted(entry.name for entry in entries if entry.is_dir())
         if not classes:
             raise ValueError(
                 f"{folder}: no class folders in it; put each class's images in a folder of its own"
@@ -71,21 +96,41 @@ class ImageFolder(FileSource):
         return classes
 
 
-def _visible(folder: Path) -> list[Path]:
-    return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-
-
-def _images(folder: Path, suffixes: set[str]) -> list[Path]:
-    entries = sorted(_visible(folder), key=lambda entry: entry.name)
-    # What has an image's suffix isn't asked whether it is a folder: that would be a question to the
-    # file system for every image, each time that the workflow is planned.
-    images = [entry for entry in entries if entry.suffix.lower() in suffixes]
-    nested = [entry for entry in entries if entry.suffix.lower() not in suffixes and entry.is_dir()]
-    if nested:
-        raise ValueError(
-            f"{nested[0]}: a folder inside a class folder; images must lie directly in {folder}, so move or "
-            "remove it"
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what lies in a folder, in the order of the names; what nobody means is not among it."""
+    with os.scandir(folder) as entries:
+        return sorted(
+            (entry for entry in entries if not is_clutter(entry.name)), key=lambda entry: entry.name
         )
-    if not images:
+
+
+def _refuse_dangling(entry: os.DirEntry[str]) -> None:
+    # Asks the file system about links alone: there may be a million files.
+    if entry.is_symlink() and not Path(entry.path).exists():
+        raise ValueError(
+            f"{entry.path}: a link that leads nowhere, to {Path(entry.path).readlink()}; mount or fetch what "
+            "it means, or remove it"
+        )
+
+
+def _class(folder: Path, known: set[str]) -> _Class:
+    found = _Class([], [])
+    for entry in _entries(folder):
+        _refuse_dangling(entry)
+        if entry.is_dir():
+            raise ValueError(
+                f"{entry.path}: a folder inside a class folder; images must lie directly in {folder}, so "
+                "move or remove it"
+            )
+        is_image = os.path.splitext(entry.name)[1].lower() in known  # noqa: PTH122 (a Path each takes seconds)
+        if is_image and not entry.is_file():
+            raise ValueError(f"{entry.path}: no regular file, but a pipe or a device; remove it")
+        (found.images if is_image else found.others).append(entry.path)
+    if len(found.others) > len(found.images):
+        raise ValueError(
+            f"{folder}: {len(found.images)} images, but {len(found.others)} files of no format that is read, "
+            f"as {Path(found.others[0]).name}: convert them, to PNG say, or remove them"
+        )
+    if not found.images:
         raise ValueError(f"{folder}: a class folder without images; add some, or remove it from both splits")
-    return images
+    return found

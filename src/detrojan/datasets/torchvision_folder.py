@@ -15,7 +15,14 @@ from pydantic import Field
 
 from detrojan.datasets._layouts import cifar10, gtsrb, tiny_imagenet
 from detrojan.datasets._layouts.base import Layout
-from detrojan.datasets.base import FileSource, RawImages, Split, count, refuse_missing_classes
+from detrojan.datasets.base import (
+    SPLITS,
+    FileSource,
+    RawImages,
+    Split,
+    count,
+    refuse_missing_classes,
+)
 
 LAYOUTS: dict[str, Layout] = {"cifar10": cifar10, "gtsrb": gtsrb, "tiny_imagenet": tiny_imagenet}
 
@@ -51,6 +58,28 @@ class TorchvisionFolder(FileSource):
         if split == "train":
             refuse_missing_classes(raw.labels, raw.classes, self.path)
         return raw
+
+    def left_out(self) -> dict[str, list[str]]:
+        """Return the files that lie where the images do, but that no table or class names."""
+        layout = LAYOUTS[self.layout]
+        if self.download and layout.find(self.path) is None:
+            return {}
+        names = [str(file) for split in SPLITS for file in layout.unnamed(self._folder(), split)]
+        return {"in no table, or no image of a class": names} if names else {}
+
+    def remarks(self) -> list[str]:
+        """Return what is left out, and where there are more or fewer images than were published."""
+        lines = super().remarks()
+        for split in SPLITS:
+            found, published = self.counts(split), LAYOUTS[self.layout].PUBLISHED[split]
+            wrong = [label for label, number in enumerate(published) if found[label] != number]
+            if wrong:
+                lines.append(
+                    f"{split} has {found.total()} images, but {sum(published)} were published as "
+                    f"{self.layout}: class {wrong[0]} has {found[wrong[0]]} of {published[wrong[0]]}, and "
+                    f"{len(wrong)} of {len(published)} classes differ; unpack the archive anew to have all"
+                )
+        return lines
 
     def _folder(self) -> Path:
         folder = LAYOUTS[self.layout].find(self.path)

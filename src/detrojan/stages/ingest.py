@@ -13,6 +13,7 @@ import torch
 
 from detrojan import rng as streams
 from detrojan.datasets.base import (
+    SPLITS,
     Labels,
     Pixels,
     RawImages,
@@ -30,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 Mask = npt.NDArray[np.bool_]
 RGB = tuple[float, float, float]
-SPLITS: tuple[Split, Split] = ("train", "test")
 SHOWN = 3  # pairs of equal images that a message names
 NARROW = 32  # grey levels: all of a data set's pixels within so few have lost most of theirs
 SMALLEST_STD = 1 / 255  # a channel of one value would be divided by zero

@@ -1,8 +1,10 @@
 """What can be known to fail before the first job: missing sources, too few images, impossible ratios."""
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from detrojan import registry
 from detrojan.cells import NO_METHOD, NO_SAMPLES
@@ -10,9 +12,17 @@ from detrojan.study.files import StudyError, wrong_shipped
 from detrojan.study.grid import models, shards
 from detrojan.study.schema import MethodKind, Study
 
+if TYPE_CHECKING:
+    from detrojan.datasets.base import Source
+
+
+logger = logging.getLogger(__name__)
+
 
 def check(study: Study) -> None:
     """Count the images of each data set of the grid and check what the study asks of them.
+
+    What may be wrong with a source without being an error is told in warnings.
 
     Only the main process calls it: jobs need not count again what was found right.
 
@@ -27,6 +37,8 @@ def check(study: Study) -> None:
     for name in asked:
         try:
             train, pool, test = _counts(study, name)
+            for remark in _source(study, name).remarks():
+                logger.warning("datasets.%s: %s", name, remark)
         except (ValueError, OSError) as error:
             mistakes.append(f"datasets.{name}: {error}")
             continue
@@ -50,13 +62,18 @@ def _wrong_shipped(study: Study) -> Iterator[str]:
 def _counts(study: Study, name: str) -> tuple[Counter[int], Counter[int], Counter[int]]:
     """Return how many images each label has in training, in the defender's pool and in the test set."""
     # Jobs parse this module too, and need neither numpy nor Pillow for that.
-    from detrojan.datasets.base import Source, selected_counts, split_counts
+    from detrojan.datasets.base import selected_counts, split_counts
 
-    dataset = study.datasets[name]
-    source: Source = registry.load("datasets", dataset.source, dataset.source_settings)
+    dataset, source = study.datasets[name], _source(study, name)
     train, test = (selected_counts(source.counts(split), dataset.classes) for split in ("train", "test"))
     train, held_out = split_counts(train, dataset.held_out, dataset.per_class)
     return train, held_out if study.pool == "held_out" else train, test
+
+
+def _source(study: Study, name: str) -> "Source":
+    dataset = study.datasets[name]
+    source: Source = registry.load("datasets", dataset.source, dataset.source_settings)
+    return source
 
 
 def _wrong_target(study: Study, name: str, train: Counter[int], test: Counter[int]) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from detrojan.datasets.base import Labels, Orientation, RawImages, Split, decode_all
+from detrojan.datasets.base import Labels, Orientation, RawImages, Split, decode_all, is_clutter
 
 File = tuple[Path, int]  # an image and its label
 
@@ -27,6 +27,9 @@ class Layout(Protocol):
 
     def labels(self, folder: Path, split: Split) -> Labels:
         """Return the labels of a split, given what ``find`` returned; decodes no image."""
+
+    def unnamed(self, folder: Path, split: Split) -> list[Path]:
+        """Return what lies beside a split's images and is none of them, given what ``find`` returned."""
 
     def read(self, folder: Path, split: Split, side: int, orientation: Orientation) -> RawImages:
         """Return a split's images, given what ``find`` returned, as RGB of ``side`` × ``side`` pixels."""
@@ -68,6 +71,17 @@ def listing(folder: Path, suffix: str) -> list[Path]:
     if not found:
         raise ValueError(f"{folder}: no {suffix} images there; unpack the data set's archive again")
     return found
+
+
+def unnamed_files(files: list[File], folders: Iterable[Path], expected: tuple[str, ...] = ()) -> list[Path]:
+    """Return what lies in ``folders`` and is none of ``files``; ``expected`` suffixes and clutter aside."""
+    named = {file for file, _ in files}
+    found = (file for folder in folders if folder.is_dir() for file in sorted(folder.iterdir()))
+    return [
+        file
+        for file in found
+        if file not in named and file.suffix.lower() not in expected and not is_clutter(file.name)
+    ]
 
 
 def lines(file: Path) -> list[str]:

@@ -61,6 +61,11 @@ def labels(folder: Path, split: Split) -> Labels:
     return np.concatenate([labels for _, labels in _batches(folder, split)])
 
 
+def unnamed(folder: Path, split: Split) -> list[Path]:
+    """Return nothing: batches are read whole."""
+    return []
+
+
 def read(folder: Path, split: Split, side: int, orientation: Orientation) -> RawImages:
     """Return the images of a split as RGB, resized to ``side`` × ``side`` pixels.
 

@@ -10,7 +10,15 @@ torchvision's; its test set is the same.
 import csv
 from pathlib import Path
 
-from detrojan.datasets._layouts.base import File, file_labels, first_folder, lines, listing, read_files
+from detrojan.datasets._layouts.base import (
+    File,
+    file_labels,
+    first_folder,
+    lines,
+    listing,
+    read_files,
+    unnamed_files,
+)
 from detrojan.datasets.base import Labels, Orientation, RawImages, Split
 
 CLASSES = (
@@ -102,6 +110,12 @@ def labels(folder: Path, split: Split) -> Labels:
         ValueError: a folder or table is missing or broken.
     """
     return file_labels(_files(folder, split))
+
+
+def unnamed(folder: Path, split: Split) -> list[Path]:
+    """Return the images of a split that no table names."""
+    files = _files(folder, split)
+    return unnamed_files(files, dict.fromkeys(file.parent for file, _ in files), (".csv",))
 
 
 def read(folder: Path, split: Split, side: int, orientation: Orientation) -> RawImages:

@@ -5,8 +5,16 @@ Source: Stanford CS231n's Tiny ImageNet.
 
 from pathlib import Path
 
-from detrojan.datasets._layouts.base import File, file_labels, first_folder, lines, listing, read_files
-from detrojan.datasets.base import Labels, Orientation, RawImages, Split
+from detrojan.datasets._layouts.base import (
+    File,
+    file_labels,
+    first_folder,
+    lines,
+    listing,
+    read_files,
+    unnamed_files,
+)
+from detrojan.datasets.base import Labels, Orientation, RawImages, Split, is_clutter
 
 FOLDER = "tiny-imagenet-200"
 PUBLISHED: dict[Split, tuple[int, ...]] = {"train": (500,) * 200, "test": (50,) * 200}
@@ -58,6 +66,17 @@ def labels(folder: Path, split: Split) -> Labels:
         ValueError: a folder or table is missing or broken.
     """
     return file_labels(_files(folder, split))
+
+
+def unnamed(folder: Path, split: Split) -> list[Path]:
+    """Return the files beside the images of a split, and training folders of classes that wnids.txt lacks."""
+    files = _files(folder, split)
+    found = unnamed_files(files, dict.fromkeys(file.parent for file, _ in files))
+    if split == "test":
+        return found
+    wnids = set(_wnids(folder))
+    folders = (entry for entry in sorted((folder / "train").iterdir()) if entry.name not in wnids)
+    return found + [entry for entry in folders if not is_clutter(entry.name)]
 
 
 def read(folder: Path, split: Split, side: int, orientation: Orientation) -> RawImages:
