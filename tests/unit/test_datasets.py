@@ -26,6 +26,7 @@ from detrojan.datasets.base import (
     decode,
     decode_all,
     resize_all,
+    selected,
     selected_counts,
     split_counts,
 )
@@ -363,11 +364,29 @@ def test_image_folder_tells_what_it_leaves_out(folder):
         name: str(folder / name)
         for name in ("train/x.jpg", "train/cat/a.HEIC", "train/dog/0.jpg.part", "train/dog/a")
     }
+    first = ", ".join(where[name] for name in ("train/cat/a.HEIC", "train/dog/0.jpg.part", "train/dog/a"))
     assert ImageFolder(path=folder).remarks() == [
         f"left out, in no class folder: 1 file: {where['train/x.jpg']}",
-        f"left out, of no image format that is read: 4 files: {where['train/cat/a.HEIC']}, "
-        + f"{where['train/dog/0.jpg.part']}, {where['train/dog/a']}, ...",
+        f"left out, of no image format that is read: 4 files: {first}, ...",
     ]
+
+
+@pytest.mark.parametrize(
+    ("names", "ordered"),
+    [
+        ([str(n) for n in range(12)], [str(n) for n in range(12)]),
+        (["00001", "00010", "2"], ["00001", "2", "00010"]),
+        (["10", "9", "cat"], ["10", "9", "cat"]),
+    ],
+)
+def test_class_folders_that_are_numbers_are_numbered_as_numbers(tmp_path, names, ordered):
+    for number, name in enumerate(ordered):
+        for split in ("train", "test"):
+            save(tmp_path / split / name / "0.png", np.full((8, 8, 3), number, np.uint8))
+    source = ImageFolder(path=tmp_path)
+    raw = source.read("train", 8)
+    assert raw.classes == source.class_names() == tuple(ordered)
+    assert raw.images[:, 0, 0, 0].tolist() == raw.labels.tolist() == list(range(len(names)))
 
 
 def test_a_link_that_makes_a_training_folder_the_test_folder_is_refused(folder):
@@ -446,7 +465,6 @@ def good():
     [
         (lambda f: write_shard(f, [0, None, 1]), r"row 1: its label is null"),
         (lambda f: write_shard(f, [0, 1, -1]), r"row 2: label -1, but labels start at 0"),
-        (lambda f: write_shard(f, [0, 2, 2]), r"no training image of class 1 \(1\)"),
         (lambda f: write_shard(f, [0, 10**9, 2]), r"labels up to 1000000000, but only 3 training images"),
         (lambda f: write_shard(f, ["a", "b"]), r"column label is string, but labels must be integers"),
         (lambda f: write_shard(f, [0, 1], label="y"), r"no column label; it has image, y"),
@@ -475,6 +493,19 @@ def test_parquet_refuses(tmp_path, broken, message):
     with pytest.raises(ValueError, match=message) as raised:
         HuggingFaceParquet(path=tmp_path).read("train", 8)
     assert str(tmp_path) in str(raised.value)
+
+
+def test_labels_with_gaps_are_refused_only_where_a_study_uses_them(tmp_path):
+    for seed, split in enumerate(("train", "test")):
+        images = [encoded(image) for image in noise(6, 8, 8, 3, seed=seed)]
+        write_shard(tmp_path / f"{split}.parquet", [0, 0, 2, 2, 4, 4], images, names=list("abcdef"))
+    source = HuggingFaceParquet(path=tmp_path)
+    train, _, test = build(source, classes=[0, "e", 2], held_out=0)
+    assert train.info.classes == test.info.classes == ("a", "e", "c")
+    assert train.labels.tolist() == [0, 0, 2, 2, 1, 1]
+    for classes in (None, [0, 1]):
+        with pytest.raises(ValueError, match=r"data set made: no training image of class 1 \(b\)"):
+            build(source, classes=classes)
 
 
 def test_parquet_labels_stay_within_the_names(tmp_path):
@@ -840,7 +871,7 @@ def test_what_an_archive_half_unpacked_lacks_is_told(tiny):
     again = "and 200 of 200 classes differ; unpack the archive anew to have all"
     assert remarks == [
         f"left out, in no table, or no image of a class: 4 files: {folder}/{f', {folder}/'.join(first)}, ...",
-        "1 of 2 classes have training images, but no test image: class 0",
+        "1 of 2 classes have training images, but no test image: 0 (goldfish, Carassius auratus)",
         f"train has 4 images, but 100000 were published as tiny_imagenet: class 0 has 2 of 500, {again}",
         f"test has 1 images, but 10000 were published as tiny_imagenet: class 0 has 0 of 50, {again}",
     ]
@@ -959,7 +990,7 @@ def test_build_keeps_what_the_planner_counts(held_out, per_class):
 
 def test_build_keeps_chosen_classes_in_the_order_given():
     raw, both = Made().read("train", 4), [1, 0]
-    assert selected_counts(Counter(raw.labels.tolist()), both) == {0: 10, 1: 20}
+    assert selected_counts(Counter(raw.labels.tolist()), raw.classes, both) == {0: 10, 1: 20}
     train, _, test = build(classes=both, held_out=0)
     assert train.info.classes == ("dog", "cat")
     assert torch.equal(train.labels, 1 - torch.from_numpy(raw.labels))
@@ -975,6 +1006,21 @@ def test_build_keeps_chosen_classes_in_the_order_given():
     # The first four of each class, cats at 0, 1, 3, 4 and dogs at 2, 5, 8, 11.
     assert train.labels.tolist() == [1, 1, 0, 1, 1, 0, 0, 0]
     assert np.array_equal(train.images.permute(0, 2, 3, 1).numpy(), raw.images[[0, 1, 2, 3, 4, 5, 8, 11]])
+
+
+def test_classes_may_be_given_by_name():
+    names = ("cat", "dog", "7", "emu", "emu")
+    assert selected(names, ["dog", 0, "7"]) == [1, 0, 2]
+    assert selected(names, None) == [0, 1, 2, 3, 4]
+    assert selected_counts(Counter({0: 5, 1: 6}), names, ["dog", 0]) == {0: 6, 1: 5}
+    for wanted, message in (
+        (["dig"], r"classes: there is no class 'dig': classes are cat, dog, 7, emu, emu"),
+        (["7", 7], r"classes: there is no label 7: labels are 0 to 4"),
+        (["emu"], r"classes: labels 3, 4 are all 'emu': write the number"),
+        (["dog", 0, 1], r"classes: 1 is label 1, which stands there already"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            selected(names, wanted)
 
 
 def test_build_describes_the_data_set():

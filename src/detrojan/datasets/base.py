@@ -17,6 +17,8 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 
+from detrojan.cells import label_of
+
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")
 Orientation = Literal["applied", "stored"]
@@ -64,6 +66,13 @@ class Source(BaseModel):
         """Return all images of a split as RGB, resized to ``side`` × ``side`` pixels."""
         raise NotImplementedError
 
+    def class_names(self) -> tuple[str, ...]:
+        """Return the name of each label, as ``read`` does; cheap, as :meth:`counts`.
+
+        Labels are their own names here: a source whose classes have others says so.
+        """
+        return tuple(map(str, range(max(self.counts("train"), default=-1) + 1)))
+
     def left_out(self) -> dict[str, list[str]]:
         """Return what lies there and is not read, by the reason; cheap, as :meth:`counts`.
 
@@ -78,9 +87,10 @@ class Source(BaseModel):
             for why, names in self.left_out().items()
         ]
         train, test = self.counts("train"), self.counts("test")
-        if untested := [str(label) for label in sorted(train) if not test[label]]:
+        names = self.class_names()
+        if untested := [f"{label} ({names[label]})" for label in sorted(train) if not test[label]]:
             lines.append(
-                f"{len(untested)} of {len(train)} classes have training images, but no test image: class "
+                f"{len(untested)} of {len(train)} classes have training images, but no test image: "
                 f"{listed(untested)}"
             )
         return lines
@@ -110,18 +120,33 @@ def count(labels: Labels) -> Counter[int]:
     return Counter(labels.tolist())
 
 
-def selected_counts(counts: Counter[int], classes: Sequence[int] | None) -> Counter[int]:
-    """Return how many images each of ``classes`` has, numbered by its place there; None for all as they are.
+def selected(classes: Sequence[str], wanted: Sequence[int | str] | None) -> list[int]:
+    """Return the labels that a study keeps, in its order, given by number or by name; all for None.
 
     Raises:
-        ValueError: there is no such class.
+        ValueError: one is no class, or stands there by number and by name.
     """
-    if classes is None:
-        return counts
-    unknown = [label for label in classes if label not in counts]
-    if unknown:
-        raise ValueError(f"classes: there is no label {unknown[0]}: labels are 0 to {max(counts)}")
-    return Counter({place: counts[label] for place, label in enumerate(classes)})
+    if wanted is None:
+        return list(range(len(classes)))
+    try:
+        labels = [label_of(one, classes) for one in wanted]
+    except ValueError as error:
+        raise ValueError(f"classes: {error}") from None
+    for place, label in enumerate(labels):
+        if label in labels[:place]:
+            raise ValueError(f"classes: {wanted[place]!r} is label {label}, which stands there already")
+    return labels
+
+
+def selected_counts(
+    counts: Counter[int], classes: Sequence[str], wanted: Sequence[int | str] | None
+) -> Counter[int]:
+    """Return how many images each label that a study keeps has, numbered by its place there.
+
+    Raises:
+        ValueError: as for :func:`selected`.
+    """
+    return Counter({place: counts[label] for place, label in enumerate(selected(classes, wanted))})
 
 
 def split_counts(
@@ -152,13 +177,14 @@ def split_counts(
     return train, reserved
 
 
-def refuse_missing_classes(labels: Labels, classes: Sequence[str], where: Path | str) -> None:
-    """Raise ``ValueError``, which names ``where``, if a class has no image among the training ``labels``."""
-    missing = sorted(set(range(len(classes))) - set(np.unique(labels).tolist()))
+def refuse_missing_classes(counts: Counter[int], classes: Sequence[str], where: Path | str) -> None:
+    """Raise ``ValueError``, which names ``where``, if a class has no image among the training ``counts``."""
+    missing = [label for label in range(len(classes)) if not counts[label]]
     if missing:
         raise ValueError(
             f"{where}: no training image of class {missing[0]} ({classes[missing[0]]}); {len(missing)} of "
-            f"{len(classes)} classes have none: add images, or number the labels from 0 without gaps"
+            f"{len(classes)} classes have none: add images, number the labels from 0 without gaps, or say "
+            "in the study which classes to use"
         )
 
 

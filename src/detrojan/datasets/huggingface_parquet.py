@@ -21,7 +21,6 @@ from detrojan.datasets.base import (
     Split,
     count,
     decode_all,
-    refuse_missing_classes,
 )
 
 IMAGE_COLUMNS = ("image", "img")
@@ -49,9 +48,13 @@ class HuggingFaceParquet(FileSource):
         """Return how many rows each label has, read from the label column alone.
 
         Raises:
-            ValueError: shards are missing or broken, or labels are null, negative or have gaps.
+            ValueError: shards are missing or broken, or labels are null or negative.
         """
         return count(self._checked_labels()[0][split])
+
+    def class_names(self) -> tuple[str, ...]:
+        """Return the class names of the schema; the labels' numbers where it has none."""
+        return self._checked_labels()[1]
 
     def read(self, split: Split, side: int) -> RawImages:
         """Return all images of a split as RGB, resized to ``side`` × ``side`` pixels.
@@ -117,9 +120,7 @@ class HuggingFaceParquet(FileSource):
                         f"{shard}, row {beyond[0]}: label {labels[beyond[0]]}, but the schema names "
                         f"{len(names)} classes, 0 to {len(names) - 1}: mend the label or the names"
                     )
-        joined = {split: np.concatenate(read[split]) for split in splits}
-        refuse_missing_classes(joined["train"], names, shards["train"][0])
-        return joined, names
+        return {split: np.concatenate(read[split]) for split in splits}, names
 
     def _class_names(self, shards: list[Path]) -> tuple[str, ...] | None:
         """Return the class names that all shards agree on; None where none has any."""

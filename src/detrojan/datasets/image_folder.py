@@ -23,8 +23,9 @@ class _Class(NamedTuple):
 class ImageFolder(FileSource):
     """Images of the formats of ``base.FORMATS``, in ``train/CLASS/`` and ``test/CLASS/``.
 
-    Classes are numbered in the order of their names, and images lie in the order of theirs. What has
-    another suffix is left out, and told; a class of which most is left out is refused.
+    Classes are numbered in the order of their names, as numbers where all are numbers; images lie in the
+    order of theirs. What has another suffix is left out, and told; a class of which most is left out is
+    refused.
     """
 
     path: Path = Field(description="folder that holds train/ and test/")
@@ -50,6 +51,10 @@ class ImageFolder(FileSource):
         images = decode_all(encoded, len(files), side, self.orientation)
         labels = np.repeat(np.arange(len(classes)), [len(members.images) for members in classes.values()])
         return RawImages(images, labels.astype(np.int64), tuple(classes), tuple(files))
+
+    def class_names(self) -> tuple[str, ...]:
+        """Return the names of the class folders, in the order of their labels."""
+        return tuple(self._classes("train"))
 
     def left_out(self) -> dict[str, list[str]]:
         """Return the files that are no images by their suffix, and those that lie in no class folder."""
@@ -88,7 +93,9 @@ class ImageFolder(FileSource):
         entries = _entries(folder)
         for entry in entries:
             _refuse_dangling(entry)
-        classes = sorted(entry.name for entry in entries if entry.is_dir())
+        classes = [entry.name for entry in entries if entry.is_dir()]
+        if all(name.isdecimal() for name in classes):
+            classes.sort(key=lambda name: (int(name), name))  # 10 after 9: as text it would follow 1
         if not classes:
             raise ValueError(
                 f"{folder}: no class folders in it; put each class's images in a folder of its own"

@@ -21,7 +21,6 @@ from detrojan.datasets.base import (
     RawImages,
     Split,
     count,
-    refuse_missing_classes,
 )
 
 LAYOUTS: dict[str, Layout] = {"cifar10": cifar10, "gtsrb": gtsrb, "tiny_imagenet": tiny_imagenet}
@@ -54,10 +53,14 @@ class TorchvisionFolder(FileSource):
         layout = LAYOUTS[self.layout]
         if self.download and layout.find(self.path) is None:
             self._fetch()
-        raw = layout.read(self._folder(), split, side, self.orientation)
-        if split == "train":
-            refuse_missing_classes(raw.labels, raw.classes, self.path)
-        return raw
+        return layout.read(self._folder(), split, side, self.orientation)
+
+    def class_names(self) -> tuple[str, ...]:
+        """Return the name of each class; labels' numbers where only the data set to be fetched has names."""
+        layout = LAYOUTS[self.layout]
+        if self.download and layout.find(self.path) is None:
+            return layout.names(None)
+        return layout.names(self._folder())
 
     def left_out(self) -> dict[str, list[str]]:
         """Return the files that lie where the images do, but that no table or class names."""

@@ -22,6 +22,7 @@ from detrojan.datasets.base import (
     count,
     listed,
     refuse_missing_classes,
+    selected,
     split_counts,
 )
 from detrojan.images import DatasetInfo, ImageSet
@@ -42,7 +43,7 @@ def build(
     name: str,
     side: int,
     held_out: float,
-    classes: Sequence[int] | None,
+    classes: Sequence[int | str] | None,
     per_class: int | None,
     augmentation: Augmentation,
     mean: RGB | None,
@@ -61,7 +62,7 @@ def build(
         name: of the data set; decides, with the class, which images the pool gets.
         side: of the images, pixels.
         held_out: share of each class's training images for the pool, see ``split_counts``.
-        classes: the labels to keep, numbered anew in this order; None for all as they are.
+        classes: the labels to keep, by number or name, numbered anew in this order; None for all as they are.
         per_class: how many images of each class to keep in each split, the first ones; None for all.
         augmentation: what training on this data set applies.
         mean: per channel, of pixels in [0, 1]; None to measure it on the training images.
@@ -81,7 +82,7 @@ def build(
             f"data set {name}: the classes of train ({_numbered(train.classes)}) are not those of test "
             f"({_numbered(test.classes)}): both splits need the same ones"
         )
-    refuse_missing_classes(train.labels, train.classes, f"data set {name}")
+    refuse_missing_classes(count(train.labels), train.classes, f"data set {name}")
     for raw, split in ((train, "train"), (test, "test")):
         _check_levels(name, raw, split)
     equal = _equal(train, test)
@@ -127,14 +128,15 @@ def _checked(source: Source, name: str, split: Split, side: int) -> RawImages:
     return dataclasses.replace(raw, names=raw.names or tuple(f"row {row}" for row in range(len(raw.labels))))
 
 
-def _selected(raw: RawImages, classes: Sequence[int] | None) -> RawImages:
+def _selected(raw: RawImages, classes: Sequence[int | str] | None) -> RawImages:
     """Return the images of ``classes`` in their order, labels numbered by their place there."""
     if classes is None:
         return raw
+    wanted = selected(raw.classes, classes)
     place = np.full(len(raw.classes), -1)
-    place[classes] = np.arange(len(classes))
+    place[wanted] = np.arange(len(wanted))
     labels = place[raw.labels]
-    kept = dataclasses.replace(raw, labels=labels, classes=tuple(raw.classes[label] for label in classes))
+    kept = dataclasses.replace(raw, labels=labels, classes=tuple(raw.classes[label] for label in wanted))
     return kept[labels >= 0]
 
 

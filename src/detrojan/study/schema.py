@@ -95,6 +95,7 @@ NumberCondition = Annotated[
     str | list[float] | None,
     BeforeValidator(_number_condition, json_schema_input_type=float | list[float] | _Comparison),
 ]
+Label = Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]  # its number, or its class's name
 Share = Annotated[float, Field(ge=0, le=1)]
 Spread = Annotated[float, Field(gt=0, le=1)]
 
@@ -211,8 +212,10 @@ class Dataset(Strict):
     held_out: float = Field(
         0.0, ge=0, lt=1, description="share of each class kept from training, for the defender"
     )
-    classes: list[Annotated[int, Field(ge=0)]] | None = Field(
-        None, min_length=2, description="use only these labels, numbered anew in this order"
+    classes: list[Label] | None = Field(
+        None,
+        min_length=2,
+        description="use only these labels, numbers or names, numbered anew in this order",
     )
     per_class: int | None = Field(None, ge=2, description="use only the first so many images of each class")
     overlap: Share | Literal["allowed"] = Field(
@@ -227,7 +230,7 @@ class Dataset(Strict):
 
     @pydantic.field_validator("classes")
     @classmethod
-    def _each_once(cls, values: list[int] | None) -> list[int] | None:
+    def _each_once(cls, values: list[int | str] | None) -> list[int | str] | None:
         if values is not None and len(set(values)) < len(values):
             raise ValueError("a label stands there more than once: remove the repeats")
         return values
@@ -280,7 +283,7 @@ def shipped(kind: MethodKind, name: str) -> Settings:
 class Study(Strict):
     """A study file."""
 
-    target: int = Field(0, ge=0, description="the label that the attacker wants")
+    target: Label = Field(0, description="the label that the attacker wants: its number, or its class's name")
     label_map: Literal["all_to_one", "all_to_all"] = Field(
         "all_to_one", description="whether all triggered images should get the target, or each the next class"
     )

@@ -25,6 +25,9 @@ class Layout(Protocol):
     def find(self, path: Path) -> Path | None:
         """Return the folder that holds the images, given the path that the user names; None if none does."""
 
+    def names(self, folder: Path | None) -> tuple[str, ...]:
+        """Return the name of each class, given what ``find`` returned; None before a download."""
+
     def labels(self, folder: Path, split: Split) -> Labels:
         """Return the labels of a split, given what ``find`` returned; decodes no image."""
 

@@ -52,6 +52,11 @@ def _batches(folder: Path, split: Split) -> list[tuple[Pixels, Labels]]:
     return batches
 
 
+def names(folder: Path | None) -> tuple[str, ...]:
+    """Return the name of each class."""
+    return CLASSES
+
+
 def labels(folder: Path, split: Split) -> Labels:
     """Return the labels of a split; decodes no image.
 

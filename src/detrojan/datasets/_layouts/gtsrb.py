@@ -103,6 +103,11 @@ def _ground_truth(table: Path) -> list[tuple[str, int]]:
     return rows
 
 
+def names(folder: Path | None) -> tuple[str, ...]:
+    """Return the name of each class."""
+    return CLASSES
+
+
 def labels(folder: Path, split: Split) -> Labels:
     """Return the labels of a split; decodes no image.
 

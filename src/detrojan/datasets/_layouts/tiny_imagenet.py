@@ -59,6 +59,19 @@ def _files(folder: Path, split: Split) -> list[File]:
     return files
 
 
+def names(folder: Path | None) -> tuple[str, ...]:
+    """Return the words for each class, or its WordNet id without any; before a download, its number.
+
+    Raises:
+        ValueError: a list of the classes is missing or broken.
+    """
+    if folder is None:
+        return tuple(map(str, range(len(PUBLISHED["train"]))))
+    words = folder / "words.txt"
+    known = dict(line.split("\t", 1) for line in lines(words) if "\t" in line) if words.is_file() else {}
+    return tuple(known.get(wnid, wnid) for wnid in _wnids(folder))
+
+
 def labels(folder: Path, split: Split) -> Labels:
     """Return the labels of a split; decodes no image.
 
@@ -85,10 +98,7 @@ def read(folder: Path, split: Split, side: int, orientation: Orientation) -> Raw
     Raises:
         ValueError: a folder, table or image is missing or broken.
     """
-    words = folder / "words.txt"
-    names = dict(line.split("\t", 1) for line in lines(words) if "\t" in line) if words.is_file() else {}
-    classes = tuple(names.get(wnid, wnid) for wnid in _wnids(folder))
-    return read_files(_files(folder, split), classes, side, orientation)
+    return read_files(_files(folder, split), names(folder), side, orientation)
 
 
 def fetch(root: str) -> None:
