@@ -21,6 +21,7 @@ from pydantic import Field
 
 from detrojan.datasets import torchvision_folder
 from detrojan.datasets.base import (
+    BrokenImageError,
     RawImages,
     Source,
     decode,
@@ -56,6 +57,38 @@ def save(path, array=None):
 
 
 # --- decoding --------------------------------------------------------------------------------------
+
+
+def test_all_broken_images_are_named_at_once(tmp_path):
+    contents = [(f"{row}.png", PNG[:99] if row % 2 else PNG) for row in range(30)]
+    with pytest.raises(BrokenImageError, match=r"^15 images can't be read: 1\.png: no ") as raised:
+        decode_all(contents, 30, 8)
+    said = str(raised.value)
+    assert "; 19.png: no " in said
+    assert "21.png" not in said
+    assert said.endswith("; and 5 more; replace or remove them")
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        for row in range(2):
+            save(tmp_path / place / f"{row}.png")
+        (tmp_path / place / "2.png").write_bytes(b"")
+    # Of both splits.
+    with pytest.raises(BrokenImageError, match=r"^4 images .*/train/a/2\.png.*/test/b/2\.png: .*replace"):
+        build(ImageFolder(path=tmp_path))
+
+
+def test_a_pipe_in_place_of_an_image_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="no regular file"):
+        decode("x", tmp_path / "x.png")
+
+
+def test_paths_may_begin_at_home_or_in_a_variable(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.setenv("PHOTOS", folder.name)
+    for path in (f"~/{folder.name}", "$HOME/$PHOTOS", "${HOME}/${PHOTOS}"):
+        assert ImageFolder(path=path).counts("test") == {0: 1, 1: 1}
+    with pytest.raises(ValueError, match=r"the environment has no \$NOWHERE; set it"):
+        ImageFolder(path="$NOWHERE/photos")
 
 
 def test_lossless_images_keep_their_pixels_and_order():
@@ -371,6 +404,15 @@ def test_image_folder_tells_what_it_leaves_out(folder):
     ]
 
 
+def test_folders_of_other_names_are_pointed_at(folder):
+    (folder / "test").rename(folder / "val")
+    with pytest.raises(ValueError, match=r"test: no such folder; val/ lies there: .*ln -s val .*/test\)"):
+        ImageFolder(path=folder).counts("train")
+    (folder / "train").rename(folder / "Train")
+    with pytest.raises(ValueError, match=r"train: no such folder; Train/ lies there"):
+        ImageFolder(path=folder).counts("train")
+
+
 @pytest.mark.parametrize(
     ("names", "ordered"),
     [
@@ -513,6 +555,78 @@ def test_parquet_labels_stay_within_the_names(tmp_path):
         write_shard(tmp_path / f"{split}.parquet", labels, names=["cat", "dog"])
     with pytest.raises(ValueError, match=r"test\.parquet, row 1: label 2, but the schema names 2 classes"):
         HuggingFaceParquet(path=tmp_path).counts("train")
+
+
+def test_an_image_column_may_have_any_name(tmp_path):
+    pixels = noise(8, 8, 3)
+    for split in ("train", "test"):
+        write_shard(tmp_path / f"{split}.parquet", [0], [encoded(pixels)], image="jpg")
+    source = HuggingFaceParquet(path=tmp_path, image_column="jpg")
+    assert np.array_equal(source.read("train", 8).images[0], pixels)
+
+
+def arrays(file):
+    pixels = noise(2, 8, 8, 3).tolist()
+    pq.write_table(pa.table({"image": pixels, "label": [0, 1]}), file)
+
+
+def two_columns(file, names):
+    pq.write_table(pa.table([pa.array([b"", b""]), pa.array([0, 1]), pa.array([0, 1])], names=names), file)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda f: write_shard(f, [0, 1], image="x"), r"no column image or img; it has x, label"),
+        (arrays, r"column image is list<.*: cast the column to that feature"),
+        (lambda f: two_columns(f, ["image", "label", "label"]), r"2 columns are called label"),
+        (lambda f: two_columns(f, ["image", "label", "image"]), r"2 columns are called image"),
+        (lambda f: two_columns(f, ["image", "label", "img"]), r"it has columns image and img: say which"),
+        (lambda f: write_shard(f, [0, 1], label="\ufefflabel"), r"no column label; it has '\\ufefflabel'"),
+        (
+            lambda f: write_shard(f, np.array([0, 2**63 + 5], np.uint64)),
+            r"label 9223372036854775813 is no number of a class",
+        ),
+        (lambda f: (f.unlink(), os.mkfifo(f)), r"no regular file, but a folder, a pipe"),
+    ],
+)
+def test_columns_are_checked_before_the_first_job(tmp_path, broken, message):
+    for split in ("train", "test"):
+        write_shard(tmp_path / f"{split}.parquet", [0, 1])
+    broken(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=message):
+        HuggingFaceParquet(path=tmp_path).counts("test")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["default/train/0000", "default/test/0000"], r"say train: default/train/\*\.parquet"),
+        (["train", "validation-00000-of-00001"], r"if that is meant, say test: validation-\*\.parquet"),
+        (["a"], r"set path to the folder of the shards, and train to a pattern"),
+    ],
+)
+def test_shards_of_other_names_are_pointed_at(tmp_path, names, message):
+    for name in names:
+        write_shard(tmp_path / f"{name}.parquet", [0, 1])
+    with pytest.raises(ValueError, match=message):
+        HuggingFaceParquet(path=tmp_path).counts("train")
+
+
+def test_what_the_hints_say_works(tmp_path):
+    for split in ("train", "test"):
+        write_shard(tmp_path / f"default/{split}/0000.parquet", [0, 1])
+    source = HuggingFaceParquet(path=tmp_path, train="default/train/*.parquet", test="default/test/*.parquet")
+    assert source.counts("test") == {0: 1, 1: 1}
+
+
+def test_what_save_to_disk_wrote_is_pointed_at(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/state.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"save_to_disk.*to_parquet\('train\.parquet'\)"):
+        HuggingFaceParquet(path=tmp_path).counts("train")
+    with pytest.raises(ValueError, match=r"there is no such folder"):
+        HuggingFaceParquet(path=tmp_path / "x").counts("train")
 
 
 HASH, OTHER = "0c1f2d3e4f5a6b7c", "9b8a7c6d5e4f3210"  # as push_to_hub once put them behind the count
@@ -740,6 +854,18 @@ def gtsrb(tmp_path):
         lines.append(f"0000{n}.ppm;9;7;1;1;5;5;{label}")
     (tmp_path / "gtsrb/GT-final_test.csv").write_text("\r\n".join(lines))
     return tmp_path
+
+
+def test_kaggles_signs_are_known(tmp_path):
+    (tmp_path / "Test.csv").write_text("Width,Height,ClassId,Path\n")
+    with pytest.raises(ValueError, match=r"GTSRB as Kaggle has it.*source: image_folder"):
+        TorchvisionFolder(path=tmp_path, layout="gtsrb").counts("train")
+
+
+def test_lists_may_begin_with_a_byte_order_mark(tiny):
+    names = tiny / "tiny-imagenet-200/wnids.txt"
+    names.write_bytes(b"\xef\xbb\xbf" + names.read_bytes())
+    assert TorchvisionFolder(path=tiny, layout="tiny_imagenet").counts("train") == {0: 2, 1: 2}
 
 
 def test_signs_that_stand_in_no_table_are_told(gtsrb):

@@ -184,6 +184,23 @@ def test_what_may_be_wrong_with_a_source_is_told(monkeypatch, caplog):
     assert caplog.messages == ["datasets.digits: left out, too dark: 2 files: a.png, b.png"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"train": "/data/train-*"}, "train: /data/train-* should be relative to path: put the folder there"),
+        ({"path": "$NOWHERE/x"}, "path: $NOWHERE/x: the environment has no $NOWHERE; set it"),
+    ],
+)
+def test_settings_that_a_source_refuses_are_one_line(settings, line):
+    raw = minimal(datasets=["shards"])
+    raw["datasets"]["shards"] = {"source": "huggingface_parquet", "path": "x", "image_size": 32} | settings
+    with pytest.raises(StudyError) as caught:
+        check(load_study(raw))
+    [said] = caught.value.mistakes
+    assert said.startswith(f"datasets.shards.{line}")
+    assert "\n" not in said
+
+
 def test_data_sets_without_cells_are_not_looked_at(tmp_path):
     raw = minimal(datasets=["digits", "signs"], exclude=[{"dataset": "signs"}])
     raw["datasets"]["signs"] = {"source": "image_folder", "path": str(tmp_path / "no"), "image_size": 32}

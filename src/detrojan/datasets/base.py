@@ -6,16 +6,18 @@ Free of torch: the Snakefile counts a source's images while it is parsed.
 import contextlib
 import dataclasses
 import io
+import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from detrojan.cells import label_of
 
@@ -57,6 +59,22 @@ class Source(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*")
+    @classmethod
+    def _whole_paths(cls, value: Any) -> Any:
+        """Put the home folder in place of ``~``, and a variable's value in place of ``$NAME``."""
+        if not isinstance(value, Path):
+            return value
+        try:
+            whole = os.path.expandvars(value.expanduser())
+        except RuntimeError as error:
+            raise ValueError(f"{value}: {error}") from None
+        if unknown := re.search(r"\$(\w+|\{\w+\})", whole):
+            raise ValueError(
+                f"{value}: the environment has no {unknown[0]}; set it, or write the path itself"
+            )
+        return Path(whole)
 
     def counts(self, split: Split) -> Counter[int]:
         """Return how many images each label has, without decoding one; cheap, for planning."""
@@ -194,6 +212,7 @@ def refuse_missing_classes(counts: Counter[int], classes: Sequence[str], where: 
 CLUTTER = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"}
 # What we know to read right. Of the others that Pillow knows, EPS would start Ghostscript.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+NAMED = 10  # broken images that a message names
 ORIENTATION = 0x0112  # the EXIF entry
 # What turns an image as its EXIF entry says, and what undoes it.
 TURNS = {
@@ -217,6 +236,21 @@ def suffixes() -> set[str]:
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
 
 
+class BrokenImageError(ValueError):
+    """Images that can't be read, each in a line of :attr:`lines`: whoever mends them sees all at once."""
+
+    lines: list[str]
+
+    @classmethod
+    def of(cls, lines: Sequence[str]) -> "BrokenImageError":
+        """Return an error that names the first ten and counts the others."""
+        more = f"; and {len(lines) - NAMED} more" if len(lines) > NAMED else ""
+        head = f"{len(lines)} images can't be read: " if len(lines) > 1 else ""
+        error = cls(f"{head}{'; '.join(lines[:NAMED])}{more}; replace or remove {'them' if head else 'it'}")
+        error.lines = list(lines)
+        return error
+
+
 def decode_all(
     encoded: Iterable[tuple[str, Path | bytes]],
     num_images: int,
@@ -235,13 +269,19 @@ def decode_all(
         orientation: what becomes of EXIF orientations, see :func:`decode`.
 
     Raises:
-        ValueError: an image is missing or broken.
+        BrokenImageError: images are missing or broken; all are tried.
     """
     pixels = np.empty((num_images, side, side, 3), np.uint8)
     filled = 0
+    broken = []
     for name, content in encoded:
-        pixels[filled] = _resized(decode(name, content, orientation), side)
+        try:
+            pixels[filled] = _resized(decode(name, content, orientation), side)
+        except BrokenImageError as error:
+            broken.append(str(error))
         filled += 1
+    if broken:
+        raise BrokenImageError.of(broken)
     assert filled == num_images, (filled, num_images)
     return pixels
 
@@ -258,11 +298,15 @@ def decode(name: str, content: Path | bytes, orientation: Orientation = "applied
             does with TIFF alone; "stored" leaves the pixels as they lie in the file, of TIFF too.
 
     Raises:
-        ValueError: it is missing, truncated or broken, or has pixels that have no meaning as RGB.
+        BrokenImageError: it is missing, truncated or broken, or its pixels have no meaning as RGB.
     """
     # Pillow's decoders raise a dozen unrelated types on broken input, SyntaxError and struct.error
     # among them; all of them mean the same here.
     try:
+        if isinstance(content, Path) and content.exists() and not content.is_file():
+            raise ValueError(
+                "no regular file, but a folder, a pipe or a device"
+            )  # a pipe would be read for ever
         raw = content.read_bytes() if isinstance(content, Path) else content
         # Loading skips checksums that verifying checks (PNG), and a verified image can't be loaded.
         with _opened(raw) as image:
@@ -274,12 +318,12 @@ def decode(name: str, content: Path | bytes, orientation: Orientation = "applied
             turns = turns or _turns(image)
     except UnidentifiedImageError as error:
         kind = "an unknown format" if raw else "an empty file"
-        raise ValueError(f"{name}: no image ({kind}); replace or remove it") from error
+        raise BrokenImageError(f"{name}: no image ({kind})") from error
     except MemoryError:
         raise
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ValueError(f"{name}: no whole image ({reason}); replace or remove it") from error
+        raise BrokenImageError(f"{name}: no whole image ({reason})") from error
     if turns and is_turned != (orientation == "applied"):
         rgb = rgb.transpose(turns[is_turned])
     return rgb

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from detrojan.datasets.base import (
     FileSource,
@@ -33,16 +33,26 @@ COUNTED = re.compile(r"^(?P<of>.*\D|)(?P<number>\d+)\.parquet$")  # as in the hu
 class HuggingFaceParquet(FileSource):
     """Images of Parquet shards, in the order of the shards' names and of their rows.
 
-    The image column is ``image`` or ``img``: a struct of ``bytes`` and ``path``, or plain binary.
-    Where ``bytes`` is null, ``path`` is read, relative to the shard's folder. Class names come from
-    the features that the ``datasets`` library stores in the schema; without them the label's number
-    is its name.
+    The image column, ``image`` or ``img`` if the study names none, is a struct of ``bytes`` and ``path``,
+    or plain binary. Where ``bytes`` is null, ``path`` is read, relative to the shard's folder. Class names
+    come from the features that the ``datasets`` library stores in the schema; without them the label's
+    number is its name.
     """
 
     path: Path = Field(description="folder that holds the shards, in itself or in data/")
     train: str | None = Field(None, description="pattern of the training shards under path, as data/train-*")
     test: str | None = Field(None, description="pattern of the test shards, as valid-*.parquet")
     label_column: str = Field("label", description="integer column of the labels")
+    image_column: str | None = Field(None, description="column of the images; image or img if not given")
+
+    @field_validator("train", "test")
+    @classmethod
+    def _relative(cls, pattern: str | None) -> str | None:
+        if pattern is not None and (Path(pattern).is_absolute() or pattern.startswith("~")):
+            raise ValueError(
+                f"{pattern} should be relative to path: put the folder there, and the shards' names here"
+            )
+        return pattern
 
     def counts(self, split: Split) -> Counter[int]:
         """Return how many rows each label has, read from the label column alone.
@@ -64,7 +74,7 @@ class HuggingFaceParquet(FileSource):
         """
         labels, classes = self._checked_labels()
         shards = self._shards(split)
-        encoded = (image for shard in shards for image in _encoded(shard))
+        encoded = (image for shard in shards for image in _encoded(shard, self.image_column))
         images = decode_all(encoded, len(labels[split]), side, self.orientation)
         names = tuple(f"{shard.name}, row {row}" for shard in shards for row in range(_num_rows(shard)))
         return RawImages(images, labels[split], classes, names)
@@ -93,8 +103,7 @@ class HuggingFaceParquet(FileSource):
         if not found:
             raise ValueError(
                 f"{self.path}: no file like {' or '.join(patterns)} in it"
-                f"{'' if pattern else ' or in its folder data'}; set path to the folder of the shards, and "
-                f"{split} to a pattern of their names if they are called otherwise"
+                f"{'' if pattern else ' or in its folder data'}; {_hint(self.path, split)}"
             )
         if len(found) > 1:
             first, second, *_ = (shards[0] for shards in found.values())
@@ -108,6 +117,8 @@ class HuggingFaceParquet(FileSource):
         """Return the labels of both splits, in order, and the name of each class."""
         splits: tuple[Split, Split] = ("train", "test")
         shards = {split: self._shards(split) for split in splits}
+        for shard in (*shards["train"], *shards["test"]):
+            _check_columns(shard, self.label_column, self.image_column)
         names = self._class_names([*shards["train"], *shards["test"]])
         read = {split: [_labels(shard, self.label_column) for shard in shards[split]] for split in splits}
         if names is None:
@@ -132,6 +143,24 @@ class HuggingFaceParquet(FileSource):
                     f"({_listed(first)}): all shards must be of one data set"
                 )
         return first
+
+
+def _hint(path: Path, split: Split) -> str:
+    """Return what to do where a split's shards aren't found, by what lies there."""
+    if not path.is_dir():
+        return "there is no such folder: set path to the one that holds the shards"
+    if next(path.glob("**/state.json"), None) or (path / "dataset_dict.json").exists():
+        return (
+            "what lies there is Arrow, as save_to_disk writes it: load it and write each split by "
+            f"load_from_disk(...)['{split}'].to_parquet('{split}.parquet')"
+        )
+    others = {"train": ("train",), "test": ("test", "validation", "valid", "val", "dev")}[split]
+    likes = [like for name in others for like in (f"**/{name}*.parquet", f"**/{name}/*.parquet")]
+    found = next((file for like in likes for file in sorted(path.glob(like))), None)
+    if found:
+        pattern = found.with_name(re.sub(r"\d{2,}.*", "*.parquet", found.name)).relative_to(path)
+        return f"{found.relative_to(path)} lies there: if that is meant, say {split}: {pattern}"
+    return f"set path to the folder of the shards, and {split} to a pattern of their names if need be"
 
 
 def _visible(folder: Path, pattern: str) -> list[Path]:
@@ -197,6 +226,10 @@ def _refuse_gap(shard: Path, there: set[int], wanted: range) -> None:
 @contextlib.contextmanager
 def _opened(shard: Path) -> Iterator[pq.ParquetFile]:
     """Yield an open shard; an error of the library while it is in use becomes one that names it."""
+    if not shard.is_file():
+        raise ValueError(
+            f"{shard}: no regular file, but a folder, a pipe, or a link that leads nowhere; remove it"
+        )
     try:
         # No memory map: on a network file system the loss of the file would be a bus error.
         with pq.ParquetFile(shard, memory_map=False) as file:
@@ -204,6 +237,27 @@ def _opened(shard: Path) -> Iterator[pq.ParquetFile]:
     except (pa.ArrowException, OSError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{shard}: not a whole Parquet file ({reason}); fetch it again") from error
+
+
+def _check_columns(shard: Path, label: str, image: str | None) -> None:
+    """Refuse a shard without the columns, or with them of other types, before anything is read of it."""
+    with _opened(shard) as file:
+        _refuse_missing_column(shard, file, label)
+        kind = file.schema_arrow.field(label).type
+        if not pa.types.is_integer(kind):
+            raise ValueError(f"{shard}: column {label} is {kind}, but labels must be integers, 0 to K - 1")
+        _refuse_type(shard, file.schema_arrow.field(_image_column(shard, file, image)))
+
+
+def _image_column(shard: Path, file: pq.ParquetFile, named: str | None) -> str:
+    found = [name for name in IMAGE_COLUMNS if name in file.schema_arrow.names]
+    if named is None and not found:
+        _refuse_missing_column(shard, file, " or ".join(IMAGE_COLUMNS))
+    if named is None and len(found) > 1:
+        raise ValueError(f"{shard}: it has columns {' and '.join(found)}: say which, as image_column")
+    column = named or found[0]
+    _refuse_missing_column(shard, file, column)
+    return column
 
 
 def _num_rows(shard: Path) -> int:
@@ -232,10 +286,6 @@ def _listed(names: tuple[str, ...] | None) -> str:
 
 def _labels(shard: Path, column: str) -> Labels:
     with _opened(shard) as file:
-        _refuse_missing_column(shard, file, column)
-        kind = file.schema_arrow.field(column).type
-        if not pa.types.is_integer(kind):
-            raise ValueError(f"{shard}: column {column} is {kind}, but labels must be integers, 0 to K - 1")
         values = file.read(columns=[column])[column]
     if not len(values):
         raise ValueError(f"{shard}: it has no rows; fetch it again or remove it")
@@ -244,7 +294,10 @@ def _labels(shard: Path, column: str) -> Labels:
         raise ValueError(
             f"{shard}, row {row}: its {column} is null; give every image a label or drop the row"
         )
-    labels: Labels = values.to_numpy().astype(np.int64)
+    numbers = values.to_numpy()
+    if numbers.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{shard}: label {numbers.max()} is no number of a class: labels must be 0 to K - 1")
+    labels: Labels = numbers.astype(np.int64)
     if labels.min() < 0:
         row = int(np.flatnonzero(labels < 0)[0])
         raise ValueError(
@@ -265,13 +318,10 @@ def _num_classes(where: Path, train: list[Labels], test: list[Labels]) -> int:
     return largest + 1
 
 
-def _encoded(shard: Path) -> Iterator[tuple[str, Path | bytes]]:
+def _encoded(shard: Path, named: str | None) -> Iterator[tuple[str, Path | bytes]]:
     """Yield the name of each row's image, for errors, and the image's content or file."""
     with _opened(shard) as file:
-        column = next((name for name in IMAGE_COLUMNS if name in file.schema_arrow.names), None)
-        if column is None:
-            _refuse_missing_column(shard, file, " or ".join(IMAGE_COLUMNS))
-        _refuse_type(shard, file.schema_arrow.field(column))
+        column = _image_column(shard, file, named)
         row = 0
         # Errors of whoever takes the rows aren't raised in here, so this names broken shards only.
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
@@ -282,10 +332,14 @@ def _encoded(shard: Path) -> Iterator[tuple[str, Path | bytes]]:
 
 def _refuse_missing_column(shard: Path, file: pq.ParquetFile, column: str) -> None:
     found = file.schema_arrow.names
+    if found.count(column) > 1:
+        raise ValueError(f"{shard}: {found.count(column)} columns are called {column}; rename all but one")
     if column not in found:
+        # What a table of text had before its first name, a byte order mark, can't be seen.
+        marked = [ascii(name) for name in found if name.strip("\ufeff \t\r\n") == column]
         raise ValueError(
-            f"{shard}: no column {column}; it has {', '.join(found)}: rename one, or set label_column if "
-            "it is the label that has another name"
+            f"{shard}: no column {column}; it has {', '.join(marked or found)}: rename one, or set "
+            "label_column or image_column to the name that it has"
         )
 
 
@@ -295,8 +349,9 @@ def _refuse_type(shard: Path, column: pa.Field) -> None:
         kind = kind.field("bytes").type
     if not _is_binary(kind):
         raise ValueError(
-            f"{shard}: column {column.name} is {column.type}, but must be binary or a struct "
-            "of bytes and path"
+            f"{shard}: column {column.name} is {column.type}, but must be binary or a struct of "
+            "bytes and path, as the library `datasets` writes its feature Image: cast the column to that feature, "
+            "and write the shards anew"
         )
 
 

@@ -10,8 +10,6 @@ from pydantic import Field
 
 from detrojan.datasets.base import SPLITS, FileSource, RawImages, Split, decode_all, is_clutter, suffixes
 
-HINT = "a folder that holds train/CLASS/ and test/CLASS/"
-
 
 class _Class(NamedTuple):
     """The files of one class: images, and what is left out."""
@@ -89,7 +87,7 @@ class ImageFolder(FileSource):
     def _classes(self, split: Split) -> list[str]:
         folder = self.path / split
         if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder; path must name {HINT}")
+            raise ValueError(f"{folder}: no such folder; {_hint(self.path, split)}")
         entries = _entries(folder)
         for entry in entries:
             _refuse_dangling(entry)
@@ -101,6 +99,16 @@ class ImageFolder(FileSource):
                 f"{folder}: no class folders in it; put each class's images in a folder of its own"
             )
         return classes
+
+
+def _hint(path: Path, split: Split) -> str:
+    """Return what to do where a split's folder is missing, by what lies there."""
+    names = {entry.name.lower(): entry.name for entry in _entries(path)} if path.is_dir() else {}
+    others = {"train": ("train", "training"), "test": ("test", "val", "valid", "validation")}[split]
+    if found := [names[name] for name in others if name in names]:
+        link = f"ln -s {found[0]} {path / split}"
+        return f"{found[0]}/ lies there: if it is meant, rename it, or link to it ({link})"
+    return "path must name a folder that holds train/CLASS/ and test/CLASS/"
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -86,6 +86,12 @@ class TorchvisionFolder(FileSource):
 
     def _folder(self) -> Path:
         folder = LAYOUTS[self.layout].find(self.path)
+        if folder is None and (self.path / "Test.csv").is_file():
+            raise ValueError(
+                f"{self.path}: GTSRB as Kaggle has it, with Train/, Test/ and Test.csv, which is laid out "
+                "otherwise: fetch the original archives (download: true), or sort the images into "
+                "train/CLASS/ and test/CLASS/, those of Test by their ClassId, and take source: image_folder"
+            )
         if folder is None:
             raise ValueError(
                 f"{self.path}: no {self.layout} in it ({LAYOUTS[self.layout].FOLDER} is missing): set path "

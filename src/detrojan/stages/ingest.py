@@ -14,6 +14,7 @@ import torch
 from detrojan import rng as streams
 from detrojan.datasets.base import (
     SPLITS,
+    BrokenImageError,
     Labels,
     Pixels,
     RawImages,
@@ -74,9 +75,7 @@ def build(
         ValueError: the source's data are missing or broken, a class has no training image left, or more
             images than ``overlap`` allows are shared.
     """
-    train, test = (
-        _limited(_selected(_checked(source, name, split, side), classes), per_class) for split in SPLITS
-    )
+    train, test = (_limited(_selected(raw, classes), per_class) for raw in _both(source, name, side))
     if train.classes != test.classes:
         raise ValueError(
             f"data set {name}: the classes of train ({_numbered(train.classes)}) are not those of test "
@@ -108,6 +107,19 @@ def build(
         _image_set(train, np.flatnonzero(is_held_out), info),
         _image_set(test, everything, info),
     )
+
+
+def _both(source: Source, name: str, side: int) -> list[RawImages]:
+    """Return both splits; what is broken in either is one error."""
+    read, broken = [], []
+    for split in SPLITS:
+        try:
+            read.append(_checked(source, name, split, side))
+        except BrokenImageError as error:
+            broken += error.lines
+    if broken:
+        raise BrokenImageError.of(broken)
+    return read
 
 
 def _checked(source: Source, name: str, split: Split, side: int) -> RawImages:

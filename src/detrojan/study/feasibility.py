@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+import pydantic
+
 from detrojan import registry
 from detrojan.cells import NO_METHOD, NO_SAMPLES, label_of
-from detrojan.study.files import StudyError, wrong_shipped
+from detrojan.study.files import StudyError, explain, wrong_shipped
 from detrojan.study.grid import models, shards
 from detrojan.study.schema import MethodKind, Study
 
@@ -40,6 +42,10 @@ def check(study: Study) -> None:
             images = _counts(study, name, source)
             for remark in source.remarks():
                 logger.warning("datasets.%s: %s", name, remark)
+        except pydantic.ValidationError as error:
+            kind = registry.declared("datasets", study.datasets[name].source).settings
+            mistakes += explain(error, kind, study.datasets[name].source_settings, f"datasets.{name}")
+            continue
         except (ValueError, OSError) as error:
             mistakes.append(f"datasets.{name}: {error}")
             continue

@@ -94,6 +94,7 @@ def lines(file: Path) -> list[str]:
         ValueError: it is missing, or not UTF-8.
     """
     try:
-        return file.read_text(encoding="utf-8").splitlines()
+        # Windows' editors put a mark before the text, which utf-8 alone would take for part of it.
+        return file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: can't be read ({error}); unpack the data set's archive again") from error
