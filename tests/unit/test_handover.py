@@ -13,7 +13,7 @@ from tests.unit.test_schema import minimal
 def give(study):
     """Hand a study over; return the file that jobs are told to read."""
     workflow = types.SimpleNamespace(config_settings=types.SimpleNamespace(configfiles=[Path("study.yaml")]))
-    handover.give(workflow, study)
+    handover.give(workflow, study, {"digits": "0123"})
     (path,) = workflow.config_settings.configfiles
     return path
 
@@ -23,8 +23,9 @@ def test_jobs_get_the_study_and_the_code(tmp_path, monkeypatch):
     path = give(minimal())
     assert path.is_absolute()
     config = yaml.safe_load(path.read_text())
-    planned = handover.take(config)
+    planned, images = handover.take(config)
     assert config == minimal()
+    assert images == {"digits": "0123"}
     assert planned == graph.all_code()
     assert planned["defend/ft"] == graph.code_digest("defend", {"defense": "ft"})
     files.load_study(config)
@@ -41,5 +42,5 @@ def test_a_later_run_leaves_what_an_earlier_one_has_handed_over(tmp_path, monkey
 
 def test_the_run_itself_was_handed_nothing():
     config = minimal()
-    assert handover.take(config) == {}
+    assert handover.take(config) == ({}, {})
     assert config == minimal()

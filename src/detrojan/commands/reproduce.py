@@ -99,7 +99,8 @@ def study_of(cell: Shard, site: Site) -> dict[str, Any]:
 def _with_absolute_paths(dataset: Mapping[str, Any], working: Path) -> dict[str, Any]:
     fields = registry.declared("datasets", dataset["source"]).settings.model_fields
     places = {name for name, field in fields.items() if field.annotation is Path} & set(dataset)
-    return {**dataset, **{name: str(working / dataset[name]) for name in places}}
+    whole = {name: os.path.expandvars(Path(dataset[name]).expanduser()) for name in places}
+    return {**dataset, **{name: str(working / path) for name, path in whole.items()}}
 
 
 def write_study(study: Mapping[str, Any], into: Path, site: Site) -> Path:

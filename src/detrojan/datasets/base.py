@@ -91,6 +91,10 @@ class Source(BaseModel):
         """
         return tuple(map(str, range(max(self.counts("train"), default=-1) + 1)))
 
+    def places(self) -> list[Path]:
+        """Return the files and folders that hold all that is read, for whoever asks whether they changed."""
+        return [value for name in type(self).model_fields if isinstance(value := getattr(self, name), Path)]
+
     def left_out(self) -> dict[str, list[str]]:
         """Return what lies there and is not read, by the reason; cheap, as :meth:`counts`.
 

@@ -66,6 +66,12 @@ class HuggingFaceParquet(FileSource):
         """Return the class names of the schema; the labels' numbers where it has none."""
         return self._checked_labels()[1]
 
+    def places(self) -> list[Path]:
+        """Return the shards, and the folders of those whose images lie in files of their own."""
+        shards = [*self._shards("train"), *self._shards("test")]
+        folders = dict.fromkeys(shard.parent for shard in shards if _names_files(shard, self.image_column))
+        return [*shards, *folders]
+
     def read(self, split: Split, side: int) -> RawImages:
         """Return all images of a split as RGB, resized to ``side`` × ``side`` pixels.
 
@@ -318,6 +324,20 @@ def _num_classes(where: Path, train: list[Labels], test: list[Labels]) -> int:
     return largest + 1
 
 
+def _names_files(shard: Path, named: str | None) -> bool:
+    """Return whether a shard has images that it only names, by the statistics in its footer."""
+    with _opened(shard) as file:
+        column = f"{_image_column(shard, file, named)}.bytes"
+        for number in range(file.metadata.num_row_groups):
+            group = file.metadata.row_group(number)
+            for place in range(group.num_columns):
+                chunk = group.column(place)
+                told = chunk.statistics
+                if chunk.path_in_schema == column and (told is None or told.null_count):
+                    return True
+    return False
+
+
 def _encoded(shard: Path, named: str | None) -> Iterator[tuple[str, Path | bytes]]:
     """Yield the name of each row's image, for errors, and the image's content or file."""
     with _opened(shard) as file:
@@ -350,8 +370,8 @@ def _refuse_type(shard: Path, column: pa.Field) -> None:
     if not _is_binary(kind):
         raise ValueError(
             f"{shard}: column {column.name} is {column.type}, but must be binary or a struct of "
-            "bytes and path, as the library `datasets` writes its feature Image: cast the column to that feature, "
-            "and write the shards anew"
+            "bytes and path, as the library `datasets` writes its feature Image: cast the column to it, and "
+            "write the shards anew"
         )
 
 

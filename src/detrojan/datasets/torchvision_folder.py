@@ -62,6 +62,14 @@ class TorchvisionFolder(FileSource):
             return layout.names(None)
         return layout.names(self._folder())
 
+    def places(self) -> list[Path]:
+        """Return the data set's own folder, and what lies beside it; nothing before a download."""
+        layout = LAYOUTS[self.layout]
+        folder = layout.find(self.path)
+        if folder is None:
+            return []
+        return [folder, *(file for name in layout.BESIDE if (file := folder.parent / name).is_file())]
+
     def left_out(self) -> dict[str, list[str]]:
         """Return the files that lie where the images do, but that no table or class names."""
         layout = LAYOUTS[self.layout]

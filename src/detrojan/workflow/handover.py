@@ -16,12 +16,16 @@ import yaml
 from detrojan.workflow import graph
 
 FOLDER = Path(".snakemake", "runs")
-CODE = "planned_code"  # beside the keys of a study
+CODE, IMAGES = "planned_code", "planned_images"  # beside the keys of a study
 
 
-def give(workflow: Any, raw: Mapping[str, Any]) -> None:
-    """Let the jobs of Snakemake's ``workflow`` have the study ``raw``, as parsed, and the code of now."""
-    text = yaml.safe_dump({**raw, CODE: graph.all_code()}, sort_keys=False, allow_unicode=True)
+def give(workflow: Any, raw: Mapping[str, Any], images: Mapping[str, str]) -> None:
+    """Let the jobs of Snakemake's ``workflow`` have the study ``raw``, as parsed, and what is there now.
+
+    That is the code, and which ``images`` each data set has, see :mod:`detrojan.workflow.sources`.
+    """
+    planned = {CODE: graph.all_code(), IMAGES: dict(images)}
+    text = yaml.safe_dump({**raw, **planned}, sort_keys=False, allow_unicode=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     FOLDER.mkdir(parents=True, exist_ok=True)
     partial, path = FOLDER / f".{name}.partial", FOLDER / f"{name}.yaml"
@@ -31,10 +35,9 @@ def give(workflow: Any, raw: Mapping[str, Any]) -> None:
     workflow.config_settings.configfiles = [path.absolute()]
 
 
-def take(config: dict[str, Any]) -> dict[str, str]:
-    """Return the planned digests of code, see :func:`graph.all_code`, and leave the study in ``config``.
+def take(config: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the planned digests of code and the images; leave the study in ``config``.
 
-    None in the run itself, which plans with the code of now.
+    None in the run itself, which plans with those of now.
     """
-    found: dict[str, str] = config.pop(CODE, {})
-    return found
+    return config.pop(CODE, {}), config.pop(IMAGES, {})

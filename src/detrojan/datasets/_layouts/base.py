@@ -16,10 +16,12 @@ class Layout(Protocol):
 
     Attributes:
         FOLDER: what its archive unpacks to, or torchvision's download makes.
+        BESIDE: names of files beside its folder that belong to it.
         PUBLISHED: how many images each label of the published data set has.
     """
 
     FOLDER: str
+    BESIDE: tuple[str, ...]
     PUBLISHED: dict[Split, tuple[int, ...]]
 
     def find(self, path: Path) -> Path | None:

@@ -24,6 +24,7 @@ BATCHES: dict[Split, list[str]] = {
 }
 FOLDER = "cifar-10-batches-py"
 BINARY_FOLDER = "cifar-10-batches-bin"
+BESIDE: tuple[str, ...] = ()
 PUBLISHED: dict[Split, tuple[int, ...]] = {"train": (5000,) * 10, "test": (1000,) * 10}
 
 

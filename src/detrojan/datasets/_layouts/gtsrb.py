@@ -33,6 +33,8 @@ CLASSES = (
     *("end of no passing", "end of no passing for trucks"),
 )
 FOLDER = "gtsrb"
+GROUND_TRUTH = "GT-final_test.csv"
+BESIDE: tuple[str, ...] = (GROUND_TRUTH,)
 PUBLISHED: dict[Split, tuple[int, ...]] = {
     "train": (
         *(210, 2220, 2250, 1410, 1980, 1860, 420, 1440, 1410, 1470, 2010, 1320, 2100, 2160, 780),
@@ -67,7 +69,7 @@ def _files(folder: Path, split: Split) -> list[File]:
             )
         return [file for label in range(len(CLASSES)) for file in _class_files(images, label)]
     # torchvision keeps the labels beside the folder GTSRB, others inside it.
-    name = "GT-final_test.csv"
+    name = GROUND_TRUTH
     places = [folder.parent / name, folder / name, folder / TEST / name]
     table = next((file for file in places if file.is_file()), places[0])
     return [(folder / TEST / name, label) for name, label in _ground_truth(table)]

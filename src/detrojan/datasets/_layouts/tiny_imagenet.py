@@ -17,6 +17,7 @@ from detrojan.datasets._layouts.base import (
 from detrojan.datasets.base import Labels, Orientation, RawImages, Split, is_clutter
 
 FOLDER = "tiny-imagenet-200"
+BESIDE: tuple[str, ...] = ()
 PUBLISHED: dict[Split, tuple[int, ...]] = {"train": (500,) * 200, "test": (50,) * 200}
 ARCHIVE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
