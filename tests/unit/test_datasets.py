@@ -578,7 +578,7 @@ def two_columns(file, names):
     ("broken", "message"),
     [
         (lambda f: write_shard(f, [0, 1], image="x"), r"no column image or img; it has x, label"),
-        (arrays, r"column image is list<.*: cast the column to that feature"),
+        (arrays, r"column image is list<.*: cast the column to it"),
         (lambda f: two_columns(f, ["image", "label", "label"]), r"2 columns are called label"),
         (lambda f: two_columns(f, ["image", "label", "image"]), r"2 columns are called image"),
         (lambda f: two_columns(f, ["image", "label", "img"]), r"it has columns image and img: say which"),

@@ -28,6 +28,19 @@ Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
 
 
+@dataclasses.dataclass
+class Found:
+    """What decoding has met.
+
+    Attributes:
+        sizes: how many images have which width and height, pixels, as they are looked at.
+        turned: how many have an EXIF orientation other than upright.
+    """
+
+    sizes: Counter[tuple[int, int]] = dataclasses.field(default_factory=Counter)
+    turned: int = 0
+
+
 @dataclasses.dataclass(frozen=True)
 class RawImages:
     """Labelled images as a source gives them, resized.
@@ -37,12 +50,14 @@ class RawImages:
         labels: int64 (N,), 0 to len(classes) - 1.
         classes: the name of each label, in order; equal for both splits.
         names: of each image, its file or shard and row, for messages; empty where the source has none.
+        found: what decoding has met, in all of the split; None where nothing was decoded.
     """
 
     images: Pixels
     labels: Labels
     classes: tuple[str, ...]
     names: tuple[str, ...] = ()
+    found: Found | None = None
 
     def __getitem__(self, rows: Labels | npt.NDArray[np.bool_]) -> "RawImages":
         """Return the images at ``rows``, positions or a mask."""
@@ -260,6 +275,7 @@ def decode_all(
     num_images: int,
     side: int,
     orientation: Orientation = "applied",
+    found: Found | None = None,
 ) -> Pixels:
     """Return images as RGB, resized, uint8 (num_images, side, side, 3), in the order of ``encoded``.
 
@@ -271,6 +287,7 @@ def decode_all(
         num_images: how many there are; the result is one block of memory, allocated once.
         side: of the result, pixels.
         orientation: what becomes of EXIF orientations, see :func:`decode`.
+        found: is told what decoding meets.
 
     Raises:
         BrokenImageError: images are missing or broken; all are tried.
@@ -280,7 +297,8 @@ def decode_all(
     broken = []
     for name, content in encoded:
         try:
-            pixels[filled] = _resized(decode(name, content, orientation), side)
+            image = decode(name, content, orientation, found)
+            pixels[filled] = _resized(image, side)
         except BrokenImageError as error:
             broken.append(str(error))
         filled += 1
@@ -290,7 +308,9 @@ def decode_all(
     return pixels
 
 
-def decode(name: str, content: Path | bytes, orientation: Orientation = "applied") -> Image.Image:
+def decode(
+    name: str, content: Path | bytes, orientation: Orientation = "applied", found: Found | None = None
+) -> Image.Image:
     """Return an image as RGB in its own size.
 
     Of an animation, it's the first frame. Transparent parts show white.
@@ -300,6 +320,7 @@ def decode(name: str, content: Path | bytes, orientation: Orientation = "applied
         content: its file or the file's content, in one of ``FORMATS``.
         orientation: "applied" turns an image as its EXIF entry says, as all viewers do and Pillow itself
             does with TIFF alone; "stored" leaves the pixels as they lie in the file, of TIFF too.
+        found: is told size and orientation.
 
     Raises:
         BrokenImageError: it is missing, truncated or broken, or its pixels have no meaning as RGB.
@@ -330,6 +351,9 @@ def decode(name: str, content: Path | bytes, orientation: Orientation = "applied
         raise BrokenImageError(f"{name}: no whole image ({reason})") from error
     if turns and is_turned != (orientation == "applied"):
         rgb = rgb.transpose(turns[is_turned])
+    if found:
+        found.sizes[rgb.size] += 1
+        found.turned += bool(turns)
     return rgb
 
 

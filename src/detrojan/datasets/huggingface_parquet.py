@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 
 from detrojan.datasets.base import (
     FileSource,
+    Found,
     Labels,
     RawImages,
     Split,
@@ -81,9 +82,10 @@ class HuggingFaceParquet(FileSource):
         labels, classes = self._checked_labels()
         shards = self._shards(split)
         encoded = (image for shard in shards for image in _encoded(shard, self.image_column))
-        images = decode_all(encoded, len(labels[split]), side, self.orientation)
+        found = Found()
+        images = decode_all(encoded, len(labels[split]), side, self.orientation, found)
         names = tuple(f"{shard.name}, row {row}" for shard in shards for row in range(_num_rows(shard)))
-        return RawImages(images, labels[split], classes, names)
+        return RawImages(images, labels[split], classes, names, found)
 
     def _shards(self, split: Split) -> list[Path]:
         """Return the shards of a split, in the order of their names."""

@@ -8,7 +8,16 @@ from typing import NamedTuple
 import numpy as np
 from pydantic import Field
 
-from detrojan.datasets.base import SPLITS, FileSource, RawImages, Split, decode_all, is_clutter, suffixes
+from detrojan.datasets.base import (
+    SPLITS,
+    FileSource,
+    Found,
+    RawImages,
+    Split,
+    decode_all,
+    is_clutter,
+    suffixes,
+)
 
 
 class _Class(NamedTuple):
@@ -46,9 +55,10 @@ class ImageFolder(FileSource):
         classes = self._files(split)
         files = [file for members in classes.values() for file in members.images]
         encoded = ((file, Path(file)) for file in files)
-        images = decode_all(encoded, len(files), side, self.orientation)
+        found = Found()
+        images = decode_all(encoded, len(files), side, self.orientation, found)
         labels = np.repeat(np.arange(len(classes)), [len(members.images) for members in classes.values()])
-        return RawImages(images, labels.astype(np.int64), tuple(classes), tuple(files))
+        return RawImages(images, labels.astype(np.int64), tuple(classes), tuple(files), found)
 
     def class_names(self) -> tuple[str, ...]:
         """Return the names of the class folders, in the order of their labels."""

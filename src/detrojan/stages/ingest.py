@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from detrojan.datasets.base import (
 )
 from detrojan.images import DatasetInfo, ImageSet
 from detrojan.settings import Augmentation
+from detrojan.stages import data_card
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,12 @@ NARROW = 32  # grey levels: all of a data set's pixels within so few have lost m
 SMALLEST_STD = 1 / 255  # a channel of one value would be divided by zero
 
 
-def build(
+def build(source: Source, **options: Any) -> tuple[ImageSet, ImageSet, ImageSet]:
+    """Return the training images, the defender's pool and the test images; see :func:`build_with_card`."""
+    return build_with_card(source, **options)[0]
+
+
+def build_with_card(
     source: Source,
     *,
     name: str,
@@ -50,8 +56,8 @@ def build(
     mean: RGB | None,
     std: RGB | None,
     overlap: float | Literal["allowed"] = 0.0,
-) -> tuple[ImageSet, ImageSet, ImageSet]:
-    """Return the training images, the defender's pool and the test images.
+) -> tuple[tuple[ImageSet, ImageSet, ImageSet], dict[str, Any]]:
+    """Return the training images, the defender's pool and the test images; and what was read.
 
     Training and pool are parts of the source's training split: an image's ``index`` is its row there
     (its row in the test split, for test images), after the limits of ``classes``
@@ -102,11 +108,18 @@ def build(
         digest=_digest(train, test),
     )
     everything = np.arange(len(test.labels))
-    return (
+    sets = (
         _image_set(train, np.flatnonzero(~is_held_out), info),
         _image_set(train, np.flatnonzero(is_held_out), info),
         _image_set(test, everything, info),
     )
+    images = {
+        "train": count(train.labels[~is_held_out]),
+        "held_out": count(train.labels[is_held_out]),
+        "test": count(test.labels),
+    }
+    card = data_card.describe(source, {"train": train, "test": test}, images)
+    return sets, card | {"equal": _counted(equal, is_held_out)}
 
 
 def _both(source: Source, name: str, side: int) -> list[RawImages]:
@@ -168,7 +181,8 @@ def _check_levels(name: str, raw: RawImages, split: str) -> None:
     """
     lowest, highest = raw.images.min((1, 2)), raw.images.max((1, 2))  # of each channel, (N, 3)
     why = (
-        "its grey levels may lie outside of 0 to 255, or it may be white on transparent; save it with 8 bits"
+        "nothing in them can be learned; if the files show more, their grey levels may lie outside of 0 to 255, "
+        "or they are white on transparent: save them with 8 bits, on a background"
     )
     for label, of_class in enumerate(raw.classes):
         rows = np.flatnonzero(raw.labels == label)
@@ -208,6 +222,16 @@ def _equal(train: RawImages, test: RawImages) -> _Equal:
         for raw in (train, test)
     )
     return _Equal(*(np.array(split, np.int64) for split in numbers))
+
+
+def _counted(equal: _Equal, is_held_out: Mask) -> dict[str, int]:
+    """Return how many images stand several times, and where."""
+    return {
+        "in_train": len(equal.train) - len(np.unique(equal.train)),
+        "in_test": len(equal.test) - len(np.unique(equal.test)),
+        "test_in_train": int(np.isin(equal.test, equal.train).sum()),
+        "pool_in_train": int(np.isin(equal.train[is_held_out], equal.train[~is_held_out]).sum()),
+    }
 
 
 def _repeated(numbers: Labels) -> Mask:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from detrojan.datasets.base import Labels, Orientation, RawImages, Split, decode_all, is_clutter
+from detrojan.datasets.base import Found, Labels, Orientation, RawImages, Split, decode_all, is_clutter
 
 File = tuple[Path, int]  # an image and its label
 
@@ -56,8 +56,10 @@ def read_files(files: list[File], classes: tuple[str, ...], side: int, orientati
     Raises:
         ValueError: an image is missing or broken.
     """
-    images = decode_all(((str(file), file) for file, _ in files), len(files), side, orientation)
-    return RawImages(images, file_labels(files), classes, tuple(str(file) for file, _ in files))
+    found = Found()
+    encoded = ((str(file), file) for file, _ in files)
+    images = decode_all(encoded, len(files), side, orientation, found)
+    return RawImages(images, file_labels(files), classes, tuple(str(file) for file, _ in files), found)
 
 
 def file_labels(files: list[File]) -> Labels:
