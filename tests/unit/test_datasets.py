@@ -385,6 +385,14 @@ def test_image_folder_refuses(folder, broken, message):
         ImageFolder(path=folder).read("test" if "dog/x" in message else "train", 8)
 
 
+def test_all_that_is_wrong_with_a_folder_is_named_at_once(folder):
+    for row in range(12):
+        (folder / f"train/cat/{row:02}.png").symlink_to("gone.png")
+    os.mkfifo(folder / "train/dog/x.png")
+    with pytest.raises(ValueError, match=r"^13 problems: .*cat/00\.png: a link .*/09\.png.*; and 3 more$"):
+        ImageFolder(path=folder).counts("train")
+
+
 def test_image_folder_tells_what_it_leaves_out(folder):
     assert ImageFolder(path=folder).remarks() == []
     for name in (".DS_Store", "train/Thumbs.db", "train/cat/desktop.ini", "test/cat/.0.jpg"):
@@ -596,6 +604,16 @@ def test_columns_are_checked_before_the_first_job(tmp_path, broken, message):
     broken(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match=message):
         HuggingFaceParquet(path=tmp_path).counts("test")
+
+
+def test_all_broken_shards_are_named_at_once(tmp_path):
+    for name in ("train-0", "train-1", "test"):
+        write_shard(tmp_path / f"{name}.parquet", [0, 1])
+        truncate(tmp_path / f"{name}.parquet")
+    with pytest.raises(
+        ValueError, match=r"^3 problems: .*train-0\.parquet: not a whole.*/test\.parquet: not"
+    ):
+        HuggingFaceParquet(path=tmp_path).counts("train")
 
 
 @pytest.mark.parametrize(
@@ -860,6 +878,13 @@ def test_kaggles_signs_are_known(tmp_path):
     (tmp_path / "Test.csv").write_text("Width,Height,ClassId,Path\n")
     with pytest.raises(ValueError, match=r"GTSRB as Kaggle has it.*source: image_folder"):
         TorchvisionFolder(path=tmp_path, layout="gtsrb").counts("train")
+
+
+def test_a_pipe_in_place_of_a_list_is_not_waited_for(tiny):
+    (tiny / "tiny-imagenet-200/wnids.txt").unlink()
+    os.mkfifo(tiny / "tiny-imagenet-200/wnids.txt")
+    with pytest.raises(ValueError, match=r"wnids\.txt: no regular file"):
+        TorchvisionFolder(path=tiny, layout="tiny_imagenet").counts("train")
 
 
 def test_lists_may_begin_with_a_byte_order_mark(tiny):

@@ -255,6 +255,15 @@ def suffixes() -> set[str]:
     return {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
 
 
+def refuse_all(problems: Sequence[str]) -> None:
+    """Raise ``ValueError``, which names ten of ``problems`` and counts the others, if there are any."""
+    if len(problems) == 1:
+        raise ValueError(problems[0])
+    if problems:
+        more = f"; and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+        raise ValueError(f"{len(problems)} problems: {'; '.join(problems[:NAMED])}{more}")
+
+
 class BrokenImageError(ValueError):
     """Images that can't be read, each in a line of :attr:`lines`: whoever mends them sees all at once."""
 

@@ -22,6 +22,7 @@ from detrojan.datasets.base import (
     Split,
     count,
     decode_all,
+    refuse_all,
 )
 
 IMAGE_COLUMNS = ("image", "img")
@@ -125,8 +126,13 @@ class HuggingFaceParquet(FileSource):
         """Return the labels of both splits, in order, and the name of each class."""
         splits: tuple[Split, Split] = ("train", "test")
         shards = {split: self._shards(split) for split in splits}
+        problems = []
         for shard in (*shards["train"], *shards["test"]):
-            _check_columns(shard, self.label_column, self.image_column)
+            try:
+                _check_columns(shard, self.label_column, self.image_column)
+            except ValueError as error:
+                problems.append(str(error))
+        refuse_all(problems)
         names = self._class_names([*shards["train"], *shards["test"]])
         read = {split: [_labels(shard, self.label_column) for shard in shards[split]] for split in splits}
         if names is None:

@@ -16,15 +16,17 @@ from detrojan.datasets.base import (
     Split,
     decode_all,
     is_clutter,
+    refuse_all,
     suffixes,
 )
 
 
 class _Class(NamedTuple):
-    """The files of one class: images, and what is left out."""
+    """The files of one class: images, what is left out, and what is wrong."""
 
     images: list[str]
     others: list[str]
+    problems: list[str]
 
 
 class ImageFolder(FileSource):
@@ -92,15 +94,16 @@ class ImageFolder(FileSource):
                     "give each split its own images"
                 )
         known = suffixes()
-        return {name: _class(self.path / split / name, known) for name in train}
+        classes = {name: _class(self.path / split / name, known) for name in train}
+        refuse_all([said for files in classes.values() for said in files.problems])
+        return classes
 
     def _classes(self, split: Split) -> list[str]:
         folder = self.path / split
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder; {_hint(self.path, split)}")
         entries = _entries(folder)
-        for entry in entries:
-            _refuse_dangling(entry)
+        refuse_all([said for entry in entries if (said := _leads_nowhere(entry))])
         classes = [entry.name for entry in entries if entry.is_dir()]
         if all(name.isdecimal() for name in classes):
             classes.sort(key=lambda name: (int(name), name))  # 10 after 9: as text it would follow 1
@@ -129,33 +132,41 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         )
 
 
-def _refuse_dangling(entry: os.DirEntry[str]) -> None:
+def _leads_nowhere(entry: os.DirEntry[str]) -> str:
+    """Return what is wrong with a link; empty if nothing is."""
     # Asks the file system about links alone: there may be a million files.
-    if entry.is_symlink() and not Path(entry.path).exists():
-        raise ValueError(
-            f"{entry.path}: a link that leads nowhere, to {Path(entry.path).readlink()}; mount or fetch what "
-            "it means, or remove it"
-        )
+    if not entry.is_symlink() or Path(entry.path).exists():
+        return ""
+    where = Path(entry.path).readlink()
+    return f"{entry.path}: a link that leads nowhere, to {where}; mount or fetch what it means, or remove it"
+
+
+def _wrong(entry: os.DirEntry[str], is_image: bool) -> str:
+    """Return what is wrong with an entry of a class folder; empty if nothing is."""
+    if entry.is_dir():
+        return f"{entry.path}: a folder inside a class folder; images must lie directly in that, so move or remove it"
+    if is_image and not entry.is_symlink() and not entry.is_file():
+        return f"{entry.path}: no regular file, but a pipe or a device; remove it"
+    return _leads_nowhere(entry)
 
 
 def _class(folder: Path, known: set[str]) -> _Class:
-    found = _Class([], [])
+    found = _Class([], [], [])
     for entry in _entries(folder):
-        _refuse_dangling(entry)
-        if entry.is_dir():
-            raise ValueError(
-                f"{entry.path}: a folder inside a class folder; images must lie directly in {folder}, so "
-                "move or remove it"
-            )
         is_image = os.path.splitext(entry.name)[1].lower() in known  # noqa: PTH122 (a Path each takes seconds)
-        if is_image and not entry.is_file():
-            raise ValueError(f"{entry.path}: no regular file, but a pipe or a device; remove it")
-        (found.images if is_image else found.others).append(entry.path)
+        if said := _wrong(entry, is_image):
+            found.problems.append(said)
+        else:
+            (found.images if is_image else found.others).append(entry.path)
+    if found.problems:
+        return found
     if len(found.others) > len(found.images):
-        raise ValueError(
+        found.problems.append(
             f"{folder}: {len(found.images)} images, but {len(found.others)} files of no format that is read, "
             f"as {Path(found.others[0]).name}: convert them, to PNG say, or remove them"
         )
-    if not found.images:
-        raise ValueError(f"{folder}: a class folder without images; add some, or remove it from both splits")
+    elif not found.images:
+        found.problems.append(
+            f"{folder}: a class folder without images; add some, or remove it from both splits"
+        )
     return found

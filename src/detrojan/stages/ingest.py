@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 Mask = npt.NDArray[np.bool_]
 RGB = tuple[float, float, float]
 SHOWN = 3  # pairs of equal images that a message names
-NARROW = 32  # grey levels: all of a data set's pixels within so few have lost most of theirs
+NARROW = 64  # grey levels: all of a data set's pixels within so few have lost most of theirs
 SMALLEST_STD = 1 / 255  # a channel of one value would be divided by zero
 
 
@@ -181,8 +181,8 @@ def _check_levels(name: str, raw: RawImages, split: str) -> None:
     """
     lowest, highest = raw.images.min((1, 2)), raw.images.max((1, 2))  # of each channel, (N, 3)
     why = (
-        "nothing in them can be learned; if the files show more, their grey levels may lie outside of 0 to 255, "
-        "or they are white on transparent: save them with 8 bits, on a background"
+        "nothing in them can be learned; if the files show more, their grey levels may lie outside of 0 to "
+        "255, or they are white on transparent: save them with 8 bits, on a background"
     )
     for label, of_class in enumerate(raw.classes):
         rows = np.flatnonzero(raw.labels == label)
@@ -203,7 +203,7 @@ def _check_levels(name: str, raw: RawImages, split: str) -> None:
     if int(highest.max()) - int(lowest.min()) < NARROW:
         logger.warning(
             "data set %s: all pixels of split %s have levels from %d to %d, of 0 to 255: %s",
-            *(name, split, lowest.min(), highest.max(), "grey of 12 bits saved as 16 looks so"),
+            *(name, split, lowest.min(), highest.max(), "grey of 10 to 14 bits saved as 16 looks so"),
         )
 
 

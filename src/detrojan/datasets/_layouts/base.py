@@ -97,6 +97,8 @@ def lines(file: Path) -> list[str]:
     Raises:
         ValueError: it is missing, or not UTF-8.
     """
+    if file.exists() and not file.is_file():  # a pipe would be read for ever
+        raise ValueError(f"{file}: no regular file; unpack the data set's archive again")
     try:
         # Windows' editors put a mark before the text, which utf-8 alone would take for part of it.
         return file.read_text(encoding="utf-8-sig").splitlines()
