@@ -144,7 +144,10 @@ def _leads_nowhere(entry: os.DirEntry[str]) -> str:
 def _wrong(entry: os.DirEntry[str], is_image: bool) -> str:
     """Return what is wrong with an entry of a class folder; empty if nothing is."""
     if entry.is_dir():
-        return f"{entry.path}: a folder inside a class folder; images must lie directly in that, so move or remove it"
+        return (
+            f"{entry.path}: a folder inside a class folder; images must lie directly in that, so move or "
+            "remove it"
+        )
     if is_image and not entry.is_symlink() and not entry.is_file():
         return f"{entry.path}: no regular file, but a pipe or a device; remove it"
     return _leads_nowhere(entry)
