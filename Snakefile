@@ -3,7 +3,7 @@
 import pathlib
 
 from detrojan.study import feasibility, files, grid
-from detrojan.workflow import earlier, graph, handover
+from detrojan.workflow import earlier, graph, handover, sources
 
 # Another study replaces the default one; `--config` alone changes it.
 if not workflow.overwrite_configfiles:
@@ -11,7 +11,7 @@ if not workflow.overwrite_configfiles:
     configfile: "config/config.yaml"
 
 
-planned_code = handover.take(config)
+planned_code, planned_images = handover.take(config)
 retries = handover.retries(config)
 study = files.load_study(config)
 if workflow.is_main_process:
@@ -34,7 +34,9 @@ localrules:
 onstart:
     earlier.wait(workflow)
     files.keep(config, pathlib.Path(graph.RESULTS))
-    handover.give(workflow, config)
+    images = {name: images_of(name) for name in sources.of(study)}
+    sources.plan(images)
+    handover.give(workflow, config, images)
 
 
 rule all:

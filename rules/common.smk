@@ -5,7 +5,16 @@ import json
 import snakemake.resources
 
 from detrojan import cells, registry
-from detrojan.workflow import closing, fork_server, gpus, graph, job_costs, slurm_words, snakemake_patches
+from detrojan.workflow import (
+    closing,
+    fork_server,
+    gpus,
+    graph,
+    job_costs,
+    slurm_words,
+    snakemake_patches,
+    sources,
+)
 from detrojan.workflow.snakemake_patches import known_parameters
 
 snakemake_patches.apply()
@@ -93,6 +102,18 @@ def study_text():
 
 def source(wildcards):
     return study.datasets[wildcards.dataset].source
+
+
+@functools.cache
+def images_of(dataset):
+    """Return a text that is the same as long as a data set's source holds the same bytes."""
+    return planned_images.get(dataset) or sources.Read(dataset).identity(
+        sources.load(study.datasets[dataset])
+    )
+
+
+def images(wildcards):
+    return images_of(wildcards.dataset)
 
 
 def axes(wildcards):

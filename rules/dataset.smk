@@ -8,7 +8,10 @@ rule dataset:
         runtime=runtime("dataset"),
     params:
         source=source,
-        source_settings=lambda wildcards: study.datasets[wildcards.dataset].source_settings,
+        # A function that takes outputs reruns nothing: where the images lie may change, what they are may not.
+        source_settings=lambda wildcards, output: study.datasets[wildcards.dataset].source_settings,
+        what=lambda wildcards: sources.what(study.datasets[wildcards.dataset]),
+        images=images,
         augmentation=lambda wildcards: study.datasets[wildcards.dataset].augmentation.model_dump(),
         options=lambda wildcards: study.datasets[wildcards.dataset].options,
         code=code("dataset"),

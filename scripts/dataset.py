@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 from detrojan import registry
 from detrojan.settings import Augmentation
-from detrojan.stages import ingest
-from detrojan.storage import artifacts
-from detrojan.workflow import job
+from detrojan.stages import data_card, ingest
+from detrojan.storage import artifacts, records
+from detrojan.workflow import job, sources
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 with job.run(snakemake) as cell:
     source = registry.load("datasets", snakemake.params.source, snakemake.params.source_settings)
     augmentation = Augmentation(**snakemake.params.augmentation)
-    train, held_out, test = ingest.build(
-        source, name=cell.dataset, augmentation=augmentation, **snakemake.params.options
-    )
+    with sources.unchanged(source) as origin:
+        (train, held_out, test), card = ingest.build_with_card(
+            source, name=cell.dataset, augmentation=augmentation, **snakemake.params.options
+        )
     artifacts.write_images(train, snakemake.output.train)
     artifacts.write_images(held_out, snakemake.output.held_out)
     artifacts.write_images(test, snakemake.output.test)
+    records.write_card(cell.axes | card | origin, snakemake.output.card)
+    data_card.log(card)

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 with job.run(snakemake) as cell:
     attack = registry.load("attacks", cell.attack, snakemake.params.settings)
-    labels = LabelMap(**snakemake.params.labels)
     trigger, _ = artifacts.read_tensors(snakemake.input.trigger)
     train = artifacts.read_images(snakemake.input.train)
+    labels = LabelMap.of(train.info.classes, **snakemake.params.labels)
     stream = rng.stream("poison", cell.dataset, cell.seed)
     rows = poisoning.poison(attack, trigger, train, cell.ratio, labels, rng=stream)
     artifacts.write_poisoned(rows, snakemake.output.poisoned)

@@ -15,15 +15,17 @@ if TYPE_CHECKING:
 with job.run(snakemake) as cell:
     attack = registry.load("attacks", cell.attack, snakemake.params.attack)
     trigger, _ = artifacts.read_tensors(snakemake.input.trigger)
+    train = artifacts.read_images(snakemake.input.train)
+    labels = LabelMap.of(train.info.classes, **snakemake.params.labels)
     trained = classifier.train(
-        artifacts.read_images(snakemake.input.train),
+        train,
         cell.model,
         architecture=snakemake.params.architecture,
         optimization=snakemake.params.optimization,
         code=snakemake.params.code,
         folder=Path(snakemake.output.model).parent,
         device=job.device(),
-        control=attack.control(trigger, LabelMap(**snakemake.params.labels)),
+        control=attack.control(trigger, labels),
     )
     artifacts.write_tensors(trained.trigger, snakemake.output.trigger)
     artifacts.write_model(trained.model, snakemake.output.model)

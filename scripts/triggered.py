@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 with job.run(snakemake) as cell:
     attack = registry.load("attacks", cell.attack, snakemake.params.settings)
-    labels = LabelMap(**snakemake.params.labels)
     trigger, _ = artifacts.read_tensors(snakemake.input.trigger)
     test = artifacts.read_images(snakemake.input.test)
+    labels = LabelMap.of(test.info.classes, **snakemake.params.labels)
     triggered = poisoning.triggered_test(attack, trigger, test, labels)
     card = poisoning.triggered_card(attack, triggered, test, labels)
     artifacts.write_poisoned(triggered, snakemake.output.triggered)

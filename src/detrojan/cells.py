@@ -1,13 +1,31 @@
 """What a cell, a model and a shard are, and how their axes are written in paths and tables."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
 NO_METHOD = "none"  # the control: no attack (a clean model), no defense (the untouched model)
 MODEL_AXES = ("dataset", "architecture", "attack", "ratio", "seed")
 CELL_AXES = (*MODEL_AXES, "defense", "spc", "draw")
+
+
+def label_of(wanted: int | str, classes: Sequence[str]) -> int:
+    """Return the label that a study means: a number as it is, a name by its place among ``classes``.
+
+    Raises:
+        ValueError: there is no such label, or several classes have this name.
+    """
+    if isinstance(wanted, int):
+        if wanted >= len(classes):
+            raise ValueError(f"there is no label {wanted}: labels are 0 to {len(classes) - 1}")
+        return wanted
+    places = [label for label, name in enumerate(classes) if name == wanted]
+    if len(places) != 1:
+        shown = ", ".join([*classes[:10], "..."] if len(classes) > 10 else classes)
+        what = f"labels {', '.join(map(str, places))} are all" if places else "there is no class"
+        raise ValueError(f"{what} {wanted!r}: {'write the number' if places else f'classes are {shown}'}")
+    return places[0]
 
 
 class Model(NamedTuple):

@@ -1,10 +1,14 @@
 """Which label the attacker wants an image to get: a pure function of its true label."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from detrojan.cells import label_of
+
+Kind = Literal["all_to_one", "all_to_all"]
 ALL_TO_ONE: Literal["all_to_one"] = "all_to_one"
 
 
@@ -18,7 +22,16 @@ class LabelMap(NamedTuple):
     """
 
     target: int = 0
-    kind: Literal["all_to_one", "all_to_all"] = ALL_TO_ONE
+    kind: Kind = ALL_TO_ONE
+
+    @classmethod
+    def of(cls, classes: Sequence[str], *, target: int | str, kind: Kind) -> "LabelMap":
+        """Return the map of a study, whose ``target`` may be the name of one of ``classes``.
+
+        Raises:
+            ValueError: it is none of them.
+        """
+        return cls(label_of(target, classes), kind)
 
     @property
     def single_target(self) -> int | None:

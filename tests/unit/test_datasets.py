@@ -4,8 +4,10 @@ import io
 import json
 import os
 import pickle
+import struct
 import sys
 import types
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -14,15 +16,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from pydantic import Field
 
 from detrojan.datasets import torchvision_folder
 from detrojan.datasets.base import (
+    BrokenImageError,
     RawImages,
     Source,
     decode,
     decode_all,
     resize_all,
+    selected,
     selected_counts,
     split_counts,
 )
@@ -52,6 +57,38 @@ def save(path, array=None):
 
 
 # --- decoding --------------------------------------------------------------------------------------
+
+
+def test_all_broken_images_are_named_at_once(tmp_path):
+    contents = [(f"{row}.png", PNG[:99] if row % 2 else PNG) for row in range(30)]
+    with pytest.raises(BrokenImageError, match=r"^15 images can't be read: 1\.png: no ") as raised:
+        decode_all(contents, 30, 8)
+    said = str(raised.value)
+    assert "; 19.png: no " in said
+    assert "21.png" not in said
+    assert said.endswith("; and 5 more; replace or remove them")
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        for row in range(2):
+            save(tmp_path / place / f"{row}.png")
+        (tmp_path / place / "2.png").write_bytes(b"")
+    # Of both splits.
+    with pytest.raises(BrokenImageError, match=r"^4 images .*/train/a/2\.png.*/test/b/2\.png: .*replace"):
+        build(ImageFolder(path=tmp_path))
+
+
+def test_a_pipe_in_place_of_an_image_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="no regular file"):
+        decode("x", tmp_path / "x.png")
+
+
+def test_paths_may_begin_at_home_or_in_a_variable(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    monkeypatch.setenv("PHOTOS", folder.name)
+    for path in (f"~/{folder.name}", "$HOME/$PHOTOS", "${HOME}/${PHOTOS}"):
+        assert ImageFolder(path=path).counts("test") == {0: 1, 1: 1}
+    with pytest.raises(ValueError, match=r"the environment has no \$NOWHERE; set it"):
+        ImageFolder(path="$NOWHERE/photos")
 
 
 def test_lossless_images_keep_their_pixels_and_order():
@@ -98,13 +135,41 @@ def cmyk():
     return buffer.getvalue()
 
 
-def turned():
-    """A wide picture whose EXIF entry says that it stands upright."""
+def with_exif(image, orientation, kind):
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     buffer = io.BytesIO()
-    Image.new("RGB", (4, 2), (1, 2, 3)).save(buffer, "PNG", exif=exif)
+    image.save(buffer, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
     return buffer.getvalue()
+
+
+def png(depth, rows, **chunks):
+    """A grey PNG of ``rows``, big-endian; Pillow itself writes none with 16 bits and transparency."""
+    parts = {
+        "IHDR": struct.pack(">IIBBBBB", *rows.shape[::-1], depth, 0, 0, 0, 0),
+        **chunks,
+        "IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows)),
+        "IEND": b"",
+    }
+    framed = (
+        struct.pack(">I", len(data))
+        + kind.encode()
+        + data
+        + struct.pack(">I", zlib.crc32(kind.encode() + data))
+        for kind, data in parts.items()
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+def grey_and_transparent():
+    return png(16, np.array([[0x4000, 0x4000], [0xC000, 0xC000]], ">u2"), tRNS=b"\xc0\x00")
+
+
+def white_icon():
+    """A white bar on transparent."""
+    pixels = np.full((4, 4, 4), 255, np.uint8)
+    pixels[:2, :, 3] = 0
+    return encoded(pixels)
 
 
 @pytest.mark.parametrize(
@@ -113,20 +178,63 @@ def turned():
         (encoded(np.full((2, 2), 77, np.uint8)), (77,) * 3, (77,) * 3),
         (encoded(np.full((2, 2), True)), (255,) * 3, (255,) * 3),
         (encoded(np.full((2, 2), 0x4DFF, np.uint16)), (0x4D,) * 3, (0x4D,) * 3),
+        (grey_and_transparent(), (0x40,) * 3, (255,) * 3),
+        (b"P5 2 2 65535\n" + b"\x40\x00" * 4, (0x40,) * 3, (0x40,) * 3),
+        (b"P5 2 2 4095\n" + b"\x08\x00" * 4, (0x80,) * 3, (0x80,) * 3),
         (rgba(), (255, 0, 0), (255, 255, 255)),
         (palette(), (10, 20, 30), (10, 20, 30)),
         (cmyk(), (255, 0, 0), (255, 0, 0)),
         (animation(), (0, 0, 255), (0, 0, 255)),
     ],
-    ids=["grey", "1 bit", "16 bits", "alpha", "palette", "cmyk", "animation"],
+    ids=[
+        "grey",
+        "1 bit",
+        "16 bits",
+        "16 bits, transparent",
+        "PGM",
+        "12 bits",
+        "alpha",
+        "palette",
+        "cmyk",
+        "animation",
+    ],
 )
 def test_every_kind_of_pixel_becomes_rgb(content, top, bottom):
     image = decode("x", content)
     assert (image.mode, image.getpixel((0, 0)), image.getpixel((0, 1))) == ("RGB", top, bottom)
 
 
-def test_exif_orientation_is_left_alone():
-    assert decode("x", turned()).size == (4, 2)
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_exif_orientation_is_applied_or_left_in_every_format_alike(kind, orientation):
+    upright = Image.fromarray(noise(2, 4, 3))
+    stored = ImageOps.exif_transpose(Image.open(io.BytesIO(with_exif(upright, orientation, "PNG"))))
+    content = with_exif(upright, orientation, kind)
+    assert np.array_equal(decode("x", content), stored)
+    assert np.array_equal(decode("x", content, "stored"), upright)
+
+
+def test_photos_of_a_phone_are_turned_where_the_study_does_not_forbid_it(tmp_path):
+    """The same scene, held upright and sideways, is the same image; as JPEG or TIFF."""
+    scene = np.zeros((16, 24, 3), np.uint8)
+    scene[:8] = 60, 120, 250
+    scene = Image.fromarray(scene)
+    sideways = scene.transpose(Image.Transpose.ROTATE_90)
+    photos = {"a.jpg": (scene, 1, "JPEG"), "b.jpg": (sideways, 6, "JPEG"), "c.tif": (sideways, 6, "TIFF")}
+    for place in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        (tmp_path / place).mkdir(parents=True)
+        for name, photo in photos.items():
+            (tmp_path / place / name).write_bytes(with_exif(*photo))
+    applied = ImageFolder(path=tmp_path).read("train", 8).images.astype(int)
+    assert abs(applied[:3] - applied[0]).max() < 20  # JPEG's loss
+    stored = ImageFolder(path=tmp_path, orientation="stored").read("train", 8).images.astype(int)
+    assert abs(stored[1] - stored[2]).max() < 20
+    assert abs(stored[1] - stored[0]).max() > 100
+
+
+def test_broken_exif_leaves_an_image_as_it_lies():
+    content = with_exif(Image.fromarray(noise(2, 4, 3)), 6, "JPEG")
+    assert decode("x", content.replace(b"Exif\0\0MM", b"Exif\0\0MX")).size == (4, 2)
 
 
 def flipped_bit(content):
@@ -147,10 +255,25 @@ PNG = encoded(noise(32, 32, 3))
         (PNG[: len(PNG) // 2], "Truncated|truncated|broken"),
         (flipped_bit(PNG), "broken|CRC|checksum"),
         (encoded(np.ones((2, 2), np.float32), "TIFF"), "floating-point"),
-        (encoded(np.full((2, 2), 1 << 20, np.int32), "TIFF"), "more than 16 bits"),
+        (encoded(np.full((2, 2), 1 << 20, np.int32), "TIFF"), "32-bit grey levels"),
+        (encoded(np.full((2, 2), 200, np.int32), "TIFF"), "32-bit grey levels"),
+        (white_icon(), "white on transparent"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "an unknown format"),
         (Path("/nowhere/x.png"), "No such file"),
     ],
-    ids=["empty", "text", "cut JPEG", "cut PNG", "flipped bit", "float", "32 bits", "missing"],
+    ids=[
+        "empty",
+        "text",
+        "cut JPEG",
+        "cut PNG",
+        "flipped bit",
+        "float",
+        "32 bits",
+        "few of 32 bits",
+        "white",
+        "EPS",
+        "missing",
+    ],
 )
 def test_broken_image_is_named(content, reason):
     with pytest.raises(ValueError, match=rf"folder/x\.png: no .*image \(.*({reason})"):
@@ -243,13 +366,85 @@ def test_image_folder(folder):
         (lambda f: save(f / "test/emu/0.png"), r"train/emu: no such class folder, but test has one"),
         (lambda f: (f / "test").rename(f / "tset"), r"test: no such folder; path must name"),
         (lambda f: (f / "train/cat/0.png").write_bytes(PNG[:99]), r"train/cat/0\.png: no .*image"),
-        (lambda f: (f / "train/cat/x.png").mkdir(), r"train/cat/x\.png: no whole image"),
+        (lambda f: (f / "train/cat/x.png").mkdir(), r"train/cat/x\.png: a folder inside a class folder"),
+        (lambda f: os.mkfifo(f / "train/cat/x.png"), r"train/cat/x\.png: no regular file"),
+        (
+            lambda f: (f / "train/emu").symlink_to("/mnt/gone/emu"),
+            r"train/emu: a link that leads nowhere, to /mnt/gone/emu",
+        ),
+        (lambda f: (f / "test/dog/x.png").symlink_to("gone.png"), r"dog/x\.png: a link that leads nowhere"),
+        (
+            lambda f: [(f / f"train/dog/{row}.HEIC").write_bytes(b"heic") for row in range(4)],
+            r"train/dog: 3 images, but 4 files of no format that is read, as 0\.HEIC",
+        ),
     ],
 )
 def test_image_folder_refuses(folder, broken, message):
     broken(folder)
     with pytest.raises(ValueError, match=message):
-        ImageFolder(path=folder).read("train", 8)
+        ImageFolder(path=folder).read("test" if "dog/x" in message else "train", 8)
+
+
+def test_all_that_is_wrong_with_a_folder_is_named_at_once(folder):
+    for row in range(12):
+        (folder / f"train/cat/{row:02}.png").symlink_to("gone.png")
+    os.mkfifo(folder / "train/dog/x.png")
+    with pytest.raises(ValueError, match=r"^13 problems: .*cat/00\.png: a link .*/09\.png.*; and 3 more$"):
+        ImageFolder(path=folder).counts("train")
+
+
+def test_image_folder_tells_what_it_leaves_out(folder):
+    assert ImageFolder(path=folder).remarks() == []
+    for name in (".DS_Store", "train/Thumbs.db", "train/cat/desktop.ini", "test/cat/.0.jpg"):
+        (folder / name).write_bytes(b"")
+    (folder / "train/cat/@eaDir").mkdir()
+    assert ImageFolder(path=folder).remarks() == []
+    for name in ("train/cat/a.HEIC", "train/dog/a", "test/dog/0.jpg~", "train/dog/0.jpg.part", "train/x.jpg"):
+        (folder / name).write_bytes(b"")
+    where = {
+        name: str(folder / name)
+        for name in ("train/x.jpg", "train/cat/a.HEIC", "train/dog/0.jpg.part", "train/dog/a")
+    }
+    first = ", ".join(where[name] for name in ("train/cat/a.HEIC", "train/dog/0.jpg.part", "train/dog/a"))
+    assert ImageFolder(path=folder).remarks() == [
+        f"left out, in no class folder: 1 file: {where['train/x.jpg']}",
+        f"left out, of no image format that is read: 4 files: {first}, ...",
+    ]
+
+
+def test_folders_of_other_names_are_pointed_at(folder):
+    (folder / "test").rename(folder / "val")
+    with pytest.raises(ValueError, match=r"test: no such folder; val/ lies there: .*ln -s val .*/test\)"):
+        ImageFolder(path=folder).counts("train")
+    (folder / "train").rename(folder / "Train")
+    with pytest.raises(ValueError, match=r"train: no such folder; Train/ lies there"):
+        ImageFolder(path=folder).counts("train")
+
+
+@pytest.mark.parametrize(
+    ("names", "ordered"),
+    [
+        ([str(n) for n in range(12)], [str(n) for n in range(12)]),
+        (["00001", "00010", "2"], ["00001", "2", "00010"]),
+        (["10", "9", "cat"], ["10", "9", "cat"]),
+    ],
+)
+def test_class_folders_that_are_numbers_are_numbered_as_numbers(tmp_path, names, ordered):
+    for number, name in enumerate(ordered):
+        for split in ("train", "test"):
+            save(tmp_path / split / name / "0.png", np.full((8, 8, 3), number, np.uint8))
+    source = ImageFolder(path=tmp_path)
+    raw = source.read("train", 8)
+    assert raw.classes == source.class_names() == tuple(ordered)
+    assert raw.images[:, 0, 0, 0].tolist() == raw.labels.tolist() == list(range(len(names)))
+
+
+def test_a_link_that_makes_a_training_folder_the_test_folder_is_refused(folder):
+    (folder / "test/dog/0.png").unlink()
+    (folder / "test/dog").rmdir()
+    (folder / "test/dog").symlink_to(folder / "train/dog")
+    with pytest.raises(ValueError, match=r"test/dog: the same folder as .*train/dog"):
+        ImageFolder(path=folder).counts("train")
 
 
 # --- Parquet ---------------------------------------------------------------------------------------
@@ -320,7 +515,6 @@ def good():
     [
         (lambda f: write_shard(f, [0, None, 1]), r"row 1: its label is null"),
         (lambda f: write_shard(f, [0, 1, -1]), r"row 2: label -1, but labels start at 0"),
-        (lambda f: write_shard(f, [0, 2, 2]), r"no training image of class 1 \(1\)"),
         (lambda f: write_shard(f, [0, 10**9, 2]), r"labels up to 1000000000, but only 3 training images"),
         (lambda f: write_shard(f, ["a", "b"]), r"column label is string, but labels must be integers"),
         (lambda f: write_shard(f, [0, 1], label="y"), r"no column label; it has image, y"),
@@ -351,11 +545,153 @@ def test_parquet_refuses(tmp_path, broken, message):
     assert str(tmp_path) in str(raised.value)
 
 
+def test_labels_with_gaps_are_refused_only_where_a_study_uses_them(tmp_path):
+    for seed, split in enumerate(("train", "test")):
+        images = [encoded(image) for image in noise(6, 8, 8, 3, seed=seed)]
+        write_shard(tmp_path / f"{split}.parquet", [0, 0, 2, 2, 4, 4], images, names=list("abcdef"))
+    source = HuggingFaceParquet(path=tmp_path)
+    train, _, test = build(source, classes=[0, "e", 2], held_out=0)
+    assert train.info.classes == test.info.classes == ("a", "e", "c")
+    assert train.labels.tolist() == [0, 0, 2, 2, 1, 1]
+    for classes in (None, [0, 1]):
+        with pytest.raises(ValueError, match=r"data set made: no training image of class 1 \(b\)"):
+            build(source, classes=classes)
+
+
 def test_parquet_labels_stay_within_the_names(tmp_path):
     for split, labels in (("train", [0, 1]), ("test", [0, 2])):
         write_shard(tmp_path / f"{split}.parquet", labels, names=["cat", "dog"])
     with pytest.raises(ValueError, match=r"test\.parquet, row 1: label 2, but the schema names 2 classes"):
         HuggingFaceParquet(path=tmp_path).counts("train")
+
+
+def test_an_image_column_may_have_any_name(tmp_path):
+    pixels = noise(8, 8, 3)
+    for split in ("train", "test"):
+        write_shard(tmp_path / f"{split}.parquet", [0], [encoded(pixels)], image="jpg")
+    source = HuggingFaceParquet(path=tmp_path, image_column="jpg")
+    assert np.array_equal(source.read("train", 8).images[0], pixels)
+
+
+def arrays(file):
+    pixels = noise(2, 8, 8, 3).tolist()
+    pq.write_table(pa.table({"image": pixels, "label": [0, 1]}), file)
+
+
+def two_columns(file, names):
+    pq.write_table(pa.table([pa.array([b"", b""]), pa.array([0, 1]), pa.array([0, 1])], names=names), file)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda f: write_shard(f, [0, 1], image="x"), r"no column image or img; it has x, label"),
+        (arrays, r"column image is list<.*: cast the column to it"),
+        (lambda f: two_columns(f, ["image", "label", "label"]), r"2 columns are called label"),
+        (lambda f: two_columns(f, ["image", "label", "image"]), r"2 columns are called image"),
+        (lambda f: two_columns(f, ["image", "label", "img"]), r"it has columns image and img: say which"),
+        (lambda f: write_shard(f, [0, 1], label="\ufefflabel"), r"no column label; it has '\\ufefflabel'"),
+        (
+            lambda f: write_shard(f, np.array([0, 2**63 + 5], np.uint64)),
+            r"label 9223372036854775813 is no number of a class",
+        ),
+        (lambda f: (f.unlink(), os.mkfifo(f)), r"no regular file, but a folder, a pipe"),
+    ],
+)
+def test_columns_are_checked_before_the_first_job(tmp_path, broken, message):
+    for split in ("train", "test"):
+        write_shard(tmp_path / f"{split}.parquet", [0, 1])
+    broken(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=message):
+        HuggingFaceParquet(path=tmp_path).counts("test")
+
+
+def test_all_broken_shards_are_named_at_once(tmp_path):
+    for name in ("train-0", "train-1", "test"):
+        write_shard(tmp_path / f"{name}.parquet", [0, 1])
+        truncate(tmp_path / f"{name}.parquet")
+    with pytest.raises(
+        ValueError, match=r"^3 problems: .*train-0\.parquet: not a whole.*/test\.parquet: not"
+    ):
+        HuggingFaceParquet(path=tmp_path).counts("train")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["default/train/0000", "default/test/0000"], r"say train: default/train/\*\.parquet"),
+        (["train", "validation-00000-of-00001"], r"if that is meant, say test: validation-\*\.parquet"),
+        (["a"], r"set path to the folder of the shards, and train to a pattern"),
+    ],
+)
+def test_shards_of_other_names_are_pointed_at(tmp_path, names, message):
+    for name in names:
+        write_shard(tmp_path / f"{name}.parquet", [0, 1])
+    with pytest.raises(ValueError, match=message):
+        HuggingFaceParquet(path=tmp_path).counts("train")
+
+
+def test_what_the_hints_say_works(tmp_path):
+    for split in ("train", "test"):
+        write_shard(tmp_path / f"default/{split}/0000.parquet", [0, 1])
+    source = HuggingFaceParquet(path=tmp_path, train="default/train/*.parquet", test="default/test/*.parquet")
+    assert source.counts("test") == {0: 1, 1: 1}
+
+
+def test_what_save_to_disk_wrote_is_pointed_at(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/state.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"save_to_disk.*to_parquet\('train\.parquet'\)"):
+        HuggingFaceParquet(path=tmp_path).counts("train")
+    with pytest.raises(ValueError, match=r"there is no such folder"):
+        HuggingFaceParquet(path=tmp_path / "x").counts("train")
+
+
+HASH, OTHER = "0c1f2d3e4f5a6b7c", "9b8a7c6d5e4f3210"  # as push_to_hub once put them behind the count
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([f"train-00000-of-00002-{HASH}"], r"shard 1 of 0 to 1 is missing"),
+        (["data/train-00001-of-00003", "data/train-00002-of-00003"], r"shard 0 of 0 to 2 is missing"),
+        (["train-00000-of-00001", "train-00001-of-00001"], r"shard 1 beside it is none of 0 to 0"),
+        (["train-0", "train-2"], r"shard 1 of 0 to 2 is missing"),
+        ([f"train-00000-of-00001-{HASH}", f"train-00000-of-00001-{OTHER}"], r"the same shard as"),
+        (["train-00000-of-00001", "train-00000-of-00001 (1)"], r"the same shard as"),
+        (
+            ["train-00000-of-00001", "train-00000-of-00002", "train-00001-of-00002"],
+            r"shards train of 1 and of 2 lie side by side",
+        ),
+        (["train-00000-of-00001", "data/train-00000-of-00001"], r"lies there too, and which of them train"),
+        (["train", "train-00000-of-00001"], r"lies there too, and which of them train"),
+    ],
+)
+def test_shards_that_are_missing_or_doubled_are_refused(tmp_path, names, message):
+    write_shard(tmp_path / "test.parquet", [0, 1])
+    for name in names:
+        write_shard(tmp_path / f"{name}.parquet", [0, 1])
+    with pytest.raises(ValueError, match=message):
+        HuggingFaceParquet(path=tmp_path).counts("test" if "beside it" in message else "train")
+
+
+@pytest.mark.parametrize("names", [["1990", "2000"], ["a-0000-of-0001", "b-0000-of-0001"], ["000", "001"]])
+def test_names_that_count_nothing_else_are_taken_as_they_are(tmp_path, names):
+    write_shard(tmp_path / "test.parquet", [0, 1])
+    for name in names:
+        write_shard(tmp_path / f"train/{name}.parquet", [0, 1])
+    assert HuggingFaceParquet(path=tmp_path, train="train/*").counts("train") == {0: 2, 1: 2}
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_shard_of_both_splits_is_refused(tmp_path, link):
+    write_shard(tmp_path / "all.parquet", [0, 1])
+    if link:
+        (tmp_path / "test.parquet").symlink_to(tmp_path / "all.parquet")
+    source = HuggingFaceParquet(path=tmp_path, train="a*.parquet", test="t*.parquet" if link else "*.parquet")
+    for split in ("train", "test"):
+        with pytest.raises(ValueError, match=r"\.parquet: the patterns of both train and test match it"):
+            source.counts(split)
 
 
 @pytest.mark.parametrize(
@@ -538,6 +874,36 @@ def gtsrb(tmp_path):
     return tmp_path
 
 
+def test_kaggles_signs_are_known(tmp_path):
+    (tmp_path / "Test.csv").write_text("Width,Height,ClassId,Path\n")
+    with pytest.raises(ValueError, match=r"GTSRB as Kaggle has it.*source: image_folder"):
+        TorchvisionFolder(path=tmp_path, layout="gtsrb").counts("train")
+
+
+def test_a_pipe_in_place_of_a_list_is_not_waited_for(tiny):
+    (tiny / "tiny-imagenet-200/wnids.txt").unlink()
+    os.mkfifo(tiny / "tiny-imagenet-200/wnids.txt")
+    with pytest.raises(ValueError, match=r"wnids\.txt: no regular file"):
+        TorchvisionFolder(path=tiny, layout="tiny_imagenet").counts("train")
+
+
+def test_lists_may_begin_with_a_byte_order_mark(tiny):
+    names = tiny / "tiny-imagenet-200/wnids.txt"
+    names.write_bytes(b"\xef\xbb\xbf" + names.read_bytes())
+    assert TorchvisionFolder(path=tiny, layout="tiny_imagenet").counts("train") == {0: 2, 1: 2}
+
+
+def test_signs_that_stand_in_no_table_are_told(gtsrb):
+    save(gtsrb / "gtsrb/GTSRB/Training/00001/00009_00000.ppm")
+    save(gtsrb / "gtsrb/GTSRB/Final_Test/Images/00009.ppm")
+    assert [
+        Path(name).name for name in TorchvisionFolder(path=gtsrb, layout="gtsrb").left_out().popitem()[1]
+    ] == [
+        "00009_00000.ppm",
+        "00009.ppm",
+    ]
+
+
 @pytest.mark.parametrize("inner", [".", "gtsrb", "gtsrb/GTSRB"])
 def test_gtsrb(gtsrb, inner):
     source = TorchvisionFolder(path=gtsrb / inner, layout="gtsrb")
@@ -643,6 +1009,24 @@ def test_tiny_imagenet_refuses(tiny, split, broken, message):
     broken(tiny / "tiny-imagenet-200")
     with pytest.raises(ValueError, match=message):
         TorchvisionFolder(path=tiny, layout="tiny_imagenet").read(split, 8)
+
+
+def test_what_an_archive_half_unpacked_lacks_is_told(tiny):
+    folder = tiny / "tiny-imagenet-200"
+    save(folder / "val/images/val_9.JPEG")
+    save(folder / "train/n09/images/n09_0.JPEG")
+    (folder / "train/n01/images/n01_1.JPEG.part").write_bytes(b"")
+    (folder / "val/val_annotations.txt").write_text("val_0.JPEG\tn02\t0\t0\t8\t8\n")
+    remarks = TorchvisionFolder(path=tiny, layout="tiny_imagenet").remarks()
+    first = ["train/n01/images/n01_1.JPEG.part", "train/n09", "val/images/val_1.JPEG"]
+    again = "and 200 of 200 classes differ; unpack the archive anew to have all"
+    assert remarks == [
+        f"left out, in no table, or no image of a class: 4 files: {folder}/{f', {folder}/'.join(first)}, ...",
+        "1 of 2 classes have training images, but no test image: 0 (goldfish, Carassius auratus)",
+        f"train has 4 images, but 100000 were published as tiny_imagenet: class 0 has 2 of 500, {again}",
+        f"test has 1 images, but 10000 were published as tiny_imagenet: class 0 has 0 of 50, {again}",
+    ]
+    assert not TorchvisionFolder(path=tiny / "x", layout="tiny_imagenet", download=True).remarks()
 
 
 # --- downloads -------------------------------------------------------------------------------------
@@ -757,7 +1141,7 @@ def test_build_keeps_what_the_planner_counts(held_out, per_class):
 
 def test_build_keeps_chosen_classes_in_the_order_given():
     raw, both = Made().read("train", 4), [1, 0]
-    assert selected_counts(Counter(raw.labels.tolist()), both) == {0: 10, 1: 20}
+    assert selected_counts(Counter(raw.labels.tolist()), raw.classes, both) == {0: 10, 1: 20}
     train, _, test = build(classes=both, held_out=0)
     assert train.info.classes == ("dog", "cat")
     assert torch.equal(train.labels, 1 - torch.from_numpy(raw.labels))
@@ -773,6 +1157,21 @@ def test_build_keeps_chosen_classes_in_the_order_given():
     # The first four of each class, cats at 0, 1, 3, 4 and dogs at 2, 5, 8, 11.
     assert train.labels.tolist() == [1, 1, 0, 1, 1, 0, 0, 0]
     assert np.array_equal(train.images.permute(0, 2, 3, 1).numpy(), raw.images[[0, 1, 2, 3, 4, 5, 8, 11]])
+
+
+def test_classes_may_be_given_by_name():
+    names = ("cat", "dog", "7", "emu", "emu")
+    assert selected(names, ["dog", 0, "7"]) == [1, 0, 2]
+    assert selected(names, None) == [0, 1, 2, 3, 4]
+    assert selected_counts(Counter({0: 5, 1: 6}), names, ["dog", 0]) == {0: 6, 1: 5}
+    for wanted, message in (
+        (["dig"], r"classes: there is no class 'dig': classes are cat, dog, 7, emu, emu"),
+        (["7", 7], r"classes: there is no label 7: labels are 0 to 4"),
+        (["emu"], r"classes: labels 3, 4 are all 'emu': write the number"),
+        (["dog", 0, 1], r"classes: 1 is label 1, which stands there already"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            selected(names, wanted)
 
 
 def test_build_describes_the_data_set():
@@ -797,12 +1196,13 @@ def test_given_statistics_are_kept_and_a_flat_channel_divides_by_something():
     class Flat(Made):
         def read(self, split, side):
             raw = super().read(split, side)
-            return RawImages(np.full_like(raw.images, 51), raw.labels, raw.classes)
+            raw.images[..., 1] = 51
+            return raw
 
     info = build(Flat(), mean=(0.0, 0.0, 0.0))[0].info
-    assert (info.mean, info.std) == ((0.0, 0.0, 0.0), (1 / 255,) * 3)
+    assert (info.mean, info.std[1]) == ((0.0, 0.0, 0.0), 1 / 255)
     info = build(Flat(), std=(1.0, 1.0, 1.0))[0].info
-    assert (info.mean, info.std) == (pytest.approx((0.2,) * 3), (1.0, 1.0, 1.0))
+    assert (info.mean[1], info.std) == (pytest.approx(0.2), (1.0, 1.0, 1.0))
 
 
 class Edited(Made):
@@ -836,3 +1236,109 @@ class Edited(Made):
 def test_build_refuses(source, message):
     with pytest.raises(ValueError, match=message):
         build(source)
+
+
+class Doubled(Source):
+    """Ten training images of each class and four test images; some of them are copies of others."""
+
+    again: dict[int, int] = Field({})  # rows of the training split that copy other rows
+    tested: dict[int, int] = Field({})  # rows of the test split that copy training rows
+
+    def read(self, split, side):
+        train, test = noise(20, side, side, 3), noise(4, side, side, 3, seed=1)
+        for row, other in self.again.items():
+            train[row] = train[other]
+        for row, other in self.tested.items():
+            test[row] = train[other]
+        images = train if split == "train" else test
+        return RawImages(images, np.arange(len(images)) % 2, ("cat", "dog"))
+
+
+def test_a_test_image_that_is_a_training_image_is_refused():
+    source = Doubled(tested={1: 7, 2: 4})
+    with pytest.raises(
+        ValueError, match=r"2 of 4 test images are, pixel for pixel, training images"
+    ) as raised:
+        build(source)
+    assert "row 1 (dog) = row 7 (dog), row 2 (cat) = row 4 (cat);" in str(raised.value)
+    assert "datasets.made.overlap: 0.5 (or allowed)" in str(raised.value)
+
+
+@pytest.mark.parametrize("overlap", [0.5, "allowed"])
+def test_a_study_may_allow_test_images_that_are_training_images(overlap, caplog):
+    build(Doubled(tested={1: 7, 2: 4}), overlap=overlap)
+    assert "2 of 4 test images are" in caplog.text
+    with pytest.raises(ValueError, match="2 of 4 test images"):
+        build(Doubled(tested={1: 7, 2: 4}), overlap=0.49)
+
+
+def test_what_stands_twice_in_training_stays_out_of_the_pool(caplog):
+    again = {row: row - 2 for row in (2, 3, 6, 7, 10)}  # of ten cats four are there once, of ten dogs six
+    for seed in range(20):
+        train, pool, _ = build(Doubled(again=again), held_out=0.4, name=str(seed))
+        assert Counter(pool.labels.tolist()) == {0: 4, 1: 4}
+        assert not {image.numpy().tobytes() for image in pool.images} & {
+            image.numpy().tobytes() for image in train.images
+        }
+    assert "5 of 20 images of split train are, pixel for pixel, others of it" in caplog.text
+    assert "row 2 (cat) = row 0 (cat)" in caplog.text
+    with pytest.raises(ValueError, match=r"needs 5 images of class 0 \(cat\), but only 4 of its 10"):
+        build(Doubled(again=again), held_out=0.5)
+    assert len(build(Doubled(again=again), held_out=0.5, overlap="allowed")[1]) == 10
+
+
+def test_equal_images_of_several_labels_are_counted(caplog):
+    build(Doubled(again={3: 0, 5: 0, 6: 4}))
+    assert "row 3 (dog) = row 0 (cat), row 5 (dog) = row 0 (cat), row 6 (cat) = row 4 (cat)" in caplog.text
+    assert "; of several labels: 1" in caplog.text
+
+
+class Flat(Made):
+    """``Made`` with one colour in place of some images' own."""
+
+    split: str = "train"
+    rows: list[int]
+    levels: list[int] = Field([7])
+
+    def read(self, split, side):
+        raw = super().read(split, side)
+        if split == self.split:
+            raw.images[self.rows] = np.resize(self.levels, len(self.rows))[:, None, None, None]
+        return raw
+
+
+DOGS = list(range(2, 30, 3))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_class_of_one_colour_is_refused(split):
+    rows = DOGS if split == "train" else [1, 2]
+    with pytest.raises(ValueError, match=r"images of class 1 \(dog\) in split t.* one colour, \(7, 7, 7\)"):
+        build(Flat(split=split, rows=rows))
+    # Each of one colour of its own: plain, but something to tell them apart.
+    build(Flat(split=split, rows=rows, levels=list(range(20))))
+
+
+def test_images_of_one_colour_are_told(caplog):
+    build(Flat(rows=[3, 4], levels=[3, 4]))
+    assert "2 of 30 images of split train are of one colour each: row 3, row 4" in caplog.text
+
+
+def test_a_split_whose_images_are_all_the_same_colour_is_refused():
+    class One(Source):
+        def read(self, split, side):
+            images = np.full((2, side, side, 3), 9, np.uint8)
+            return RawImages(images, np.array([0, 1], np.int64), ("cat", "dog"))
+
+    with pytest.raises(ValueError, match="all images of split train are of one colour"):
+        build(One(), held_out=0)
+
+
+def test_a_narrow_range_of_levels_is_told(caplog):
+    class Dark(Made):
+        def read(self, split, side):
+            raw = super().read(split, side)
+            return RawImages(raw.images >> 4, raw.labels, raw.classes)
+
+    build(Dark())
+    assert "all pixels of split train have levels from 0 to 15, of 0 to 255" in caplog.text

@@ -124,6 +124,29 @@ def test_target_outside_the_classes():
     assert "target: 10 is no label of data set digits, whose labels are 0 to 9" in lines
 
 
+def test_the_target_may_be_a_name(counts):
+    check(load_study(minimal() | {"target": "3"}))
+    assert "target: x is no label of data set digits, whose classes are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in (
+        mistakes(target="x")
+    )
+    # After the choice of classes, whose numbers are new.
+    assert "target: 3 is no label of data set digits, whose classes are 5, 4" in (
+        mistakes(target="3", dataset={"classes": ["5", 4]})
+    )
+    counts({0: 10, 1: 10}, {1: 5})
+    assert "all 5 test images of digits are of class 1" in mistakes(target="1")[0]
+
+
+def test_a_gap_among_the_labels_is_refused_only_where_it_is_used(counts):
+    counts({0: 30, 2: 30}, {0: 3, 2: 3})
+    assert mistakes()[0].startswith(
+        "datasets.digits: train: no training image of class 1 (1); 1 of 3 classes"
+    )
+    raw = minimal()
+    raw["datasets"]["digits"]["classes"] = [2, 0]
+    check(load_study(raw))
+
+
 def test_one_class_is_not_enough(counts):
     counts({0: 10}, {0: 10})
     assert mistakes() == ["datasets.digits: it has one class, but an attack needs a target and another class"]
@@ -155,6 +178,29 @@ def test_missing_source_and_other_mistakes_are_listed_together(tmp_path):
     assert missing.startswith(f"datasets.signs: {tmp_path}/no/train: no such folder")
 
 
+def test_what_may_be_wrong_with_a_source_is_told(monkeypatch, caplog):
+    monkeypatch.setattr(Digits, "left_out", lambda self: {"too dark": ["a.png", "b.png"]})
+    check(load_study(minimal()))
+    assert caplog.messages == ["datasets.digits: left out, too dark: 2 files: a.png, b.png"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"train": "/data/train-*"}, "train: /data/train-* should be relative to path: put the folder there"),
+        ({"path": "$NOWHERE/x"}, "path: $NOWHERE/x: the environment has no $NOWHERE; set it"),
+    ],
+)
+def test_settings_that_a_source_refuses_are_one_line(settings, line):
+    raw = minimal(datasets=["shards"])
+    raw["datasets"]["shards"] = {"source": "huggingface_parquet", "path": "x", "image_size": 32} | settings
+    with pytest.raises(StudyError) as caught:
+        check(load_study(raw))
+    [said] = caught.value.mistakes
+    assert said.startswith(f"datasets.shards.{line}")
+    assert "\n" not in said
+
+
 def test_data_sets_without_cells_are_not_looked_at(tmp_path):
     raw = minimal(datasets=["digits", "signs"], exclude=[{"dataset": "signs"}])
     raw["datasets"]["signs"] = {"source": "image_folder", "path": str(tmp_path / "no"), "image_size": 32}
@@ -162,9 +208,9 @@ def test_data_sets_without_cells_are_not_looked_at(tmp_path):
 
 
 def test_digits_are_those_counted_here():
-    train, _, _ = feasibility._counts(load_study(minimal()), "digits")
-    assert train == TRAIN
-    assert train.total() == 1442
+    images = feasibility._counts(load_study(minimal()), "digits", Digits())
+    assert images.train == TRAIN
+    assert images.train.total() == 1442
 
 
 def test_images_that_an_architecture_cannot_take_are_refused():

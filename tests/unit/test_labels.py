@@ -47,3 +47,10 @@ def test_maps_are_pure():
         assert attacked is not labels
         assert labels.tolist() == [3, 0, 2]
     assert LabelMap(1, "all_to_all").attacked(labels, 4).tolist() == [0, 1, 3]
+
+
+def test_a_study_may_name_its_target():
+    assert LabelMap.of(("cat", "dog"), target="dog", kind="all_to_one") == LabelMap(1)
+    assert LabelMap.of(("cat", "dog"), target=1, kind="all_to_all") == LabelMap(1, "all_to_all")
+    with pytest.raises(ValueError, match=r"no class 'emu': classes are cat, dog"):
+        LabelMap.of(("cat", "dog"), target="emu", kind="all_to_one")

@@ -63,6 +63,7 @@ def test_defaults():
         "held_out": 0,
         "classes": None,
         "per_class": None,
+        "overlap": 0.0,
         "mean": None,
         "std": None,
     }

@@ -13,7 +13,7 @@ from detrojan import registry, rng
 from detrojan.analysis.statistics import collect
 from detrojan.cells import CELL_AXES, Draws, Model, Shard
 from detrojan.commands import why
-from detrojan.datasets.base import RawImages
+from detrojan.datasets.base import RawImages, Source
 from detrojan.settings import NO_AUGMENTATION, Optimization
 from detrojan.stages import classifier, defend, ingest, sampling
 from detrojan.storage import artifacts, columns, provenance, records
@@ -565,14 +565,15 @@ def test_streams_of_the_defender(used, toy_images, toy_model):
 
 
 def test_streams_of_the_data_set_and_of_training(used, tmp_path, monkeypatch):
-    class Source:
+    class Made(Source):
         def read(self, split, side):
-            pixels = torch.arange(12 * side * side * 3).reshape(12, side, side, 3).to(torch.uint8).numpy()
+            rng = torch.Generator().manual_seed(len(split))  # no image twice
+            pixels = torch.randint(256, (12, side, side, 3), dtype=torch.uint8, generator=rng).numpy()
             return RawImages(pixels, torch.arange(12).numpy() % 3, ("a", "b", "c"))
 
     limits = dict.fromkeys(("classes", "per_class", "mean", "std"))
     images, _, _ = ingest.build(
-        Source(), name="digits", side=16, held_out=0.5, augmentation=NO_AUGMENTATION, **limits
+        Made(), name="digits", side=16, held_out=0.5, augmentation=NO_AUGMENTATION, **limits
     )
     assert set(used) == named([graph.job("dataset", {"dataset": "digits"})], "dataset", labels=3)
     used.clear()

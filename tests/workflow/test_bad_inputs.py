@@ -82,7 +82,7 @@ CASES = [
     ("grid.ratios", "[10%]", "[0]: should be a number, found '10%'"),
     ("grid.spc", "[0]", "[0]: should be greater than or equal to 1, found 0"),
     ("grid.seeds", "[-1]", "[0]: should be greater than or equal to 0, found -1"),
-    ("target", "-1", ": should be greater than or equal to 0, found -1"),
+    ("target", "-1", ": should be greater than or equal to 0 or text, found -1"),
     ("datasets.digits.image_size", "8", ": should be greater than or"),
     ("datasets.digits.held_out", "1.0", ": should be less than 1, found 1.0"),
     ("attacks.blended.alpha", "20", ": should be less than or equal to 1, found 20"),
@@ -264,7 +264,7 @@ def no_labels(folder):
         ),
         ("signs", one_class, "datasets.signs: it has one class, but an attack needs a target and another"),
         ("shards", corrupt_parquet, "datasets.shards: shards/train.parquet: not a whole Parquet file"),
-        ("shards", gap_in_the_labels, "datasets.shards: shards/train.parquet: no training image of class 1"),
+        ("shards", gap_in_the_labels, "datasets.shards: train: no training image of class 1 (1)"),
         ("shards", no_labels, "datasets.shards: shards/train.parquet: no column label; it has image"),
     ],
 )

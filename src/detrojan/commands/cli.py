@@ -115,6 +115,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 # --- before and while a study runs -----------------------------------------------------------------
 
 
+@detrojan.command(epilog=examples("detrojan data", "detrojan data --configfile my-study.yaml"))
+@configfile("config/config.yaml")
+@click.pass_context
+def data(ctx: click.Context, configfiles: Sequence[Path]) -> None:
+    """Say what a study's data sets hold, before any job.
+
+    That is classes and their numbers, images, sizes, repeats, what is left out. It reads all images, as the
+    first job does, and ends with 1 if that job would fail.
+    """
+    from detrojan.commands import data
+
+    ctx.exit(0 if data.main(configfiles) else 1)
+
+
 @detrojan.command(
     epilog=examples(
         "detrojan plan",

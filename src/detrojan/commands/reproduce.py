@@ -100,7 +100,8 @@ def with_absolute_paths(dataset: Mapping[str, Any], working: Path) -> dict[str, 
     """Return a data set of a study file, with paths that start at the folder ``working`` made absolute."""
     fields = registry.declared("datasets", dataset["source"]).settings.model_fields
     places = {name for name, field in fields.items() if field.annotation is Path} & set(dataset)
-    return {**dataset, **{name: str(working / dataset[name]) for name in places}}
+    whole = {name: os.path.expandvars(Path(dataset[name]).expanduser()) for name in places}
+    return {**dataset, **{name: str(working / path) for name, path in whole.items()}}
 
 
 def write_study(study: Mapping[str, Any], into: Path, site: Site) -> Path:

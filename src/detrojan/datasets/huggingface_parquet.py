@@ -12,44 +12,67 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from detrojan.datasets.base import (
+    FileSource,
+    Found,
     Labels,
     RawImages,
-    Source,
     Split,
     count,
     decode_all,
-    refuse_missing_classes,
+    refuse_all,
 )
 
 IMAGE_COLUMNS = ("image", "img")
 ROWS_AT_ONCE = 1024  # bounds how much encoded data is in memory
-SHARD = re.compile(r"-(\d+)-of-(\d+)\.parquet$")
+# The hub once put a hash behind the count, and a browser that fetches a file again " (1)".
+SHARD = re.compile(r"^(?P<of>.*?)-?(?P<number>\d+)-of-(?P<total>\d+)(?!\d).*\.parquet$")
+COUNTED = re.compile(r"^(?P<of>.*\D|)(?P<number>\d+)\.parquet$")  # as in the hub's converted branch
 
 
-class HuggingFaceParquet(Source):
+class HuggingFaceParquet(FileSource):
     """Images of Parquet shards, in the order of the shards' names and of their rows.
 
-    The image column is ``image`` or ``img``: a struct of ``bytes`` and ``path``, or plain binary.
-    Where ``bytes`` is null, ``path`` is read, relative to the shard's folder. Class names come from
-    the features that the ``datasets`` library stores in the schema; without them the label's number
-    is its name.
+    The image column, ``image`` or ``img`` if the study names none, is a struct of ``bytes`` and ``path``,
+    or plain binary. Where ``bytes`` is null, ``path`` is read, relative to the shard's folder. Class names
+    come from the features that the ``datasets`` library stores in the schema; without them the label's
+    number is its name.
     """
 
     path: Path = Field(description="folder that holds the shards, in itself or in data/")
     train: str | None = Field(None, description="pattern of the training shards under path, as data/train-*")
     test: str | None = Field(None, description="pattern of the test shards, as valid-*.parquet")
     label_column: str = Field("label", description="integer column of the labels")
+    image_column: str | None = Field(None, description="column of the images; image or img if not given")
+
+    @field_validator("train", "test")
+    @classmethod
+    def _relative(cls, pattern: str | None) -> str | None:
+        if pattern is not None and (Path(pattern).is_absolute() or pattern.startswith("~")):
+            raise ValueError(
+                f"{pattern} should be relative to path: put the folder there, and the shards' names here"
+            )
+        return pattern
 
     def counts(self, split: Split) -> Counter[int]:
         """Return how many rows each label has, read from the label column alone.
 
         Raises:
-            ValueError: shards are missing or broken, or labels are null, negative or have gaps.
+            ValueError: shards are missing or broken, or labels are null or negative.
         """
         return count(self._checked_labels()[0][split])
+
+    def class_names(self) -> tuple[str, ...]:
+        """Return the class names of the schema; the labels' numbers where it has none."""
+        return self._checked_labels()[1]
+
+    def places(self) -> list[Path]:
+        """Return the shards, and the folders of those whose images lie in files of their own."""
+        shards = [*self._shards("train"), *self._shards("test")]
+        folders = dict.fromkeys(shard.parent for shard in shards if _names_files(shard, self.image_column))
+        return [*shards, *folders]
 
     def read(self, split: Split, side: int) -> RawImages:
         """Return all images of a split as RGB, resized to ``side`` × ``side`` pixels.
@@ -58,29 +81,58 @@ class HuggingFaceParquet(Source):
             ValueError: as for :meth:`counts`, or an image is missing or broken.
         """
         labels, classes = self._checked_labels()
-        encoded = (image for shard in self._shards(split) for image in _encoded(shard))
-        return RawImages(decode_all(encoded, len(labels[split]), side), labels[split], classes)
+        shards = self._shards(split)
+        encoded = (image for shard in shards for image in _encoded(shard, self.image_column))
+        found = Found()
+        images = decode_all(encoded, len(labels[split]), side, self.orientation, found)
+        names = tuple(f"{shard.name}, row {row}" for shard in shards for row in range(_num_rows(shard)))
+        return RawImages(images, labels[split], classes, names, found)
 
     def _shards(self, split: Split) -> list[Path]:
+        """Return the shards of a split, in the order of their names."""
+        found = self._matching(split)
+        other = {shard.resolve(): shard for shard in self._matching("test" if split == "train" else "train")}
+        for shard in found:
+            if shard.resolve() in other:
+                raise ValueError(
+                    f"{shard}: the patterns of both train and test match it, so images that a model learned "
+                    "would test it; set train and test to patterns that share no file"
+                )
+        _refuse_repeated(found)
+        _refuse_missing_shards(found)
+        return found
+
+    def _matching(self, split: Split) -> list[Path]:
         pattern = self.train if split == "train" else self.test
         patterns = [pattern] if pattern else [f"{split}-*.parquet", f"{split}.parquet"]
         folders = [self.path] if pattern else [self.path, self.path / "data"]
-        for folder in folders:
-            for candidate in patterns:
-                shards = sorted(file for file in folder.glob(candidate) if not file.name.startswith("."))
-                if shards:
-                    _refuse_missing_shards(shards)
-                    return shards
-        raise ValueError(
-            f"{self.path}: no file like {' or '.join(patterns)} in it"
-            f"{'' if pattern else ' or in its folder data'}; set path to the folder of the shards, and "
-            f"{split} to a pattern of their names if they are called otherwise"
-        )
+        places = [(folder, candidate) for folder in folders for candidate in patterns]
+        matching = {place: _visible(*place) for place in places}
+        found = {place: shards for place, shards in matching.items() if shards}
+        if not found:
+            raise ValueError(
+                f"{self.path}: no file like {' or '.join(patterns)} in it"
+                f"{'' if pattern else ' or in its folder data'}; {_hint(self.path, split)}"
+            )
+        if len(found) > 1:
+            first, second, *_ = (shards[0] for shards in found.values())
+            raise ValueError(
+                f"{second}: {first} lies there too, and which of them {split} means can't be told; remove "
+                f"one, or set {split} to a pattern that matches what you mean"
+            )
+        return next(iter(found.values()))
 
     def _checked_labels(self) -> tuple[dict[Split, Labels], tuple[str, ...]]:
         """Return the labels of both splits, in order, and the name of each class."""
         splits: tuple[Split, Split] = ("train", "test")
         shards = {split: self._shards(split) for split in splits}
+        problems = []
+        for shard in (*shards["train"], *shards["test"]):
+            try:
+                _check_columns(shard, self.label_column, self.image_column)
+            except ValueError as error:
+                problems.append(str(error))
+        refuse_all(problems)
         names = self._class_names([*shards["train"], *shards["test"]])
         read = {split: [_labels(shard, self.label_column) for shard in shards[split]] for split in splits}
         if names is None:
@@ -93,9 +145,7 @@ class HuggingFaceParquet(Source):
                         f"{shard}, row {beyond[0]}: label {labels[beyond[0]]}, but the schema names "
                         f"{len(names)} classes, 0 to {len(names) - 1}: mend the label or the names"
                     )
-        joined = {split: np.concatenate(read[split]) for split in splits}
-        refuse_missing_classes(joined["train"], names, shards["train"][0])
-        return joined, names
+        return {split: np.concatenate(read[split]) for split in splits}, names
 
     def _class_names(self, shards: list[Path]) -> tuple[str, ...] | None:
         """Return the class names that all shards agree on; None where none has any."""
@@ -109,19 +159,91 @@ class HuggingFaceParquet(Source):
         return first
 
 
+def _hint(path: Path, split: Split) -> str:
+    """Return what to do where a split's shards aren't found, by what lies there."""
+    if not path.is_dir():
+        return "there is no such folder: set path to the one that holds the shards"
+    if next(path.glob("**/state.json"), None) or (path / "dataset_dict.json").exists():
+        return (
+            "what lies there is Arrow, as save_to_disk writes it: load it and write each split by "
+            f"load_from_disk(...)['{split}'].to_parquet('{split}.parquet')"
+        )
+    others = {"train": ("train",), "test": ("test", "validation", "valid", "val", "dev")}[split]
+    likes = [like for name in others for like in (f"**/{name}*.parquet", f"**/{name}/*.parquet")]
+    found = next((file for like in likes for file in sorted(path.glob(like))), None)
+    if found:
+        pattern = found.with_name(re.sub(r"\d{2,}.*", "*.parquet", found.name)).relative_to(path)
+        return f"{found.relative_to(path)} lies there: if that is meant, say {split}: {pattern}"
+    return f"set path to the folder of the shards, and {split} to a pattern of their names if need be"
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    return sorted(file for file in folder.glob(pattern) if not file.name.startswith("."))
+
+
+def _refuse_repeated(shards: list[Path]) -> None:
+    """Refuse what would bring images in twice: one file by two names, two shards of one number."""
+    seen: dict[object, Path] = {}
+    for shard in shards:
+        match = SHARD.match(shard.name)
+        # Of one number, whatever else the name says: a second push has another hash.
+        keys: list[object] = [shard.resolve()]
+        keys += [(shard.parent, match["of"], int(match["number"]), int(match["total"]))] if match else []
+        for key in keys:
+            if key in seen:
+                raise ValueError(
+                    f"{shard}: the same shard as {seen[key].name}, so its images would count twice; remove "
+                    "one of them"
+                )
+            seen[key] = shard
+
+
 def _refuse_missing_shards(shards: list[Path]) -> None:
-    numbered = [match for shard in shards if (match := SHARD.search(shard.name))]
-    for total in {int(match[2]) for match in numbered}:
-        there = {int(match[1]) for match in numbered if int(match[2]) == total}
-        if absent := sorted(set(range(total)) - there):
+    for (folder, of), numbers in _numbers(shards, SHARD).items():
+        totals = {total for _, total in numbers}
+        if len(totals) > 1:
             raise ValueError(
-                f"{shards[0]}: shard {absent[0]} of 0 to {total - 1} is missing beside it; fetch it"
+                f"{folder}: shards {of} of {' and of '.join(map(str, sorted(totals)))} lie side by side, as "
+                "two downloads leave them; remove those that are not meant"
             )
+        _refuse_gap(shards[0], {number for number, _ in numbers}, range(totals.pop()))
+    counted = [shard for shard in shards if not SHARD.match(shard.name)]
+    for numbers in _numbers(counted, COUNTED).values():
+        there = {number for number, _ in numbers}
+        # Not years, say: only what counts from its start.
+        if len(there) > 1 and min(there) <= 1:
+            _refuse_gap(counted[0], there, range(min(there), max(there) + 1))
+
+
+def _numbers(shards: list[Path], kind: re.Pattern[str]) -> dict[tuple[Path, str], set[tuple[int, int]]]:
+    """Return number and total (0 where the names have none) of the shards of each folder and name."""
+    found: dict[tuple[Path, str], set[tuple[int, int]]] = {}
+    for shard in shards:
+        if match := kind.match(shard.name):
+            numbers = match.groupdict()
+            place = found.setdefault((shard.parent, match["of"]), set())
+            place.add((int(numbers["number"]), int(numbers.get("total", 0))))
+    return found
+
+
+def _refuse_gap(shard: Path, there: set[int], wanted: range) -> None:
+    if beyond := sorted(there - set(wanted)):
+        raise ValueError(
+            f"{shard}: shard {beyond[0]} beside it is none of 0 to {wanted[-1]}; fetch them again"
+        )
+    if absent := sorted(set(wanted) - there):
+        raise ValueError(
+            f"{shard}: shard {absent[0]} of {wanted[0]} to {wanted[-1]} is missing beside it; fetch it"
+        )
 
 
 @contextlib.contextmanager
 def _opened(shard: Path) -> Iterator[pq.ParquetFile]:
     """Yield an open shard; an error of the library while it is in use becomes one that names it."""
+    if not shard.is_file():
+        raise ValueError(
+            f"{shard}: no regular file, but a folder, a pipe, or a link that leads nowhere; remove it"
+        )
     try:
         # No memory map: on a network file system the loss of the file would be a bus error.
         with pq.ParquetFile(shard, memory_map=False) as file:
@@ -129,6 +251,32 @@ def _opened(shard: Path) -> Iterator[pq.ParquetFile]:
     except (pa.ArrowException, OSError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{shard}: not a whole Parquet file ({reason}); fetch it again") from error
+
+
+def _check_columns(shard: Path, label: str, image: str | None) -> None:
+    """Refuse a shard without the columns, or with them of other types, before anything is read of it."""
+    with _opened(shard) as file:
+        _refuse_missing_column(shard, file, label)
+        kind = file.schema_arrow.field(label).type
+        if not pa.types.is_integer(kind):
+            raise ValueError(f"{shard}: column {label} is {kind}, but labels must be integers, 0 to K - 1")
+        _refuse_type(shard, file.schema_arrow.field(_image_column(shard, file, image)))
+
+
+def _image_column(shard: Path, file: pq.ParquetFile, named: str | None) -> str:
+    found = [name for name in IMAGE_COLUMNS if name in file.schema_arrow.names]
+    if named is None and not found:
+        _refuse_missing_column(shard, file, " or ".join(IMAGE_COLUMNS))
+    if named is None and len(found) > 1:
+        raise ValueError(f"{shard}: it has columns {' and '.join(found)}: say which, as image_column")
+    column = named or found[0]
+    _refuse_missing_column(shard, file, column)
+    return column
+
+
+def _num_rows(shard: Path) -> int:
+    with _opened(shard) as file:
+        return int(file.metadata.num_rows)
 
 
 def _schema_names(shard: Path, column: str) -> tuple[str, ...] | None:
@@ -152,10 +300,6 @@ def _listed(names: tuple[str, ...] | None) -> str:
 
 def _labels(shard: Path, column: str) -> Labels:
     with _opened(shard) as file:
-        _refuse_missing_column(shard, file, column)
-        kind = file.schema_arrow.field(column).type
-        if not pa.types.is_integer(kind):
-            raise ValueError(f"{shard}: column {column} is {kind}, but labels must be integers, 0 to K - 1")
         values = file.read(columns=[column])[column]
     if not len(values):
         raise ValueError(f"{shard}: it has no rows; fetch it again or remove it")
@@ -164,7 +308,10 @@ def _labels(shard: Path, column: str) -> Labels:
         raise ValueError(
             f"{shard}, row {row}: its {column} is null; give every image a label or drop the row"
         )
-    labels: Labels = values.to_numpy().astype(np.int64)
+    numbers = values.to_numpy()
+    if numbers.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"{shard}: label {numbers.max()} is no number of a class: labels must be 0 to K - 1")
+    labels: Labels = numbers.astype(np.int64)
     if labels.min() < 0:
         row = int(np.flatnonzero(labels < 0)[0])
         raise ValueError(
@@ -185,13 +332,24 @@ def _num_classes(where: Path, train: list[Labels], test: list[Labels]) -> int:
     return largest + 1
 
 
-def _encoded(shard: Path) -> Iterator[tuple[str, Path | bytes]]:
+def _names_files(shard: Path, named: str | None) -> bool:
+    """Return whether a shard has images that it only names, by the statistics in its footer."""
+    with _opened(shard) as file:
+        column = f"{_image_column(shard, file, named)}.bytes"
+        for number in range(file.metadata.num_row_groups):
+            group = file.metadata.row_group(number)
+            for place in range(group.num_columns):
+                chunk = group.column(place)
+                told = chunk.statistics
+                if chunk.path_in_schema == column and (told is None or told.null_count):
+                    return True
+    return False
+
+
+def _encoded(shard: Path, named: str | None) -> Iterator[tuple[str, Path | bytes]]:
     """Yield the name of each row's image, for errors, and the image's content or file."""
     with _opened(shard) as file:
-        column = next((name for name in IMAGE_COLUMNS if name in file.schema_arrow.names), None)
-        if column is None:
-            _refuse_missing_column(shard, file, " or ".join(IMAGE_COLUMNS))
-        _refuse_type(shard, file.schema_arrow.field(column))
+        column = _image_column(shard, file, named)
         row = 0
         # Errors of whoever takes the rows aren't raised in here, so this names broken shards only.
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
@@ -202,10 +360,14 @@ def _encoded(shard: Path) -> Iterator[tuple[str, Path | bytes]]:
 
 def _refuse_missing_column(shard: Path, file: pq.ParquetFile, column: str) -> None:
     found = file.schema_arrow.names
+    if found.count(column) > 1:
+        raise ValueError(f"{shard}: {found.count(column)} columns are called {column}; rename all but one")
     if column not in found:
+        # What a table of text had before its first name, a byte order mark, can't be seen.
+        marked = [ascii(name) for name in found if name.strip("\ufeff \t\r\n") == column]
         raise ValueError(
-            f"{shard}: no column {column}; it has {', '.join(found)}: rename one, or set label_column if "
-            "it is the label that has another name"
+            f"{shard}: no column {column}; it has {', '.join(marked or found)}: rename one, or set "
+            "label_column or image_column to the name that it has"
         )
 
 
@@ -215,8 +377,9 @@ def _refuse_type(shard: Path, column: pa.Field) -> None:
         kind = kind.field("bytes").type
     if not _is_binary(kind):
         raise ValueError(
-            f"{shard}: column {column.name} is {column.type}, but must be binary or a struct "
-            "of bytes and path"
+            f"{shard}: column {column.name} is {column.type}, but must be binary or a struct of "
+            "bytes and path, as the library `datasets` writes its feature Image: cast the column to it, and "
+            "write the shards anew"
         )
 
 

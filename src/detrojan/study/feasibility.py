@@ -1,18 +1,30 @@
 """What can be known to fail before the first job: missing sources, too few images, impossible ratios."""
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+import pydantic
 
 from detrojan import registry
-from detrojan.cells import NO_METHOD, NO_SAMPLES
-from detrojan.study.files import StudyError, wrong_shipped
+from detrojan.cells import NO_METHOD, NO_SAMPLES, label_of
+from detrojan.study.files import StudyError, explain, wrong_shipped
 from detrojan.study.grid import models, shards
 from detrojan.study.schema import MethodKind, Study
+
+if TYPE_CHECKING:
+    from detrojan.datasets.base import Source
+
+
+logger = logging.getLogger(__name__)
 
 
 def check(study: Study) -> None:
     """Count the images of each data set of the grid and check what the study asks of them.
+
+    What may be wrong with a source without being an error is told in warnings.
 
     Only the main process calls it: jobs need not count again what was found right.
 
@@ -26,13 +38,20 @@ def check(study: Study) -> None:
     mistakes = [*_wrong_shipped(study)]
     for name in asked:
         try:
-            train, pool, test = _counts(study, name)
+            source = _source(study, name)
+            images = _counts(study, name, source)
+            for remark in source.remarks():
+                logger.warning("datasets.%s: %s", name, remark)
+        except pydantic.ValidationError as error:
+            kind = registry.declared("datasets", study.datasets[name].source).settings
+            mistakes += explain(error, kind, study.datasets[name].source_settings, f"datasets.{name}")
+            continue
         except (ValueError, OSError) as error:
             mistakes.append(f"datasets.{name}: {error}")
             continue
-        mistakes += _wrong_target(study, name, train, test)
-        mistakes += _too_few_samples(study, name, pool)
-        mistakes += _impossible_ratios(study, name, train)
+        mistakes += _wrong_target(study, name, images)
+        mistakes += _too_few_samples(study, name, images.pool)
+        mistakes += _impossible_ratios(study, name, images)
         mistakes += _images_too_small(study, name)
         mistakes += _images_of_wrong_side(study, name)
     if mistakes:
@@ -47,26 +66,55 @@ def _wrong_shipped(study: Study) -> Iterator[str]:
                 yield from wrong_shipped(kind, name)
 
 
-def _counts(study: Study, name: str) -> tuple[Counter[int], Counter[int], Counter[int]]:
-    """Return how many images each label has in training, in the defender's pool and in the test set."""
-    # Jobs parse this module too, and need neither numpy nor Pillow for that.
-    from detrojan.datasets.base import Source, selected_counts, split_counts
+class _Images(NamedTuple):
+    """How many images each label has in training, in the defender's pool and in the test set; its name."""
 
+    train: Counter[int]
+    pool: Counter[int]
+    test: Counter[int]
+    names: list[str]
+
+
+def _counts(study: Study, name: str, source: "Source") -> _Images:
+    # Jobs parse this module too, and need neither numpy nor Pillow for that.
+    from detrojan.datasets.base import refuse_missing_classes, selected, selected_counts, split_counts
+
+    dataset, all_names = study.datasets[name], source.class_names()
+    train, test = (
+        selected_counts(source.counts(split), all_names, dataset.classes) for split in ("train", "test")
+    )
+    names = [all_names[label] for label in selected(all_names, dataset.classes)]
+    refuse_missing_classes(train, names, "train")
+    train, held_out = split_counts(train, dataset.held_out, dataset.per_class)
+    return _Images(train, held_out if study.pool == "held_out" else train, test, names)
+
+
+def _source(study: Study, name: str) -> "Source":
     dataset = study.datasets[name]
     source: Source = registry.load("datasets", dataset.source, dataset.source_settings)
-    train, test = (selected_counts(source.counts(split), dataset.classes) for split in ("train", "test"))
-    train, held_out = split_counts(train, dataset.held_out, dataset.per_class)
-    return train, held_out if study.pool == "held_out" else train, test
+    return source
 
 
-def _wrong_target(study: Study, name: str, train: Counter[int], test: Counter[int]) -> Iterator[str]:
-    if len(train) < 2:
+def _target(study: Study, images: _Images) -> int | None:
+    """Return the label that the attacker wants of a data set; None if it has no such label."""
+    try:
+        return label_of(study.target, images.names)
+    except ValueError:
+        return None
+
+
+def _wrong_target(study: Study, name: str, images: _Images) -> Iterator[str]:
+    target = _target(study, images)
+    if len(images.names) < 2:
         yield f"datasets.{name}: it has one class, but an attack needs a target and another class"
-    elif study.target not in train:
-        yield f"target: {study.target} is no label of data set {name}, whose labels are 0 to {max(train)}"
-    elif test.total() == test[study.target]:
+    elif target is None:
+        known = f"whose labels are 0 to {len(images.names) - 1}"
+        if isinstance(study.target, str):
+            known = f"whose classes are {', '.join(images.names[:10])}{', ...' * (len(images.names) > 10)}"
+        yield f"target: {study.target} is no label of data set {name}, {known}"
+    elif images.test.total() == images.test[target]:
         yield (
-            f"target: all {test.total()} test images of {name} are of class {study.target}, so no image is "
+            f"target: all {images.test.total()} test images of {name} are of class {target}, so no image is "
             "left to measure the attack on: choose another target"
         )
 
@@ -88,14 +136,16 @@ def _too_few_samples(study: Study, name: str, pool: Counter[int]) -> Iterator[st
             )
 
 
-def _impossible_ratios(study: Study, name: str, train: Counter[int]) -> Iterable[str]:
-    total = train.total()
+def _impossible_ratios(study: Study, name: str, images: _Images) -> Iterable[str]:
+    total, target = images.train.total(), _target(study, images)
     asked = {(model.attack, model.ratio) for model in models(study) if model.dataset == name}
     for attack, ratio in sorted(asked):
         if attack == NO_METHOD or registry.trigger_owner(attack) == "model":
             continue  # a share of each batch, in expectation: any ratio is possible
         label_mode = registry.declared("attacks", attack).constants["label_mode"]
-        pool = train[study.target] if label_mode.endswith("CLEAN_LABEL") else total
+        if label_mode.endswith("CLEAN_LABEL") and target is None:
+            continue
+        pool = images.train[target] if target is not None and label_mode.endswith("CLEAN_LABEL") else total
         wanted = round(ratio * total)
         if wanted < 1:
             yield (
@@ -106,7 +156,7 @@ def _impossible_ratios(study: Study, name: str, train: Counter[int]) -> Iterable
             most = _rounded(pool / total)
             yield (
                 f"grid.ratios: {attack} at ratio {ratio:g} on {name} needs {wanted} of {total} training "
-                f"images, all of class {study.target}, which has {pool}: it can go up to {most}; leave the "
+                f"images, all of class {target}, which has {pool}: it can go up to {most}; leave the "
                 f'cells out with grid.exclude: [{{attack: {attack}, dataset: {name}, ratio: "> {most}"}}]'
             )
 

@@ -101,6 +101,7 @@ NumberCondition = Annotated[
     str | list[float] | None,
     BeforeValidator(_number_condition, json_schema_input_type=float | list[float] | _Comparison),
 ]
+Label = Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]  # its number, or its class's name
 Share = Annotated[float, Field(ge=0, le=1)]
 Spread = Annotated[float, Field(gt=0, le=1)]
 
@@ -224,10 +225,16 @@ class Dataset(Strict):
     held_out: float = Field(
         0.0, ge=0, lt=1, description="share of each class kept from training, for the defender"
     )
-    classes: list[Annotated[int, Field(ge=0)]] | None = Field(
-        None, min_length=2, description="use only these labels, numbered anew in this order"
+    classes: list[Label] | None = Field(
+        None,
+        min_length=2,
+        description="use only these labels, numbers or names, numbered anew in this order",
     )
     per_class: int | None = Field(None, ge=2, description="use only the first so many images of each class")
+    overlap: Share | Literal["allowed"] = Field(
+        0.0,
+        description="largest share of test images that training may hold too, pixel for pixel; or allowed",
+    )
     augmentation: Augmentation = Field(Augmentation(), description="how training images are varied")
     mean: tuple[Share, Share, Share] | None = Field(
         None, description="of red, green, blue in [0, 1]; measured if not given"
@@ -236,7 +243,7 @@ class Dataset(Strict):
 
     @pydantic.field_validator("classes")
     @classmethod
-    def _each_once(cls, values: list[int] | None) -> list[int] | None:
+    def _each_once(cls, values: list[int | str] | None) -> list[int | str] | None:
         if values is not None and len(set(values)) < len(values):
             raise ValueError("a label stands there more than once: remove the repeats")
         return values
@@ -258,7 +265,7 @@ class Dataset(Strict):
     @property
     def options(self) -> dict[str, Any]:
         """What else decides the images, in the words of :func:`detrojan.stages.ingest.build`."""
-        own = self.model_dump(include={"held_out", "classes", "per_class", "mean", "std"})
+        own = self.model_dump(include={"held_out", "classes", "per_class", "overlap", "mean", "std"})
         return {"side": self.image_size, **own}
 
 
@@ -298,7 +305,7 @@ def shipped(kind: MethodKind, name: str) -> Settings:
 class Study(Strict):
     """A study file."""
 
-    target: int = Field(0, ge=0, description="the label that the attacker wants")
+    target: Label = Field(0, description="the label that the attacker wants: its number, or its class's name")
     label_map: Literal["all_to_one", "all_to_all"] = Field(
         "all_to_one", description="whether all triggered images should get the target, or each the next class"
     )

@@ -229,6 +229,7 @@ _dataset = Rule(
     "datasets",
     DATASET,
     files={"train": "/train.parquet", "held_out": "/held_out.parquet", "test": "/test.parquet"},
+    beside={"card": "/card.json"},
     log="dataset",
     methods={"datasets": "source"},
     streams={"held out": ("dataset", "label")},

@@ -16,14 +16,18 @@ import yaml
 from detrojan.workflow import graph
 
 FOLDER = Path(".snakemake", "runs")
-CODE, RETRIES = "planned_code", "retries"  # beside the keys of a study
+# Beside the keys of a study.
+CODE, IMAGES, RETRIES = "planned_code", "planned_images", "retries"
 
 
-def give(workflow: Any, raw: Mapping[str, Any]) -> None:
-    """Let the jobs of Snakemake's ``workflow`` have the study ``raw``, as parsed, and the code of now."""
+def give(workflow: Any, raw: Mapping[str, Any], images: Mapping[str, str]) -> None:
+    """Let the jobs of Snakemake's ``workflow`` have the study ``raw``, as parsed, and what is there now.
+
+    That is the code, and which ``images`` each data set has, see :mod:`detrojan.workflow.sources`.
+    """
     from detrojan.storage import records  # pyarrow, which each of a cluster's jobs would load
 
-    own = {CODE: graph.all_code(), RETRIES: workflow.execution_settings.retries}
+    own = {CODE: graph.all_code(), IMAGES: dict(images), RETRIES: workflow.execution_settings.retries}
     text = yaml.safe_dump({**raw, **own}, sort_keys=False, allow_unicode=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = FOLDER / f"{name}.yaml"
@@ -32,13 +36,12 @@ def give(workflow: Any, raw: Mapping[str, Any]) -> None:
     workflow.config_settings.configfiles = [path.absolute()]
 
 
-def take(config: dict[str, Any]) -> dict[str, str]:
-    """Return the planned digests of code, see :func:`graph.all_code`, and leave the study in ``config``.
+def take(config: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the planned digests of code and the images; leave the study in ``config``.
 
-    None in the run itself, which plans with the code of now.
+    None in the run itself, which plans with those of now.
     """
-    found: dict[str, str] = config.pop(CODE, {})
-    return found
+    return config.pop(CODE, {}), config.pop(IMAGES, {})
 
 
 def given(folder: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from detrojan.datasets._layouts.base import first_folder
-from detrojan.datasets.base import Labels, Pixels, RawImages, Split, resize_all
+from detrojan.datasets.base import Labels, Orientation, Pixels, RawImages, Split, resize_all
 
 CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
@@ -24,6 +24,7 @@ BATCHES: dict[Split, list[str]] = {
 }
 FOLDER = "cifar-10-batches-py"
 BINARY_FOLDER = "cifar-10-batches-bin"
+BESIDE: tuple[str, ...] = ()
 PUBLISHED: dict[Split, tuple[int, ...]] = {"train": (5000,) * 10, "test": (1000,) * 10}
 
 
@@ -52,6 +53,11 @@ def _batches(folder: Path, split: Split) -> list[tuple[Pixels, Labels]]:
     return batches
 
 
+def names(folder: Path | None) -> tuple[str, ...]:
+    """Return the name of each class."""
+    return CLASSES
+
+
 def labels(folder: Path, split: Split) -> Labels:
     """Return the labels of a split; decodes no image.
 
@@ -61,8 +67,15 @@ def labels(folder: Path, split: Split) -> Labels:
     return np.concatenate([labels for _, labels in _batches(folder, split)])
 
 
-def read(folder: Path, split: Split, side: int) -> RawImages:
+def unnamed(folder: Path, split: Split) -> list[Path]:
+    """Return nothing: batches are read whole."""
+    return []
+
+
+def read(folder: Path, split: Split, side: int, orientation: Orientation) -> RawImages:
     """Return the images of a split as RGB, resized to ``side`` × ``side`` pixels.
+
+    They are pixels, and have no ``orientation``.
 
     Raises:
         ValueError: a batch is missing or broken.

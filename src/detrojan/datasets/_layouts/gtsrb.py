@@ -10,8 +10,16 @@ torchvision's; its test set is the same.
 import csv
 from pathlib import Path
 
-from detrojan.datasets._layouts.base import File, file_labels, first_folder, lines, listing, read_files
-from detrojan.datasets.base import Labels, RawImages, Split
+from detrojan.datasets._layouts.base import (
+    File,
+    file_labels,
+    first_folder,
+    lines,
+    listing,
+    read_files,
+    unnamed_files,
+)
+from detrojan.datasets.base import Labels, Orientation, RawImages, Split
 
 CLASSES = (
     *("speed limit 20", "speed limit 30", "speed limit 50", "speed limit 60", "speed limit 70"),
@@ -25,6 +33,8 @@ CLASSES = (
     *("end of no passing", "end of no passing for trucks"),
 )
 FOLDER = "gtsrb"
+GROUND_TRUTH = "GT-final_test.csv"
+BESIDE: tuple[str, ...] = (GROUND_TRUTH,)
 PUBLISHED: dict[Split, tuple[int, ...]] = {
     "train": (
         *(210, 2220, 2250, 1410, 1980, 1860, 420, 1440, 1410, 1470, 2010, 1320, 2100, 2160, 780),
@@ -59,7 +69,7 @@ def _files(folder: Path, split: Split) -> list[File]:
             )
         return [file for label in range(len(CLASSES)) for file in _class_files(images, label)]
     # torchvision keeps the labels beside the folder GTSRB, others inside it.
-    name = "GT-final_test.csv"
+    name = GROUND_TRUTH
     places = [folder.parent / name, folder / name, folder / TEST / name]
     table = next((file for file in places if file.is_file()), places[0])
     return [(folder / TEST / name, label) for name, label in _ground_truth(table)]
@@ -95,6 +105,11 @@ def _ground_truth(table: Path) -> list[tuple[str, int]]:
     return rows
 
 
+def names(folder: Path | None) -> tuple[str, ...]:
+    """Return the name of each class."""
+    return CLASSES
+
+
 def labels(folder: Path, split: Split) -> Labels:
     """Return the labels of a split; decodes no image.
 
@@ -104,13 +119,19 @@ def labels(folder: Path, split: Split) -> Labels:
     return file_labels(_files(folder, split))
 
 
-def read(folder: Path, split: Split, side: int) -> RawImages:
+def unnamed(folder: Path, split: Split) -> list[Path]:
+    """Return the images of a split that no table names."""
+    files = _files(folder, split)
+    return unnamed_files(files, dict.fromkeys(file.parent for file, _ in files), (".csv",))
+
+
+def read(folder: Path, split: Split, side: int, orientation: Orientation) -> RawImages:
     """Return the images of a split as RGB, resized to ``side`` × ``side`` pixels.
 
     Raises:
         ValueError: a folder, table or image is missing or broken.
     """
-    return read_files(_files(folder, split), CLASSES, side)
+    return read_files(_files(folder, split), CLASSES, side, orientation)
 
 
 def fetch(root: str) -> None:

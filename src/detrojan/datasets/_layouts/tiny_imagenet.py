@@ -5,10 +5,19 @@ Source: Stanford CS231n's Tiny ImageNet.
 
 from pathlib import Path
 
-from detrojan.datasets._layouts.base import File, file_labels, first_folder, lines, listing, read_files
-from detrojan.datasets.base import Labels, RawImages, Split
+from detrojan.datasets._layouts.base import (
+    File,
+    file_labels,
+    first_folder,
+    lines,
+    listing,
+    read_files,
+    unnamed_files,
+)
+from detrojan.datasets.base import Labels, Orientation, RawImages, Split, is_clutter
 
 FOLDER = "tiny-imagenet-200"
+BESIDE: tuple[str, ...] = ()
 PUBLISHED: dict[Split, tuple[int, ...]] = {"train": (500,) * 200, "test": (50,) * 200}
 ARCHIVE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -51,6 +60,19 @@ def _files(folder: Path, split: Split) -> list[File]:
     return files
 
 
+def names(folder: Path | None) -> tuple[str, ...]:
+    """Return the words for each class, or its WordNet id without any; before a download, its number.
+
+    Raises:
+        ValueError: a list of the classes is missing or broken.
+    """
+    if folder is None:
+        return tuple(map(str, range(len(PUBLISHED["train"]))))
+    words = folder / "words.txt"
+    known = dict(line.split("\t", 1) for line in lines(words) if "\t" in line) if words.is_file() else {}
+    return tuple(known.get(wnid, wnid) for wnid in _wnids(folder))
+
+
 def labels(folder: Path, split: Split) -> Labels:
     """Return the labels of a split; decodes no image.
 
@@ -60,16 +82,24 @@ def labels(folder: Path, split: Split) -> Labels:
     return file_labels(_files(folder, split))
 
 
-def read(folder: Path, split: Split, side: int) -> RawImages:
+def unnamed(folder: Path, split: Split) -> list[Path]:
+    """Return the files beside the images of a split, and training folders of classes that wnids.txt lacks."""
+    files = _files(folder, split)
+    found = unnamed_files(files, dict.fromkeys(file.parent for file, _ in files))
+    if split == "test":
+        return found
+    wnids = set(_wnids(folder))
+    folders = (entry for entry in sorted((folder / "train").iterdir()) if entry.name not in wnids)
+    return found + [entry for entry in folders if not is_clutter(entry.name)]
+
+
+def read(folder: Path, split: Split, side: int, orientation: Orientation) -> RawImages:
     """Return the images of a split as RGB, resized to ``side`` × ``side`` pixels.
 
     Raises:
         ValueError: a folder, table or image is missing or broken.
     """
-    words = folder / "words.txt"
-    names = dict(line.split("\t", 1) for line in lines(words) if "\t" in line) if words.is_file() else {}
-    classes = tuple(names.get(wnid, wnid) for wnid in _wnids(folder))
-    return read_files(_files(folder, split), classes, side)
+    return read_files(_files(folder, split), names(folder), side, orientation)
 
 
 def fetch(root: str) -> None:
