@@ -108,7 +108,7 @@ def kept(results: Path) -> dict[str, Any]:
     try:
         return yaml_text.read(path)
     except ValueError as error:
-        raise StudyError([f"{error}; the next run writes it anew"]) from None
+        raise StudyError([f"{path} is broken: run the study again, which writes it ({error})"]) from None
 
 
 # --- what the schema alone can't tell --------------------------------------------------------------
