@@ -380,6 +380,14 @@ def _turns(image: Image.Image) -> tuple[Image.Transpose, Image.Transpose] | None
     return None
 
 
+def of_one_colour(images: Pixels) -> npt.NDArray[np.bool_]:
+    """Return which images (N, H, W, 3) have pixels of one colour only, bool (N,)."""
+    rows = np.flatnonzero((images[:, 0, 0] == images[:, -1, -1]).all(1))  # no others need a closer look
+    found = np.zeros(len(images), np.bool_)
+    found[rows] = [bool((images[row] == images[row, 0, 0]).all()) for row in rows]
+    return found
+
+
 def resize_all(images: Pixels, side: int) -> Pixels:
     """Return images (N, H, W, 3) resized to (N, side, side, 3); themselves where that is their size."""
     if images.shape[1:3] == (side, side):

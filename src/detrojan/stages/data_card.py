@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from detrojan.datasets.base import SPLITS, RawImages, Source
+from detrojan.datasets.base import SPLITS, RawImages, Source, of_one_colour
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +44,10 @@ def describe(
 
 def _pixels(raw: RawImages) -> dict[str, Any]:
     """Return what the pixels of a split are, in the size that the study uses."""
-    flat = (raw.images.min((1, 2)) == raw.images.max((1, 2))).all(1)
     found = raw.found
     return {
         "levels": [int(raw.images.min()), int(raw.images.max())],
-        "one_colour": int(flat.sum()),
+        "one_colour": int(of_one_colour(raw.images).sum()),
         "sizes": [[*size, number] for size, number in found.sizes.most_common(SIZES)] if found else None,
         "num_sizes": len(found.sizes) if found else None,
         "with_orientation": found.turned if found else None,

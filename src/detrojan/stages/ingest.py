@@ -22,6 +22,7 @@ from detrojan.datasets.base import (
     Split,
     count,
     listed,
+    of_one_colour,
     refuse_missing_classes,
     selected,
     split_counts,
@@ -179,31 +180,32 @@ def _check_levels(name: str, raw: RawImages, split: str) -> None:
 
     Decoders turn levels that they do not expect into black or white: then nothing is left to learn.
     """
-    lowest, highest = raw.images.min((1, 2)), raw.images.max((1, 2))  # of each channel, (N, 3)
+    is_flat, colours = of_one_colour(raw.images), raw.images[:, 0, 0]
     why = (
         "nothing in them can be learned; if the files show more, their grey levels may lie outside of 0 to "
         "255, or they are white on transparent: save them with 8 bits, on a background"
     )
     for label, of_class in enumerate(raw.classes):
         rows = np.flatnonzero(raw.labels == label)
-        if len(rows) > 1 and (lowest[rows].min(0) == highest[rows].max(0)).all():
-            colour = tuple(lowest[rows[0]].tolist())
+        if len(rows) > 1 and is_flat[rows].all() and len(np.unique(colours[rows], axis=0)) == 1:
+            colour = tuple(colours[rows[0]].tolist())
             raise ValueError(
                 f"data set {name}: all {len(rows)} images of class {label} ({of_class}) in split {split} are "
                 f"of one colour, {colour}, as {raw.names[rows[0]]}: {why}"
             )
-    if len(raw.labels) > 1 and (lowest.min(0) == highest.max(0)).all():
+    if len(raw.labels) > 1 and is_flat.all() and len(np.unique(colours, axis=0)) == 1:
         raise ValueError(f"data set {name}: all images of split {split} are of one colour: {why}")
-    flat = np.flatnonzero((lowest == highest).all(1))
+    flat = np.flatnonzero(is_flat)
     if len(flat):
         logger.warning(
             "data set %s: %d of %d images of split %s are of one colour each: %s",
             *(name, len(flat), len(raw.labels), split, listed([raw.names[row] for row in flat])),
         )
-    if int(highest.max()) - int(lowest.min()) < NARROW:
+    lowest, highest = int(raw.images.min()), int(raw.images.max())
+    if highest - lowest < NARROW:
         logger.warning(
             "data set %s: all pixels of split %s have levels from %d to %d, of 0 to 255: %s",
-            *(name, split, lowest.min(), highest.max(), "grey of 10 to 14 bits saved as 16 looks so"),
+            *(name, split, lowest, highest, "grey of 10 to 14 bits saved as 16 looks so"),
         )
 
 
