@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -92,6 +93,48 @@ def test_a_file_of_an_earlier_version_is_refused_and_it_is_said_what_to_do(resul
     pq.write_table(pq.read_table("results/tables/cells.parquet").replace_schema_metadata(None), "old.parquet")
     with pytest.raises(ValueError, match=r"it has no checksum: cut off, damaged, or of an earlier version"):
         records.read_table("old.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("models/toy/model.safetensors", artifacts.read_model),
+        ("metrics/toy/predictions.parquet", records.read_table),
+        ("datasets/toy/test.parquet", artifacts.read_images),
+    ],
+)
+def test_a_file_in_anothers_place_is_refused(results, name, read):
+    path = results / name
+    there = results / name.replace("/toy/", "/other/")
+    there.parent.mkdir()
+    shutil.copy(path, there)
+    with pytest.raises(ValueError, match=rf"{there}: written as {name}, so it is another's"):
+        read(there)
+    # The folder of results may have any name later.
+    results.rename(results.with_name("results of May"))
+    read(results.with_name("results of May") / name)
+
+
+def test_a_file_in_a_folder_that_is_being_written_is_of_its_place(tmp_path):
+    folder = tmp_path / "results/defended/ft/draws-0-1"
+    with records.whole_folder(folder) as partial:
+        artifacts.write_tensors({}, partial / "draw-0.safetensors")
+    assert artifacts.read_tensors(folder / "draw-0.safetensors") == ({}, {})
+    with safe_open(folder / "draw-0.safetensors", framework="np") as file:
+        assert file.metadata()["place"] == "defended/ft/draws-0-1/draw-0.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("path", "place"),
+    [
+        ("results/tables/cells.parquet", "tables/cells.parquet"),
+        ("/results/of/results/models/m.safetensors", "models/m.safetensors"),
+        ("elsewhere/cells.parquet", ""),
+        ("results", ""),
+    ],
+)
+def test_a_place_is_told_from_the_last_folder_of_results(path, place):
+    assert records.place(path) == place
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,8 @@ def _image_set(table: pa.Table, path: FilePath) -> ImageSet:
 
 def write_tensors(tensors: Mapping[str, Tensor], path: FilePath, **metadata: object) -> None:
     """Write named tensors as safetensors, with a checksum; ``metadata`` values are stored as JSON."""
-    texts = {key: json.dumps(value) for key, value in metadata.items()} | {seals.KEY: seals.BLANK}
+    texts = {key: json.dumps(value) for key, value in metadata.items()}
+    texts |= {records.PLACE: records.place(path), seals.KEY: seals.BLANK}
     with records.sealed(path) as partial:
         # In memory first: the library's own files are for their owner alone, whatever the umask says.
         content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, texts)
@@ -199,12 +200,14 @@ def read_tensors(path: FilePath) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the named tensors at ``path``, on the CPU, and its metadata.
 
     Raises:
-        ValueError: it is missing or damaged.
+        ValueError: it is missing, damaged or another's.
     """
     with records.readable(path, "safetensors file"):
         content = seals.read(path)
         texts = _header(content)["__metadata__"]
-        metadata = {key: json.loads(value) for key, value in texts.items() if key != seals.KEY}
+        del texts[seals.KEY]
+        records.check_place(path, texts.pop(records.PLACE, ""))
+        metadata = {key: json.loads(value) for key, value in texts.items()}
         tensors = load(content)
         # Copies start where torch aligns its memory. In the file tensors start anywhere, and on some
         # processors a convolution's last bits depend on that: a model that was read would differ.
