@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from detrojan.storage import seals
+from detrojan.storage import records, seals
 from detrojan.storage.columns import ORIGIN
 
 LEFT_OUT = {"seconds", "images_per_second", "peak_memory_bytes", *(field.name for field in ORIGIN)}
@@ -53,10 +53,11 @@ def _of_tables(before: pa.Table, after: pa.Table) -> Iterator[str]:
 
 
 def _own(table: pa.Table) -> pa.Table:
-    """Return ``table`` without the checksum of its file, which differs with what is left out."""
-    metadata = dict(table.schema.metadata or {})
-    metadata.pop(seals.KEY.encode(), None)
-    return table.replace_schema_metadata(metadata)
+    """Return ``table`` without what its file says of itself: the checksum differs with what is left out."""
+    words = table.schema.metadata or {}
+    return table.replace_schema_metadata(
+        {key: word for key, word in words.items() if key.decode() not in (seals.KEY, records.PLACE)}
+    )
 
 
 def _of_columns(name: str, before: pa.ChunkedArray, after: pa.ChunkedArray) -> Iterator[str]:

@@ -193,7 +193,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: FilePath, **metadata: obj
     with records.sealed(path) as partial:
         # In memory first: the library's own files are for their owner alone, whatever the umask says.
         content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, texts)
-        partial.write_bytes(content)
+        partial.write_bytes(_in_order(content))
 
 
 def read_tensors(path: FilePath) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -204,7 +204,7 @@ def read_tensors(path: FilePath) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     with records.readable(path, "safetensors file"):
         content = seals.read(path)
-        texts = _header(content)["__metadata__"]
+        texts = _header(content)[0]["__metadata__"]
         del texts[seals.KEY]
         records.check_place(path, texts.pop(records.PLACE, ""))
         metadata = {key: json.loads(value) for key, value in texts.items()}
@@ -214,11 +214,19 @@ def read_tensors(path: FilePath) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return {name: tensors[name].clone() for name in sorted(tensors)}, metadata
 
 
-def _header(content: bytes) -> dict[str, Any]:
-    """Return what a safetensors file says of its tensors, and its metadata."""
+def _in_order(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata in order: the library shuffles it, at each run anew."""
+    header, size = _header(content)
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
+def _header(content: bytes) -> tuple[dict[str, Any], int]:
+    """Return what a safetensors file says of its tensors, with its metadata, and in how many bytes."""
     size = int.from_bytes(content[:8], "little")
-    header: dict[str, Any] = json.loads(content[8 : 8 + size])
-    return header
+    return json.loads(content[8 : 8 + size]), size
 
 
 def write_model(model: "models.Classifier", path: FilePath, **metadata: object) -> None:
