@@ -75,7 +75,8 @@ def outcomes(path: Path, kind: Kind, bits: Iterable[int], scratch: Path) -> Coun
         scratch: a folder for the damaged copy.
     """
     whole, content = path.read_bytes(), kind.read(path)
-    copy = scratch / path.name
+    copy = scratch / path.absolute().relative_to("/")  # of no other place, which would be refused too
+    copy.parent.mkdir(parents=True, exist_ok=True)
     found: Counter[str] = Counter()
     for bit in bits:
         damaged = bytearray(whole)

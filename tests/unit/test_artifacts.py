@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors import safe_open
 
 from detrojan.errors import FaultError
 from detrojan.images import DefenderSample, ImageSet, TriggeredSample
@@ -532,6 +533,18 @@ def test_tensors_are_aligned_as_torch_aligns_its_own(tmp_path):
     artifacts.write_tensors({f"weight {size}": torch.rand(size) for size in range(1, 12)}, path)
     read, _ = artifacts.read_tensors(path)
     assert {value.data_ptr() % 64 for value in read.values()} == {0}
+
+
+def test_equal_tensors_are_equal_files(tmp_path):
+    path, written = tmp_path / "model.safetensors", set()
+    for _ in range(5):
+        tensors = {"wide": torch.ones(3, dtype=torch.float64), "narrow": torch.ones(5, dtype=torch.uint8)}
+        artifacts.write_tensors(tensors, path, a=1, b="ü", c=[3], d=4, e=5)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    with safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["b"]) == "ü"
+        assert torch.equal(file.get_tensor("narrow"), tensors["narrow"])
 
 
 def test_no_tensors_come_back(tmp_path):

@@ -57,6 +57,8 @@ def test_one_that_ends_meanwhile_does_not(monkeypatch):
 def test_nor_do_jobs_of_other_cells_and_dead_ones(monkeypatch):
     monkeypatch.setattr(earlier.time, "sleep", lambda seconds: pytest.fail("waited"))
     started(spc=10)
+    Diary("samples", AXES, "logs/x.log").start(mem_mb=None, runtime_min=None)  # another version's
+    Diary("sample", {"dataset": "toy"}, "logs/x.log").start(mem_mb=None, runtime_min=None)
     earlier.wait(workflow())
     process = subprocess.Popen(["true"])
     process.wait()

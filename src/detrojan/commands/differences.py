@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from detrojan.storage import seals
+from detrojan.storage import records, seals
 from detrojan.storage.columns import ORIGIN
 from detrojan.study import files
 from detrojan.workflow import graph
@@ -72,10 +72,10 @@ def _of_tables(*paths: Path) -> Iterator[str]:
 
 
 def _without_seal(table: pa.Table) -> pa.Table:
-    """Return a table without the checksum of its file, which differs with what is left out."""
-    metadata = dict(table.schema.metadata or {})
-    metadata.pop(seals.KEY.encode(), None)
-    return table.replace_schema_metadata(metadata)
+    """Return a table without the words of its file: its checksum, and where it was written."""
+    metadata = table.schema.metadata or {}
+    own = {key: word for key, word in metadata.items() if key.decode() not in (seals.KEY, records.PLACE)}
+    return table.replace_schema_metadata(own)
 
 
 def _of_columns(name: str, before: pa.ChunkedArray, after: pa.ChunkedArray) -> Iterator[str]:
@@ -113,7 +113,8 @@ def _tensors(path: Path) -> dict[str, Any]:
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
     metadata = header.pop("__metadata__", {})
-    metadata.pop(seals.KEY, None)
+    for word in (seals.KEY, records.PLACE):
+        metadata.pop(word, None)
     return {f"metadata {name}": text for name, text in metadata.items()} | {
         f"tensor {name}": (
             f"{tensor['dtype']} {tensor['shape']}",

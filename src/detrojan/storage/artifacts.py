@@ -188,34 +188,45 @@ def _image_set(table: pa.Table, path: FilePath) -> ImageSet:
 
 def write_tensors(tensors: Mapping[str, Tensor], path: FilePath, **metadata: object) -> None:
     """Write named tensors as safetensors, with a checksum; ``metadata`` values are stored as JSON."""
-    texts = {key: json.dumps(value) for key, value in metadata.items()} | {seals.KEY: seals.BLANK}
+    texts = {key: json.dumps(value) for key, value in metadata.items()}
+    texts |= {records.PLACE: records.place(path), seals.KEY: seals.BLANK}
     with records.sealed(path) as partial:
         # In memory first: the library's own files are for their owner alone, whatever the umask says.
         content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, texts)
-        partial.write_bytes(content)
+        partial.write_bytes(_in_order(content))
 
 
 def read_tensors(path: FilePath) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the named tensors at ``path``, on the CPU, and its metadata.
 
     Raises:
-        ValueError: it is missing or damaged.
+        ValueError: it is missing, damaged or another's.
     """
     with records.readable(path, "safetensors file"):
         content = seals.read(path)
-        texts = _header(content)["__metadata__"]
-        metadata = {key: json.loads(value) for key, value in texts.items() if key != seals.KEY}
+        texts = _header(content)[0].get("__metadata__", {})
+        texts.pop(seals.KEY, None)
+        records.check_place(path, texts.pop(records.PLACE, ""))
+        metadata = {key: json.loads(value) for key, value in texts.items()}
         tensors = load(content)
         # Copies start where torch aligns its memory. In the file tensors start anywhere, and on some
         # processors a convolution's last bits depend on that: a model that was read would differ.
         return {name: tensors[name].clone() for name in sorted(tensors)}, metadata
 
 
-def _header(content: bytes) -> dict[str, Any]:
-    """Return what a safetensors file says of its tensors, and its metadata."""
+def _in_order(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata in order: the library shuffles it, at each run anew."""
+    header, size = _header(content)
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
+
+
+def _header(content: bytes) -> tuple[dict[str, Any], int]:
+    """Return what a safetensors file says of its tensors, with its metadata, and in how many bytes."""
     size = int.from_bytes(content[:8], "little")
-    header: dict[str, Any] = json.loads(content[8 : 8 + size])
-    return header
+    return json.loads(content[8 : 8 + size]), size
 
 
 def write_model(model: "models.Classifier", path: FilePath, **metadata: object) -> None:

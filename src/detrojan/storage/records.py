@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 FilePath = str | os.PathLike[str]
 # A writer on another machine can't be asked whether it lives: its file counts as left after this time.
 FORGOTTEN = 7 * 24 * 3600  # seconds without a write
+PLACE = "place"  # key of where a file was written, beside the one of its checksum
 # What is in the way of a rename: a folder that is not empty, a folder for a file, a file for a folder.
 OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
 # What libraries, and our dataclasses made from metadata, raise on a file that is not what it should be.
@@ -95,7 +96,36 @@ def sweep(path: FilePath) -> None:
 
 def _beside(target: Path, what: str) -> Path:
     """Return a path beside ``target`` that no other process has."""
-    return target.with_name(f".{target.name}.{socket.gethostname()}.{os.getpid()}.{what}")
+    return target.with_name(f".{target.name}{_ending(what)}")
+
+
+def _ending(what: str) -> str:
+    return f".{socket.gethostname()}.{os.getpid()}.{what}"
+
+
+def place(path: FilePath) -> str:
+    """Return where a file lies below the last folder ``results`` of its path; nothing if there is none.
+
+    Of a file in a folder that is being written, where it will lie.
+    """
+    own = _ending("partial")
+    parts = [part.removesuffix(own)[1:] if part.endswith(own) else part for part in Path(path).parts]
+    return "/".join(parts[-parts[::-1].index("results") :]) if "results" in parts[:-1] else ""
+
+
+def check_place(path: FilePath, written: str) -> None:
+    """Refuse a file that was written to another place below its results than ``path``.
+
+    Args:
+        path: where it was found; folders of results may have any name by now.
+        written: its :func:`place` then; nothing is known of one that is empty.
+
+    Raises:
+        ValueError: it lies elsewhere.
+    """
+    if written and not f"/{Path(path).as_posix()}".endswith(f"/{written}"):
+        said = f"{path}: written as {written}, so it is another's; was it copied there?"
+        raise ValueError(f"{said} {anew(path)}")
 
 
 def _put(partial: Path, target: Path) -> None:
@@ -184,7 +214,7 @@ def table_writer(path: FilePath, schema: pa.Schema, **options: Any) -> Iterator[
     options = {"compression": "zstd", "write_page_checksum": True, **options}
     with sealed(path) as partial, pq.ParquetWriter(partial, schema, **options) as writer:
         yield writer
-        writer.add_key_value_metadata({seals.KEY: seals.BLANK})
+        writer.add_key_value_metadata({PLACE: place(path), seals.KEY: seals.BLANK})
 
 
 def write_table(table: pa.Table, path: FilePath, schema: pa.Schema) -> None:
@@ -209,12 +239,13 @@ def read_table(path: FilePath, schema: pa.Schema | None = None) -> pa.Table:
     """Return the Parquet table at ``path``, with the metadata of its schema.
 
     Raises:
-        ValueError: it is missing, damaged, or its columns differ from ``schema``.
+        ValueError: it is missing, damaged or another's, or its columns differ from ``schema``.
     """
     with readable(path, "Parquet table"):
         table = open_table(path).read()
     metadata = dict(table.schema.metadata or {})
     metadata.pop(seals.KEY.encode(), None)
+    check_place(path, metadata.pop(PLACE.encode(), b"").decode())
     table = table.replace_schema_metadata(metadata or None)
     if schema is not None and table.schema.remove_metadata() != schema.remove_metadata():
         found, declared = (s.remove_metadata().to_string().splitlines() for s in (table.schema, schema))
@@ -275,5 +306,5 @@ def read_card(path: FilePath) -> dict[str, Any]:
     """
     with readable(path, "card"):
         card: dict[str, Any] = json.loads(seals.read(path))
-        del card[seals.KEY]
+        card.pop(seals.KEY, None)
         return card

@@ -6,9 +6,12 @@ left out, neither header nor footer, and other programs read it as ever.
 """
 
 import hashlib
+import logging
 import mmap
 import os
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 FilePath = str | os.PathLike[str]
 
@@ -37,15 +40,18 @@ def seal(path: FilePath) -> None:
 def read(path: FilePath) -> bytes:
     """Return the bytes of the file at ``path``, which are those that were written.
 
+    A file without a checksum, of another program or an earlier version, is taken with a warning.
+
     Raises:
-        DamagedError: they are not, or the file has no checksum.
+        DamagedError: they are not.
         OSError: it can't be read.
     """
     content = Path(path).read_bytes()
     # Backwards: where tables have it, at their end, it is found at once.
     start = content.rfind(MARK)
     if start < 0:
-        raise DamagedError("it has no checksum: cut off, damaged, or of an earlier version")
+        logger.warning("%s: it has no checksum, by which damage would show; another program wrote it", path)
+        return content
     start += len(MARK)
     if content[start : start + len(ZEROS)] != _digest(content, start):
         raise DamagedError("damaged: its SHA-256 is not the one that it was written with")

@@ -35,7 +35,7 @@ def wait(workflow: Any, patience: float = PATIENCE) -> None:
         return
     planned = _planned(workflow)
     end, told = time.monotonic() + patience, False
-    while others := [record for record in found if graph.job(record.rule, record.axes).key in planned]:
+    while others := [record for record in found if _key(record) in planned]:
         if time.monotonic() >= end:
             raise WorkflowError(_said(others))
         if not told:
@@ -43,6 +43,14 @@ def wait(workflow: Any, patience: float = PATIENCE) -> None:
             told = True
         time.sleep(POLL_SECONDS)
         found = _at_work()
+
+
+def _key(record: Record) -> tuple[Any, ...] | None:
+    """Return the key of a job; None if another version's, whose rule or axes we don't know."""
+    try:
+        return graph.job(record.rule, record.axes).key
+    except KeyError:
+        return None
 
 
 def _planned(workflow: Any) -> set[tuple[Any, ...]]:
