@@ -88,7 +88,9 @@ def source(wildcards):
 @functools.cache
 def images_of(dataset):
     """Return a text that is the same as long as a data set's source holds the same bytes."""
-    return planned_images.get(dataset) or sources.Read(dataset).identity(sources.load(study.datasets[dataset]))
+    return planned_images.get(dataset) or sources.Read(dataset).identity(
+        sources.load(study.datasets[dataset])
+    )
 
 
 def images(wildcards):
