@@ -34,9 +34,7 @@ localrules:
 onstart:
     earlier.wait(workflow)
     files.keep(config, pathlib.Path(graph.RESULTS))
-    images = {name: images_of(name) for name in sources.of(study)}
-    sources.plan(images)
-    handover.give(workflow, config, images)
+    handover.give(workflow, config, {name: images_of(name) for name in sources.of(study)})
 
 
 rule all:

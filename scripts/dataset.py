@@ -21,5 +21,6 @@ with job.run(snakemake) as cell:
     artifacts.write_images(train, snakemake.output.train)
     artifacts.write_images(held_out, snakemake.output.held_out)
     artifacts.write_images(test, snakemake.output.test)
+    origin |= {"planned": snakemake.params.images}
     records.write_card(cell.axes | card | origin, snakemake.output.card)
     data_card.log(card)

@@ -265,7 +265,11 @@ def no_labels(folder):
         ("signs", one_class, "datasets.signs: it has one class, but an attack needs a target and another"),
         ("shards", corrupt_parquet, "datasets.shards: shards/train.parquet: not a whole Parquet file"),
         ("shards", gap_in_the_labels, "datasets.shards: train: no training image of class 1 (1)"),
-        ("shards", no_labels, "datasets.shards: 2 problems: shards/train.parquet: no column label; it has"),
+        (
+            "shards",
+            no_labels,
+            "datasets.shards: 2 problems: shards/train.parquet: no column label; it has image",
+        ),
     ],
 )
 def test_broken_data_is_named(dataset, prepare, line, tmp_path, monkeypatch):

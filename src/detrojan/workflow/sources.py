@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -103,38 +103,36 @@ def unchanged(source: "Source") -> Iterator[dict[str, str]]:
 
 
 class Read:
-    """What a run has planned a data set's job with, in ``.source.json`` beside its images.
+    """What the job of a data set has read last, by its card, and where else the same bytes were found.
 
-    ``planned`` is the param of the job, ``stamps`` are those of all folders that hold the same bytes.
+    The card says with which param the job was ``planned`` and the digest of the ``content`` that it read;
+    ``.source.json`` beside it has the stamps of other folders, or of other times, with that content.
     """
 
     def __init__(self, name: str) -> None:
-        self._card = Path(graph.job("dataset", {"dataset": name}).file("card"))
-        self._path = self._card.with_name(".source.json")
+        card = Path(graph.job("dataset", {"dataset": name}).file("card"))
+        self._card, self._path = _json(card), card.with_name(".source.json")
 
     def identity(self, source: "Source") -> str:
-        """Return the param: that of the last run, if the source still holds what its job has read."""
+        """Return the param: that of the last job, if the source still holds what it has read."""
         places = source.places()
         now = stamp(places)
-        noted = _json(self._path)
-        if not noted or now in noted["stamps"]:
-            return str(noted["planned"]) if noted else now
-        was_read = _json(self._card).get("content")
-        if was_read is None or was_read != content(places):
+        if "planned" not in self._card or "content" not in self._card:
             return now
-        self._write(noted["planned"], [*noted["stamps"], now])
-        return str(noted["planned"])
+        planned, was_read = str(self._card["planned"]), self._card["content"]
+        noted = _json(self._path)
+        stamps = noted["stamps"] if noted.get("content") == was_read else []
+        if now == planned or now in stamps:
+            return planned
+        if was_read != content(places):
+            return now
+        self._note(was_read, [*stamps, now])
+        return planned
 
-    def plan(self, identity: str) -> None:
-        """Note what a run that begins has planned."""
-        if _json(self._path).get("planned") != identity:
-            self._write(identity, [identity])
-
-    def _write(self, planned: str, stamps: list[str]) -> None:
+    def _note(self, was_read: str, stamps: list[str]) -> None:
         partial = self._path.with_name(f"{self._path.name}.partial")
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps({"planned": planned, "stamps": stamps}))
+            partial.write_text(json.dumps({"content": was_read, "stamps": stamps}))
             partial.replace(self._path)
         except OSError:  # results that may be read alone: the next parse compares the bytes again
             return
@@ -168,9 +166,3 @@ def load(dataset: Dataset) -> "Source":
 def of(study: Study) -> list[str]:
     """Return the data sets that a study has models of."""
     return list(dict.fromkeys(model.dataset for model in grid.models(study)))
-
-
-def plan(images: Mapping[str, str]) -> None:
-    """Note what a run that begins has planned each data set's job with."""
-    for name, identity in images.items():
-        Read(name).plan(identity)
