@@ -245,7 +245,7 @@ def test_the_oldest_running_jobs_are_shown_and_the_others_counted(results, monke
     for number in range(13):
         monkeypatch.setattr(attempts.time, "time", lambda number=number: NOW - 60 * (20 - number))
         start("defend", AXES | {"draws": Draws(number, number)})
-    monkeypatch.setattr(attempts.Attempt, "_alive", lambda self: True)
+    monkeypatch.setattr(attempts.processes, "is_at_work", lambda host, pid, since: True)
     lines = shown(status.look(results, NOW)).splitlines()
     at = lines.index("Running: 13 jobs")
     host = attempts.socket.gethostname()
