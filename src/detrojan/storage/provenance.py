@@ -10,13 +10,14 @@ import hashlib
 import json
 import platform
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from detrojan import __version__
 from detrojan.registry import PACKAGE
 
-RELEASE = f"{PACKAGE.name} {__version__}"  # in place of a commit
+# In place of a commit. Not an import of the package's name: that also names what stands above this room.
+RELEASE = f"{PACKAGE.name} {sys.modules[PACKAGE.name].__version__}"
 OURS = "src/detrojan/storage/provenance.py"  # this file, from the top of a checkout
 
 # What runs the jobs and what people ask with. Nothing that computes a number imports it but the scripts,
