@@ -173,7 +173,7 @@ def test_curves_over_ratios_are_means_of_settings(tables):
 def test_curves_over_budgets_are_those_of_the_table(tables):
     rows = {(r["defense"], r["at"], r["measure"]): r for r in values(spc.draw(tables))}
     table = {(r["defense"], r["spc"]): r for r in tables.consistency.to_pylist()}
-    assert rows["fp", "10", "RA"]["low"] == 100 * table["fp", 10]["ra_low"]
+    assert rows["fp", "10", "RA"]["low"] == 100 * table["fp", 10]["ra_grid_low"]
     assert rows["clp", "10", "ACC"]["given"] is False
     assert rows["fp", "10", "ACC"]["given"] is True
 

@@ -453,7 +453,11 @@ def test_the_page_has_the_leaderboards_numbers(leaderboard, ranks):
             f"`{name}`",
             row["threat_model"],
             f"{row['num_settings']}",
-            f"{row['der_mean']:.3f} ({row['der_low']:.3f}–{row['der_high']:.3f})",
+            f"{row['der_mean']:.3f}",
+            *(
+                f"{row[f'der_{scope}_low']:.3f}–{row[f'der_{scope}_high']:.3f}"
+                for scope in ("grid", "beyond")
+            ),
             f"{row['der_worst_tenth']:.3f}",
             f"{100 * row['share_harmful']:.0f}",
             beats,

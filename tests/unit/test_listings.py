@@ -31,7 +31,7 @@ def test_the_ranking_joins_ranks_and_means_at_each_budget(tables):
         rows = rows_of(listing, spc)
         for defense in ("ft", "fp", "clp", "anp"):
             assert rows[defense]["mean_rank"] == ranks[spc, defense]["mean_rank"]
-            assert rows[defense]["ra_low"] == means[spc, defense]["ra_low"]
+            assert rows[defense]["ra_grid_low"] == means[spc, defense]["ra_grid_low"]
         names = list(rows)
         known = [rows[name]["mean_rank"] for name in names[:4]]
         assert known == sorted(known)
@@ -55,20 +55,35 @@ def test_notes_tell_of_what_ranks_rest_on(tables):
 
 
 @pytest.mark.parametrize(
-    ("measure", "low", "high", "expected"),
+    ("measure", "difference", "p", "expected"),
     [
-        ("der", 0.01, 0.2, "better"),
-        ("der", -0.2, -0.01, "worse"),
-        ("asr", -0.2, -0.01, "better"),  # less attack success
-        ("asr", 0.01, 0.2, "worse"),
-        ("acc", -0.1, 0.1, ""),
-        ("acc", 0.0, 0.1, ""),
-        ("acc", None, None, ""),
+        ("der", 0.1, 0.01, "better"),
+        ("der", -0.1, 0.01, "worse"),
+        ("asr", -0.1, 0.01, "better"),  # less attack success
+        ("asr", 0.1, 0.01, "worse"),
+        ("acc", 0.1, 0.05, ""),
+        ("acc", 0.1, None, ""),
     ],
 )
-def test_a_verdict_takes_an_interval_that_leaves_zero_out(measure, low, high, expected):
-    row = {"difference_low": low, "difference_high": high}
-    assert listings.verdict(row, measure) == expected
+def test_a_verdict_takes_a_small_adjusted_p(measure, difference, p, expected):
+    row = {"difference": difference, "p_grid": 0.001, "p_grid_holm": p, "p_beyond_holm": 1.0}
+    assert listings.verdict(row, measure, "grid") == expected
+    assert listings.verdict(row, measure, "beyond") == ""
+
+
+@pytest.mark.parametrize(
+    ("basis", "over", "said"),
+    [
+        ("bound_draws", "attack", ["One seed a setting", "drawn at random"]),
+        ("draws", None, ["of these models", "Too few data sets"]),
+        (None, "attack", ["No intervals on this grid", "drawn at random"]),
+        ("seeds_draws", "attack", ["drawn at random"]),
+    ],
+)
+def test_what_intervals_rest_on_is_said(basis, over, said):
+    notes = listings.on_scopes([{"grid_basis": basis, "beyond_over": over}])
+    assert len(notes) == len(said)
+    assert all(words in note for words, note in zip(said, notes, strict=True))
 
 
 def test_comparisons_stand_beside_each_other(tables):
@@ -79,7 +94,7 @@ def test_comparisons_stand_beside_each_other(tables):
         if (r["measure"], r["spc"]) == ("acc", 10)
     }
     for baseline in ("ft", "fp"):
-        for part in ("difference", "improvement_high", "num_pairs"):
+        for part in ("difference", "improvement_grid_high", "difference_beyond_low", "num_pairs"):
             assert rows["anp"][f"{baseline}_{part}"] == table[baseline, "anp"][part]
     assert rows["ft"]["fp_difference"] == table["fp", "ft"]["difference"]
     assert "ft_difference" not in rows["ft"]
@@ -116,7 +131,7 @@ def test_csv_has_the_values_of_the_tables(tables):
     for row in rows:
         name = "none" if row["defense"] == "untouched" else row["defense"]
         assert float(row["der_mean"]) == means[row["spc"], name]["der_mean"]
-        assert float(row["asr_high"]) == means[row["spc"], name]["asr_high"]
+        assert float(row["asr_mean"]) == means[row["spc"], name]["asr_mean"]
     unranked = [row for row in rows if row["defense"] == "grad_prune"]
     assert {row["mean_rank"] for row in unranked} == {""}
 

@@ -31,6 +31,7 @@ SMALL_HEIGHT = 44.0  # points, of a panel among many
 MOST_COLUMNS = 6
 CURVES = ("asr", "acc", "ra")
 ENDS = ("mean", "low", "high")
+ON_GRID = dict(zip(ENDS, ("mean", "grid_low", "grid_high"), strict=True))  # as consistency calls them
 DASHED: dict[str, Any] = {"strokeDash": [3, 2], "strokeWidth": 0.6}
 
 

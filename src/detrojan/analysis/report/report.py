@@ -306,12 +306,7 @@ def _on_intervals(summary: pa.Table) -> str:
     over = set(summary["interval_over"].to_pylist()) - {None}
     if not over:
         return "No intervals: there is one cell in each."
-    of_draws = "over the draws of the one model, and says nothing of other models"
-    said = {
-        frozenset({"models"}): "over models",
-        frozenset({"draws"}): of_draws,
-    }.get(frozenset(over), f"over models where there are two or more, else {of_draws}")
-    return f"In brackets, the 95 % interval of the mean: it is {said}."
+    return f"In brackets, the 95 % interval of the mean, {views.over_text(over)}."
 
 
 def _sheets(models: pa.Table | None, sheets: Mapping[str, str]) -> dict[str, str]:
@@ -358,7 +353,7 @@ def _controls(tables: Tables) -> list[dict[str, Any]]:
 
 def _share(row: Row, measure: str) -> str:
     text = views.share(row[f"{measure}_mean"])
-    low, high = (row[f"{measure}_{end}"] for end in ("low", "high"))
+    low, high = (row[f"{measure}_grid_{end}"] for end in ("low", "high"))
     return f"{text} %" if low is None else f"{text} % [{views.share(low)}, {views.share(high)}]"
 
 
