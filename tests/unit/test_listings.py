@@ -48,9 +48,8 @@ def test_a_method_that_knows_the_trigger_is_an_upper_bound_and_has_no_rank(table
 def test_notes_tell_of_what_ranks_rest_on(tables):
     (note,) = {" ".join(block.notes) for block in listings.ranking(tables, "der").blocks if block.spc == 2}
     row = next(r for r in tables.ranks.to_pylist() if r["measure"] == "der" and r["spc"] == 2)
-    assert f"Ranked: 4 defenses over {row['num_settings']} settings." in note
-    assert f"χ² = {row['friedman_chi2']:.1f}" in note
-    assert f"{row['critical_difference']:.2f} apart" in note
+    assert f"Ranked: 4 defenses, all of them in {row['num_shared_all']} settings." in note
+    assert f"{row['defense']} (mean rank {row['mean_rank']:.2f}) is first" in note
     assert "Single seed" not in note  # there are two
 
 
@@ -179,10 +178,23 @@ def test_no_latex_breaks_off_at_a_name_from_outside(tables):
         (listings.whole, 0.999, ">99"),
         (listings.whole, 1.0, "100"),
         (listings.whole, 0.0, "0"),
-        (listings.p_value, 0.0002, "< 0.001"),
-        (listings.p_value, 0.0312, "= 0.031"),
         (listings.count, 12345, "12,345"),
     ],
 )
 def test_values_are_written_for_readers(write, value, text):
     assert write(value) == text
+
+
+@pytest.mark.parametrize(
+    ("apart", "rank", "said"),
+    [
+        (True, 2.0, "can be told from all others"),
+        (False, 2.0, "can't be told from fp"),
+        (None, 2.0, "can't be told from fp"),
+        (True, 1.0, "can't be told from fp"),  # equal ranks are a tie
+    ],
+)
+def test_who_leads(apart, rank, said):
+    first = {"defense": "ft", "mean_rank": 1.0, "leader_apart_grid": None}
+    second = {"defense": "fp", "mean_rank": rank, "leader_apart_grid": apart}
+    assert said in listings.leading([first, second])

@@ -127,8 +127,8 @@ def heat(tables: Tables) -> pd.DataFrame:
 
 
 def ranks_by(tables: Tables, measure: str) -> list[Row]:
-    """Return the rows of the ranks by a measure."""
-    return [row for row in tables.ranks.to_pylist() if row["measure"] == measure]
+    """Return the rows of the ranks by a measure, of defenses that are ranked."""
+    return [row for row in tables.ranks.to_pylist() if row["measure"] == measure and row["ranked"]]
 
 
 def last_rank(tables: Tables) -> int:

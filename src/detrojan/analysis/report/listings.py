@@ -30,7 +30,7 @@ from detrojan.study.schema import BASELINES
 UPPER_BOUND = "upper bound"
 GATE_FAILED, NO_VERDICT = "gate_failed", "no_verdict"  # outcomes that no status has
 ALPHA = 0.05
-SIGNIFICANT = 0.001  # smaller p values are not spelled out
+SAME_RANK = 1e-9
 
 # Which cells a number stands on: values of columns of the table of cells, alternatives in a list.
 Query = dict[str, list[Any]]
@@ -137,11 +137,6 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
-def p_value(value: float) -> str:
-    """Return a p value with its sign of relation."""
-    return f"< {SIGNIFICANT:g}" if value < SIGNIFICANT else f"= {value:.3f}"
-
-
 DEFENSE = Column("defense", "defense")
 GIVEN = Column("given", "is given", page=False)  # where names have badges
 SECONDS = Column("seconds", "seconds", views.seconds, explained="Mean wall time of one defense.")
@@ -216,7 +211,7 @@ def ranking(tables: Tables, measure: str) -> Listing:
             if row["spc"] != spc:
                 continue
             ranked = ranks.get((spc, row["defense"]), {})
-            parts = ("mean_rank", "rank_low", "rank_high", "num_defenses")
+            parts = ("mean_rank", "rank_grid_low", "rank_grid_high", "num_defenses", "beats_untouched")
             rows.append(
                 row
                 | _of_defense(row)
@@ -229,6 +224,7 @@ def ranking(tables: Tables, measure: str) -> Listing:
         of_budget = [row for (budget, _), row in ranks.items() if budget == spc]
         blocks.append(Block(spc, rows, _on_ranks(of_budget)))
     others = [m for m in MEASURE_TEXTS if m != measure]
+    better = "less" if measure in LOWER_IS_BETTER else "more"
     columns = [
         DEFENSE,
         GIVEN,
@@ -236,9 +232,16 @@ def ranking(tables: Tables, measure: str) -> Listing:
             "mean_rank",
             "mean rank",
             rank,
-            "rank_low",
-            "rank_high",
-            f"Mean over settings of the rank by {title}, 1 the best, and its 95 % interval.",
+            "rank_grid_low",
+            "rank_grid_high",
+            f"Mean rank by {title} from pairs of defenses, 1 the best, and its 95 % interval on this grid.",
+        ),
+        Column(
+            "beats_untouched",
+            "better than untouched, %",
+            whole,
+            explained=f"Share of its cells with {better} {title} than the untouched model, by more than a "
+            "point (DER: half a point); ties count half.",
         ),
         *map(_measured, (measure, *others)),
         _worst(measure),
@@ -279,30 +282,36 @@ def _on_ranks(rows: Sequence[Row]) -> list[str]:
     """Return what to know of the ranks of one budget."""
     if not rows:
         return ["No ranks: they take two defenses or more that were planned in the same settings."]
-    first = rows[0]
-    ranked = views.counted(first["num_defenses"], "defense")
-    notes = [f"Ranked: {ranked} over {views.counted(first['num_settings'], 'setting')}."]
-    if first["num_incomplete"]:
-        left_out = views.counted(first["num_incomplete"], "setting")
-        notes.append(f"Left out, as not every ranked defense was planned there: {left_out}.")
-    lacking = [f"{row['defense']} {row['num_without_result']}" for row in rows if row["num_without_result"]]
+    ranked = [row for row in rows if row["ranked"]]
+    first = ranked[0]
+    shared = views.counted(first["num_shared_all"], "setting")
+    notes = [f"Ranked: {views.counted(len(ranked), 'defense')}, all of them in {shared}."]
+    if any(row["num_shared_least"] != first["num_shared_all"] for row in ranked):
+        notes.append("Each two are compared over the settings that both were planned in.")
+    notes += [f"Not ranked: {row['defense']}, {row['why_not']}." for row in rows if not row["ranked"]]
+    lacking = [f"{row['defense']} {row['num_without_result']}" for row in ranked if row["num_without_result"]]
     if lacking:
         notes.append(
             f"Settings without a result, where a defense takes the last ranks: {', '.join(lacking)}."
         )
-    if first["friedman_p"] is not None:
-        notes.append(
-            f"Friedman: χ² = {first['friedman_chi2']:.1f}, p {p_value(first['friedman_p'])}; small where the "
-            "defenses differ."
-        )
-    if first["critical_difference"] is not None:
-        notes.append(
-            f"Two mean ranks differ significantly if they are {first['critical_difference']:.2f} apart "
-            "(Nemenyi, 5 %)."
-        )
+    notes.append(leading(ranked))
     if any(row["single_seed"] for row in rows):
         notes.append(SINGLE_SEED)
     return notes
+
+
+def leading(ranked: Sequence[Row]) -> str:
+    """Return who leads, by the rows of a ranking: who can't be told from the first leads with it."""
+    alike = [row["defense"] for row in ranked[1:] if _with_first(row, ranked[0])]
+    first = f"{ranked[0]['defense']} (mean rank {ranked[0]['mean_rank']:.2f})"
+    if not alike:
+        return f"{first} is first, and on this grid it can be told from all others (Holm, 5 %)."
+    return f"{first} is first; on this grid it can't be told from {', '.join(alike)} (Holm, 5 %)."
+
+
+def _with_first(row: Row, first: Row) -> bool:
+    """Return whether a defense can't be told from the first: equal ranks are a tie, whatever p says."""
+    return not row["leader_apart_grid"] or bool(row["mean_rank"] - first["mean_rank"] < SAME_RANK)
 
 
 SINGLE_SEED = (

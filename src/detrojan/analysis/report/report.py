@@ -277,28 +277,20 @@ def _facts(tables: Tables) -> list[dict[str, str]]:
 
 def _highlights(tables: Tables) -> list[str]:
     """Return what the ranking comes to, in a sentence or two."""
-    rows = [row for row in tables.ranks.to_pylist() if row["measure"] == "der" and row["spc"] is None]
+    rows = [row for row in charts.ranks_by(tables, "der") if row["spc"] is None]
     if not rows:
         return [charts.nothing_to_show(tables)]
     first = rows[0]
     budgets = ", all SPC pooled" if len(views.budgets(tables)) > 1 else ""
     interval = ""
-    if first["rank_low"] is not None:
-        interval = f" [{first['rank_low']:.2f}, {first['rank_high']:.2f}]"
+    if first["rank_grid_low"] is not None:
+        interval = f" [{first['rank_grid_low']:.2f}, {first['rank_grid_high']:.2f}]"
     best = (
         f"By DER{budgets}, {first['defense']} has the best mean rank, {first['mean_rank']:.2f}{interval} of "
         f"{first['num_defenses']}, over {views.counted(first['num_settings'], 'setting')}."
     )
-    lines = [best]
-    critical = first["critical_difference"]
-    if critical is not None:
-        near = [row["defense"] for row in rows[1:] if row["mean_rank"] - first["mean_rank"] < critical]
-        lines.append(
-            f"Not significantly behind it (Nemenyi, 5 %): {', '.join(near)}."
-            if near
-            else "All others are significantly behind it (Nemenyi, 5 %)."
-        )
-    return lines
+    notes = listings.on_scopes([row for row in tables.consistency.to_pylist() if row["spc"] is None])
+    return [best, listings.leading(rows), *notes]
 
 
 def _on_intervals(summary: pa.Table) -> str:

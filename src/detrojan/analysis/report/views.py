@@ -104,7 +104,7 @@ def budgets(tables: Tables) -> list[int | None]:
 
 def ranked(tables: Tables) -> list[str]:
     """Return the defenses that are ranked, the best by DER at pooled budgets first."""
-    rows = tables.ranks.to_pylist()
+    rows = [row for row in tables.ranks.to_pylist() if row["ranked"]]
     best = [row["defense"] for row in rows if row["measure"] == "der" and row["spc"] is None]
     return [*best, *sorted({row["defense"] for row in rows} - {*best})]
 

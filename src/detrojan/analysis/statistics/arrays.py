@@ -126,6 +126,11 @@ class Study:
         """The levels of the settings."""
         return Design(*(self.codes(factor) for factor in FACTORS))
 
+    @functools.cached_property
+    def _levels(self) -> dict[str, list[str]]:
+        """The names of the levels of each factor, by their numbers."""
+        return {factor: sorted(set(self.settings[factor])) for factor in FACTORS}
+
     def codes(self, axis: str) -> Codes:
         """Return the level of each setting on an axis, as a number from 0."""
         codes: Codes = np.unique(self.settings[axis].to_numpy(), return_inverse=True)[1]
@@ -150,9 +155,9 @@ class Study:
     def levels_missing(self, settings: Flags) -> str | None:
         """Return the levels of the study that none of ``settings`` has, in words; None if it has all."""
         missing = [
-            f"{factor} {level}"
-            for factor in FACTORS
-            for level in sorted(set(self.settings[factor]) - set(self.settings[factor][settings]))
+            f"{factor} {levels[code]}"
+            for (factor, levels), codes in zip(self._levels.items(), self.design, strict=True)
+            for code in np.setdiff1d(np.arange(len(levels)), codes[settings])
         ]
         return ", ".join(missing) or None
 

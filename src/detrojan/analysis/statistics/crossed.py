@@ -182,8 +182,10 @@ class Crossed:
     def _seed_parts(self) -> list[Part]:
         """A part a pair of data set and attack, whose settings share the triggers of a seed."""
         models = (~np.isnan(self._by_model)).sum(1)
-        strata = _codes(self.design.dataset, self.design.attack)
         several = models >= 2
+        if not several.any():
+            return []
+        strata = _codes(self.design.dataset, self.design.attack)
         residuals = np.nan_to_num(self._by_model - self.by_setting[:, None])
         residuals /= self.num_settings * np.maximum(models, 1)[:, None]
         found, shares, single = [], [], []
@@ -239,23 +241,13 @@ class Crossed:
         The scores are divided by what least squares leaves of independent noise, of single settings and
         of pairs of data set and attack, whichever is less.
         """
-        number = self.num_settings
-        pairs = _codes(self.design.dataset, self.design.attack)
-        one = len(np.unique(self.design.dataset)) < 2
-        effects = [np.ones((number, 1))]
-        effects += [] if one else [_indicators(self.design.dataset), _indicators(self.design.attack)]
-        left, singular, _ = np.linalg.svd(np.hstack(effects), full_matrices=False)
-        basis = left[:, singular > singular[:1].sum() * 1e-10]
-        members = _indicators(pairs)
-        df = members.shape[1] - basis.shape[1]
-        if df < LEAST_BOUND_DF:
+        crossing = (self.design.dataset, self.design.attack)
+        additive = _additive(*(np.asarray(codes, np.intp).tobytes() for codes in crossing))
+        if additive.df < LEAST_BOUND_DF:
             return None
-        rest = self.by_setting - basis @ (basis.T @ self.by_setting)
-        kept = members - basis @ (basis.T @ members)
-        of_settings = (kept**2).sum() / number
-        of_pairs = ((members.T @ kept) ** 2).sum() / ((members.T @ members) ** 2).sum()
-        scores = members.T @ rest / number
-        return Part(_zero((scores**2).sum() / min(of_settings, of_pairs)), df)
+        rest = self.by_setting - additive.basis @ (additive.basis.T @ self.by_setting)
+        scores = additive.members.T @ rest / self.num_settings
+        return Part(_zero((scores**2).sum() / additive.kept), additive.df)
 
     # --- other data sets, architectures and attacks ------------------------------------------------
 
@@ -280,6 +272,40 @@ class Crossed:
         # With several data sets their own part holds what their draws do.
         draws = [] if "dataset" in parts else self._draw_parts
         return Spread((*parts.values(), *draws), ", ".join(parts))
+
+
+class _Additive(NamedTuple):
+    """What is needed to fit effects of data set and attack, without their interaction, to settings.
+
+    Attributes:
+        basis: of the space of these effects, (settings, effects).
+        members: which pair of data set and attack a setting is of, (settings, pairs).
+        df: pairs that are free.
+        kept: of independent noise of settings, or of pairs, what the fit leaves; whichever is less.
+    """
+
+    basis: Array
+    members: Array
+    df: int
+    kept: float
+
+
+# The defenses of a study have few designs, and each many measures.
+@functools.lru_cache(1024)
+def _additive(dataset: bytes, attack: bytes) -> _Additive:
+    """Return what a fit to settings of these data sets and attacks takes, their codes as bytes."""
+    datasets, attacks = (np.frombuffer(codes, np.intp) for codes in (dataset, attack))
+    number = len(datasets)
+    one = len(np.unique(datasets)) < 2
+    effects = [np.ones((number, 1))]
+    effects += [] if one else [_indicators(datasets), _indicators(attacks)]
+    left, singular, _ = np.linalg.svd(np.hstack(effects), full_matrices=False)
+    basis = left[:, singular > singular[:1].sum() * 1e-10]
+    members = _indicators(_codes(datasets, attacks))
+    left_over = members - basis @ (basis.T @ members)
+    of_settings = (left_over**2).sum() / max(number, 1)
+    of_pairs = ((members.T @ left_over) ** 2).sum() / max(((members.T @ members) ** 2).sum(), 1)
+    return _Additive(basis, members, members.shape[1] - basis.shape[1], float(min(of_settings, of_pairs)))
 
 
 def mean_of(values: Array, axis: int) -> Array:

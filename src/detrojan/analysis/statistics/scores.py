@@ -15,9 +15,8 @@ The rules, which the report repeats:
 import pandas as pd
 
 from detrojan.analysis.statistics.frames import SETTING
-from detrojan.analysis.statistics.relative import SCORES
 from detrojan.cells import NO_METHOD, NO_SAMPLES
-from detrojan.storage.columns import MISSING, OK
+from detrojan.storage.columns import MISSING
 
 BUDGET = "budget"
 MODEL = [*SETTING, "seed"]
@@ -44,19 +43,3 @@ def at_each_budget(frame: pd.DataFrame) -> pd.DataFrame:
     without = without.fillna({BUDGET: NO_SAMPLES}).astype({BUDGET: frame["spc"].dtype})
     given = frame[frame["spc"] > NO_SAMPLES]
     return pd.concat([given.assign(**{BUDGET: given["spc"]}), without], ignore_index=True)
-
-
-def of_settings(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return each defense's scores in each setting and budget: nested means, missing without a result.
-
-    Beside them ``threat_model``, ``num_models`` and ``has_result``.
-    """
-    keys = [*SETTING, BUDGET, "defense"]
-    groups = frame.assign(is_ok=frame["status"] == OK).groupby(keys, observed=True)
-    counts = groups.agg(
-        threat_model=("threat_model", "first"), num_models=("seed", "nunique"), share_ok=("is_ok", "mean")
-    )
-    counts = counts.assign(has_result=counts.pop("share_ok") >= 0.5)
-    of_models = frame.groupby([*keys, "seed"], observed=True)[list(SCORES)].mean()
-    means = of_models.groupby(keys, observed=True).mean()
-    return counts.join(means.where(counts["has_result"])).reset_index()
