@@ -1,6 +1,7 @@
 """Times the analysis of a study as large as the survey, and counts how often intervals hold the truth.
 
     python benchmarks/analysis.py survey [--into FOLDER]   # tables and report of made-up results
+    python benchmarks/analysis.py survey --no-report       # tables alone
     python benchmarks/analysis.py coverage                 # simulated studies with a known mean
 
 The results are random: a part of each defense, attack and budget, and noise. They show what a report of the
@@ -26,7 +27,8 @@ from detrojan import registry
 from detrojan.analysis import derived
 from detrojan.analysis.report import report
 from detrojan.analysis.report.views import Tables
-from detrojan.analysis.statistics import bootstrap, collect
+from detrojan.analysis.statistics import collect
+from detrojan.analysis.statistics.crossed import Crossed, Design
 from detrojan.analysis.statistics.relative import relative
 from detrojan.cells import CELL_AXES, NO_METHOD
 from detrojan.storage import records
@@ -34,12 +36,20 @@ from detrojan.storage.columns import OK
 from detrojan.study import files, grid
 
 SURVEY = Path(__file__).parents[1] / "config" / "survey.yaml"
-LEVELS = {"settings": ["setting"], "models": ["seed"], "draws": ["draw"]}
-SHAPES = [(8, 3, 5), (4, 2, 3), (24, 1, 10), (1, 5, 10), (1, 3, 10), (1, 2, 5), (1, 1, 10), (1, 1, 3)]
-NOISES: dict[str, Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]] = {
-    "normal": lambda rng, shape: rng.standard_normal(shape),
-    "exponential": lambda rng, shape: rng.exponential(size=shape) - 1,
+# Standard deviations of what varies, and how much of it.
+NOISE = {"model": 0.05, "cell": 0.05}
+ON_GRID = {
+    "noise only": {},
+    "and interactions .05": {"interaction": 0.05},
+    "and shared triggers .04": {"interaction": 0.05, "trigger": 0.04},
+    "and shared draws .03": {"interaction": 0.05, "trigger": 0.04, "draw": 0.03},
 }
+BEYOND = {
+    "data sets, architectures, attacks .05": {"dataset": 0.05, "architecture": 0.05, "attack": 0.05},
+    "data sets alone .1": {"dataset": 0.1},
+    "noise only": {},
+}
+SHAPES = {"survey's grid": (3, 4, 8, 3), "2 × 2 × 4 × 2": (2, 2, 4, 2)}
 
 
 def made_up(study: files.Study, seed: int = 0) -> pa.Table:
@@ -94,40 +104,82 @@ def timed(name: str, work: Callable[[], Any]) -> Any:
     return result
 
 
-def survey(into: Path) -> None:
+def derived_of(cells: pa.Table) -> dict[str, pa.Table]:
+    """Return the tables that follow from cells alone; print what each takes, and all together."""
+    found: dict[str, pa.Table] = {"cells": cells}
+    start, waiting = time.process_time(), dict(derived.TABLES)
+    while ready := [name for name, table in waiting.items() if found.keys() >= set(table.needs)]:
+        for name in ready:
+            table = waiting.pop(name)
+            given = {need: found[need] for need in table.needs}
+            found[name] = timed(name, functools.partial(table.make, **given))
+    print(f"{'derived, all':<24}{'':>10}{time.process_time() - start:>10.1f}")
+    return {name: table for name, table in found.items() if name != "cells"}
+
+
+def survey(into: Path, *, with_report: bool) -> None:
     """Make up results for the whole survey, and analyse them."""
     study = files.load_study(yaml.safe_load(SURVEY.read_text()))
     print(f"{'':<24}{'wall, s':>10}{'CPU, s':>10}{'peak, MB':>10}")
     cells = timed("results made up", lambda: made_up(study))
     print(f"{cells.num_rows:,} cells")
     records.write_table(cells, into / "tables" / "cells.parquet", collect.CELLS)
-    found = {
-        name: timed(name, functools.partial(table.make, cells))
-        for name, table in derived.TABLES.items()
-        if table.needs == ("cells",)
-    }
+    found = derived_of(cells)
     for name, table in found.items():
         records.write_table(table, into / "tables" / f"{name}.parquet", derived.TABLES[name].schema)
+    if not with_report:
+        return
     about = report.About("Made-up results", ["They say nothing about any defense."], "", ["0-9"])
     timed("report", lambda: report.write(Tables(cells, None, found), about, into / "report"))
     page = into / "report" / "index.html"
     print(f"{page.name}: {page.stat().st_size / 1e6:.1f} MB")
 
 
-def coverage(number: int = 2000) -> None:
-    """Print how often the 95 % interval of a mean holds it, by settings × models × draws."""
-    print(f"{'settings × models × draws':<28}{'units':<14}{'held':>8}")
-    for (noise, draw), shape in itertools.product(NOISES.items(), SHAPES):
-        rng, whole = np.random.default_rng(3), (number, *shape)
-        varies = (shape[0] > 1, shape[0] * shape[1] > 1, True)
-        values = np.zeros(whole)
-        for level, (spread, is_there) in enumerate(zip((1, 0.7, 0.5), varies, strict=True), start=2):
-            values = values + spread * is_there * draw(rng, whole[:level] + (1,) * (4 - level))
-        axes = dict(zip(("study", "setting", "seed", "draw"), np.indices(whole).reshape(4, -1), strict=True))
-        frame = pd.DataFrame(axes | {"y": values.ravel()})
-        found = bootstrap.intervals(frame, ["study"], ["y"], LEVELS)
-        held = ((found["y_low"] <= 0) & (found["y_high"] >= 0)).mean()
-        print(f"{' × '.join(map(str, shape)):<28}{noise:<14}{100 * held:>7.1f}%")
+class Simulated:
+    """Studies of one shape with known parts, whose true mean over all that varies is 0."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        axes = np.indices(shape).reshape(4, -1)
+        if shape[0] > 2:  # as SIG in the survey, the last attack is possible on one data set alone
+            axes = axes[:, ~((axes[2] == shape[2] - 1) & (axes[0] > 0))]
+        self.dataset, self.architecture, self.attack, _ = axes
+        self.design = Design(self.dataset, self.architecture, self.attack)
+
+    def effects(self, rng: np.random.Generator, over: list[Any], deviation: float, *more: int) -> Any:
+        """Return an effect at each setting, the same where all of ``over`` are the same."""
+        codes = np.unique(np.stack(over), axis=1, return_inverse=True)[1].reshape(-1)
+        return rng.normal(0, deviation, (codes.max() + 1, *more))[codes]
+
+    def held(self, scope: str, parts: dict[str, float], seeds: int, number: int) -> tuple[float, float]:
+        """Return in what share of studies an interval holds the truth, and its median width."""
+        rng, draws = np.random.default_rng(3), 3
+        hits, widths = [], []
+        for _ in range(number):
+            fixed = self.effects(rng, [self.dataset, self.attack], parts.get("interaction", 0.0))
+            fixed = fixed - fixed.mean()
+            for factor in ("dataset", "architecture", "attack"):
+                fixed = fixed + self.effects(rng, [getattr(self, factor)], parts.get(factor, 0.0))
+            values = rng.normal(0, NOISE["cell"], (len(fixed), seeds, 1, draws))
+            values += rng.normal(0, NOISE["model"], (len(fixed), seeds, 1, 1)) + fixed[:, None, None, None]
+            trigger = self.effects(rng, [self.dataset, self.attack], parts.get("trigger", 0.0), seeds)
+            sample = self.effects(rng, [self.dataset], parts.get("draw", 0.0), draws)
+            found = Crossed(self.design, values + trigger[..., None, None] + sample[:, None, None])
+            half = getattr(found, scope).half
+            hits.append(abs(found.mean) <= half)
+            widths.append(2 * half)
+        return float(np.mean(hits)), float(np.median(widths))
+
+
+def coverage(number: int = 1000) -> None:
+    """Print how often 95 % intervals of simulated studies hold the truth, and how wide they are."""
+    print(f"{'interval':<10}{'study':<18}{'what varies':<42}{'seeds':>6}{'held':>9}{'width':>9}")
+    for (name, shape), (scope, cases) in itertools.product(
+        SHAPES.items(), {"grid": ON_GRID, "beyond": BEYOND}.items()
+    ):
+        study = Simulated(shape)
+        for (what, parts), seeds in itertools.product(cases.items(), (1, 2, 3) if scope == "grid" else (1,)):
+            held, width = study.held(scope, parts, seeds, number)
+            print(f"{scope:<10}{name:<18}{what:<42}{seeds:>6}{100 * held:>8.1f}%{width:>9.3f}")
 
 
 def main() -> None:
@@ -136,16 +188,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("survey").add_argument("--into", type=Path, help="keep tables and report there")
+    command = commands.add_parser("survey")
+    command.add_argument("--into", type=Path, help="keep tables and report there")
+    command.add_argument("--no-report", action="store_true", help="make the tables alone")
     commands.add_parser("coverage")
     arguments = parser.parse_args()
     if arguments.command == "coverage":
         coverage()
     elif arguments.into:
-        survey(arguments.into)
+        survey(arguments.into, with_report=not arguments.no_report)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            survey(Path(folder))
+            survey(Path(folder), with_report=not arguments.no_report)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,10 @@ print(f"{len(data)} values of {data['defense'].nunique()} defenses in {len(model
 # would count as independent evidence on the effect, and its interval be too narrow. It can be told from the
 # rest only where settings have several models (seeds). With one model each it is in the rest, as `model` is
 # in `setting`: then settings are the evidence, and the model has no more parts than that.
+#
+# Mind what it leaves out: settings share data sets, architectures, attacks and samples, and here they are
+# independent. So its intervals are too narrow for other data sets and attacks. `comparisons.parquet` has
+# intervals for these, and others for the same settings with other seeds and samples (docs/statistics.md).
 
 # %%
 several_settings = len(models_in_setting) > 1

@@ -12,14 +12,13 @@ from detrojan.analysis.report.figures import (
     base,
     consistency,
     cost,
-    critical_difference,
     effect,
     heatmap,
     ranking,
     ratio,
     spc,
 )
-from detrojan.analysis.report.layout import Axis, Clique
+from detrojan.analysis.report.layout import Axis
 from tests.unit import tables as made
 from tests.unit.pages import values
 from tests.unit.pages import without_models as tables_of
@@ -64,33 +63,27 @@ def test_the_ranking_has_the_ranks_of_each_budget(tables):
         found = drawn[row["defense"], views.spc_text(row["spc"])]
         assert (found["mean"], found["low"], found["high"]) == (
             row["mean_rank"],
-            row["rank_low"],
-            row["rank_high"],
+            row["rank_grid_low"],
+            row["rank_grid_high"],
         )
     assert drawn["ft", "pooled"]["role"] == "baseline"
     assert "grad_prune" not in {defense for defense, _ in drawn}  # it knows the trigger
 
 
-@pytest.mark.parametrize(
-    ("ranks", "critical", "expected"),
-    [
-        ([1.0, 1.5, 2.0, 3.5], 1.2, [Clique(0, 2)]),
-        ([1.0, 2.0, 2.9, 3.6], 1.0, [Clique(1, 2), Clique(2, 3)]),
-        ([1.0, 1.8, 2.6], 1.0, [Clique(0, 1), Clique(1, 2)]),
-        ([1.0, 3.0], 1.0, []),
-        ([1.0, 2.0], 1.0, []),  # apart by the critical difference: significant
-    ],
-)
-def test_cliques_are_the_largest_groups_within_a_critical_difference(ranks, critical, expected):
-    assert layout.cliques(ranks, critical) == expected
-
-
-def test_the_diagram_names_every_defense_with_its_rank(tables):
-    rows = [r for r in tables.ranks.to_pylist() if r["measure"] == "der" and r["spc"] is None]
-    said = texts(critical_difference.draw(tables, "der"))
-    assert {f"{row['defense']} {row['mean_rank']:.2f}" for row in rows} <= {" ".join(t.split()) for t in said}
-    critical = rows[0]["critical_difference"]
-    assert any(text.startswith(f"critical difference {critical:.2f}") for text in said)
+def test_the_ranking_joins_to_the_first_what_can_not_be_told_from_it(tables):
+    drawn = {(row["defense"], row["spc"]): row for row in values(ranking.draw(tables, "der"))}
+    ranks = [row for row in tables.ranks.to_pylist() if row["measure"] == "der"]
+    for row in ranks:
+        found = drawn[row["defense"], views.spc_text(row["spc"])]
+        first = next(other for other in ranks if other["spc"] == row["spc"])
+        assert found["leader"] == first["mean_rank"]
+        if row == first:
+            assert found["alike"] is None
+    told = {"leader_apart_grid": True, "leader_apart_beyond": False}
+    assert ranking.alike(told) == ranking.BEYOND
+    assert ranking.alike(told | {"leader_apart_grid": False}) == ranking.ON_GRID
+    assert ranking.alike(told | {"leader_apart_beyond": True}) is None
+    assert ranking.ON_GRID in texts(ranking.draw(tables, "der"))
 
 
 def test_effect_has_the_means_of_each_budget_and_the_untouched_model(tables):
@@ -166,7 +159,7 @@ def test_curves_over_ratios_are_means_of_settings(tables):
 def test_curves_over_budgets_are_those_of_the_table(tables):
     rows = {(r["defense"], r["at"], r["measure"]): r for r in values(spc.draw(tables))}
     table = {(r["defense"], r["spc"]): r for r in tables.consistency.to_pylist()}
-    assert rows["fp", "10", "RA"]["low"] == 100 * table["fp", 10]["ra_low"]
+    assert rows["fp", "10", "RA"]["low"] == 100 * table["fp", 10]["ra_grid_low"]
     assert rows["clp", "10", "ACC"]["given"] is False
     assert rows["fp", "10", "ACC"]["given"] is True
 
@@ -211,14 +204,6 @@ def test_names_cover_neither_marks_nor_each_other():
     assert placed[-1]["label"] > 50.5  # the line of the front leads to its right
 
 
-def test_bars_of_cliques_share_lines_where_they_do_not_touch():
-    assert layout.lines([Clique(0, 2), Clique(1, 3), Clique(3, 4), Clique(5, 6)]) == [0, 1, 0, 0]
-
-
-def test_names_of_the_diagram_stand_in_two_columns():
-    assert layout.sides(5) == [("left", 0), ("left", 1), ("left", 2), ("right", 1), ("right", 0)]
-
-
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
@@ -234,7 +219,7 @@ def test_a_figure_without_anything_to_show_says_why(rows, said):
 
 def test_one_defense_at_one_budget_has_no_ranks_and_no_curves():
     figures = base.on_paper(tables_of(made.of_rows(made.untouched(), made.cell("ft"))))
-    assert figures["critical_difference"].alt == "Fewer than two defenses can be ranked."
+    assert figures["ranking"].alt == "Fewer than two defenses can be ranked."
     assert figures["spc"].alt == "There is one SPC."
     assert figures["ratio"].alt == "There is one ratio."
     assert {row["SPC"] for row in values(figures["effect"]) if "SPC" in row} == {"10"}

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from detrojan.analysis.statistics import crossed
 from detrojan.analysis.statistics.crossed import Crossed, Design, Part, Spread, holm, share_interval
@@ -159,11 +160,42 @@ def test_p_values():
     assert Spread((Part(0.01, 3.0),)).p_value(0.3) == pytest.approx(0.0577, abs=1e-3)
 
 
+def of_setting(models):
+    """Return what is known of one setting: mean, low, high, basis."""
+    return tuple(column[0] for column in crossed.of_settings(np.array([models], float)))
+
+
 def test_one_setting_crosses_models_and_draws():
-    found = crossed.setting_spread([[0.9, 0.7], [0.6, 0.4]])
-    assert found.basis == "models_draws"
-    assert found.variance == pytest.approx(0.045 / 2 + 0.02 / 2)
-    assert crossed.setting_spread([[0.9, 0.7]]).basis == "draws"
-    assert crossed.setting_spread([[0.9], [0.7]]).basis == "models"
-    assert not crossed.setting_spread([[0.9]]).parts
-    assert not crossed.setting_spread([]).parts
+    mean, low, high, basis = of_setting([[0.9, 0.7], [0.6, 0.4]])
+    assert basis == "models_draws"
+    assert mean == pytest.approx(0.65)
+    variances = (0.045 / 2, 0.02 / 2)
+    df = sum(variances) ** 2 / sum(variance**2 for variance in variances)
+    assert high - mean == pytest.approx(stats.t.ppf(0.975, df) * sum(variances) ** 0.5)
+    assert mean - low == pytest.approx(high - mean)
+    _, _, high, basis = of_setting([[0.9, 0.7]])
+    assert (high, basis) == (pytest.approx(0.8 + 12.7062047 * 0.1), "draws")
+    assert of_setting([[0.9], [0.7]])[-1] == "models"
+
+
+def test_one_setting_without_a_spread_has_no_interval():
+    assert of_setting([[0.9]]) == pytest.approx((0.9, math.nan, math.nan, None), nan_ok=True)
+    assert of_setting([[0.9, 0.9]]) == pytest.approx((0.9, math.nan, math.nan, "draws"), nan_ok=True)
+    assert of_setting([[math.nan]]) == pytest.approx((math.nan,) * 3 + (None,), nan_ok=True)
+
+
+def test_settings_do_not_touch_each_other():
+    values = np.array([[[0.9, 0.7], [0.6, math.nan]], [[0.1, 0.2], [math.nan, math.nan]]])
+    together = crossed.of_settings(values)
+    for place in range(2):
+        alone = of_setting(values[place])
+        assert tuple(column[place] for column in together) == pytest.approx(alone)
+
+
+def test_a_study_without_a_setting_has_nothing_to_say():
+    design = Design(*(np.zeros(2, int) for _ in range(3)))
+    found = Crossed(design, np.full((2, 1, 1, 3), math.nan))
+    assert (found.num_settings, found.fewest_models, found.num_cells, found.num_strata) == (0, 0, 0, 0)
+    assert math.isnan(found.mean)
+    assert not found.grid.parts
+    assert not found.beyond.parts

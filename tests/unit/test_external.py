@@ -11,6 +11,7 @@ import yaml
 
 from detrojan.analysis.others import external
 from detrojan.analysis.statistics.collect import CELLS
+from detrojan.analysis.tables import pairs
 from detrojan.analysis.tables.consistency import make as consistency
 from detrojan.analysis.tables.ranks import make as rank
 from detrojan.storage import records
@@ -428,17 +429,30 @@ def test_leaderboard_cells_by_hand(leaderboard):
 
 @pytest.fixture(scope="module")
 def ranks(leaderboard):
-    found = rank(leaderboard).to_pandas()
+    found = rank(leaderboard, pairs.make(leaderboard)).to_pandas()
     return found[found["spc"].isna()]
 
 
 def test_leaderboard_is_ranked(ranks):
     for _, group in ranks.groupby("measure"):
-        assert set(group["defense"]) == {"bnp", "clp", "fp", "ft", "ibau", "nad", "nc"}
-        assert group["mean_rank"].between(1, 7).all()
-        assert group["mean_rank"].sum() == pytest.approx(7 * 8 / 2)
+        assert set(group[group["ranked"]]["defense"]) == {"bnp", "clp", "ft", "ibau", "nad", "nc"}
+        assert group["mean_rank"].dropna().between(1, 6).all()
+        assert group["mean_rank"].sum() == pytest.approx(6 * 7 / 2)
         assert group["single_seed"].all()
-        assert (group["num_settings"] == 34).all()
+        assert (group["num_shared_all"] == 112).all()
+    (fp,) = ranks[(ranks["measure"] == "der") & ~ranks["ranked"]].to_dict("records")
+    assert fp["why_not"].startswith("planned in 43 of 247 settings")
+
+
+def test_the_leaderboards_lead_is_a_tie(leaderboard, ranks):
+    of_der = ranks[ranks["measure"] == "der"].set_index("defense")
+    expected = {"ibau": 2.53, "nc": 2.59, "ft": 3.27, "nad": 3.46, "clp": 4.35, "bnp": 4.81}
+    assert of_der["mean_rank"].dropna().to_dict() == pytest.approx(expected, abs=0.005)
+    assert of_der.loc["nc", "leader_apart_grid"] is False
+    found = pairs.make(leaderboard).to_pandas()
+    found = found[(found["measure"] == "der") & found["spc"].isna()]
+    assert not found["apart_beyond"].any()
+    assert found["p_beyond_holm"].min() == pytest.approx(0.135, abs=0.001)
 
 
 def test_the_page_has_the_leaderboards_numbers(leaderboard, ranks):
@@ -453,11 +467,15 @@ def test_the_page_has_the_leaderboards_numbers(leaderboard, ranks):
             f"`{name}`",
             row["threat_model"],
             f"{row['num_settings']}",
-            f"{row['der_mean']:.3f} ({row['der_low']:.3f}–{row['der_high']:.3f})",
+            f"{row['der_mean']:.3f}",
+            *(
+                f"{row[f'der_{scope}_low']:.3f}–{row[f'der_{scope}_high']:.3f}"
+                for scope in ("grid", "beyond")
+            ),
             f"{row['der_worst_tenth']:.3f}",
             f"{100 * row['share_harmful']:.0f}",
             beats,
-            f"{of_der[name]:.1f}" if name in of_der else "–",
+            f"{of_der[name]:.1f}" if name in of_der.dropna() else "–",
         ]
         rows.append(f"| {' | '.join(texts)} |")
     assert "\n".join(rows) in PAGE

@@ -31,7 +31,7 @@ def test_the_ranking_joins_ranks_and_means_at_each_budget(tables):
         rows = rows_of(listing, spc)
         for defense in ("ft", "fp", "clp", "anp"):
             assert rows[defense]["mean_rank"] == ranks[spc, defense]["mean_rank"]
-            assert rows[defense]["ra_low"] == means[spc, defense]["ra_low"]
+            assert rows[defense]["ra_grid_low"] == means[spc, defense]["ra_grid_low"]
         names = list(rows)
         known = [rows[name]["mean_rank"] for name in names[:4]]
         assert known == sorted(known)
@@ -48,27 +48,41 @@ def test_a_method_that_knows_the_trigger_is_an_upper_bound_and_has_no_rank(table
 def test_notes_tell_of_what_ranks_rest_on(tables):
     (note,) = {" ".join(block.notes) for block in listings.ranking(tables, "der").blocks if block.spc == 2}
     row = next(r for r in tables.ranks.to_pylist() if r["measure"] == "der" and r["spc"] == 2)
-    assert f"Ranked: 4 defenses over {row['num_settings']} settings." in note
-    assert f"χ² = {row['friedman_chi2']:.1f}" in note
-    assert f"{row['critical_difference']:.2f} apart" in note
+    assert f"Ranked: 4 defenses, all of them in {row['num_shared_all']} settings." in note
+    assert f"{row['defense']} (mean rank {row['mean_rank']:.2f}) is first" in note
     assert "Single seed" not in note  # there are two
 
 
 @pytest.mark.parametrize(
-    ("measure", "low", "high", "expected"),
+    ("measure", "difference", "p", "expected"),
     [
-        ("der", 0.01, 0.2, "better"),
-        ("der", -0.2, -0.01, "worse"),
-        ("asr", -0.2, -0.01, "better"),  # less attack success
-        ("asr", 0.01, 0.2, "worse"),
-        ("acc", -0.1, 0.1, ""),
-        ("acc", 0.0, 0.1, ""),
-        ("acc", None, None, ""),
+        ("der", 0.1, 0.01, "better"),
+        ("der", -0.1, 0.01, "worse"),
+        ("asr", -0.1, 0.01, "better"),  # less attack success
+        ("asr", 0.1, 0.01, "worse"),
+        ("acc", 0.1, 0.05, ""),
+        ("acc", 0.1, None, ""),
     ],
 )
-def test_a_verdict_takes_an_interval_that_leaves_zero_out(measure, low, high, expected):
-    row = {"difference_low": low, "difference_high": high}
-    assert listings.verdict(row, measure) == expected
+def test_a_verdict_takes_a_small_adjusted_p(measure, difference, p, expected):
+    row = {"difference": difference, "p_grid": 0.001, "p_grid_holm": p, "p_beyond_holm": 1.0}
+    assert listings.verdict(row, measure, "grid") == expected
+    assert listings.verdict(row, measure, "beyond") == ""
+
+
+@pytest.mark.parametrize(
+    ("basis", "over", "said"),
+    [
+        ("bound_draws", "attack", ["One seed a setting", "drawn at random"]),
+        ("draws", None, ["of these models", "Too few data sets"]),
+        (None, "attack", ["No intervals on this grid", "drawn at random"]),
+        ("seeds_draws", "attack", ["drawn at random"]),
+    ],
+)
+def test_what_intervals_rest_on_is_said(basis, over, said):
+    notes = listings.on_scopes([{"grid_basis": basis, "beyond_over": over}])
+    assert len(notes) == len(said)
+    assert all(words in note for words, note in zip(said, notes, strict=True))
 
 
 def test_comparisons_stand_beside_each_other(tables):
@@ -79,7 +93,7 @@ def test_comparisons_stand_beside_each_other(tables):
         if (r["measure"], r["spc"]) == ("acc", 10)
     }
     for baseline in ("ft", "fp"):
-        for part in ("difference", "improvement_high", "num_pairs"):
+        for part in ("difference", "improvement_grid_high", "difference_beyond_low", "num_pairs"):
             assert rows["anp"][f"{baseline}_{part}"] == table[baseline, "anp"][part]
     assert rows["ft"]["fp_difference"] == table["fp", "ft"]["difference"]
     assert "ft_difference" not in rows["ft"]
@@ -116,7 +130,7 @@ def test_csv_has_the_values_of_the_tables(tables):
     for row in rows:
         name = "none" if row["defense"] == "untouched" else row["defense"]
         assert float(row["der_mean"]) == means[row["spc"], name]["der_mean"]
-        assert float(row["asr_high"]) == means[row["spc"], name]["asr_high"]
+        assert float(row["asr_mean"]) == means[row["spc"], name]["asr_mean"]
     unranked = [row for row in rows if row["defense"] == "grad_prune"]
     assert {row["mean_rank"] for row in unranked} == {""}
 
@@ -164,10 +178,23 @@ def test_no_latex_breaks_off_at_a_name_from_outside(tables):
         (listings.whole, 0.999, ">99"),
         (listings.whole, 1.0, "100"),
         (listings.whole, 0.0, "0"),
-        (listings.p_value, 0.0002, "< 0.001"),
-        (listings.p_value, 0.0312, "= 0.031"),
         (listings.count, 12345, "12,345"),
     ],
 )
 def test_values_are_written_for_readers(write, value, text):
     assert write(value) == text
+
+
+@pytest.mark.parametrize(
+    ("apart", "rank", "said"),
+    [
+        (True, 2.0, "can be told from all others"),
+        (False, 2.0, "can't be told from fp"),
+        (None, 2.0, "can't be told from fp"),
+        (True, 1.0, "can't be told from fp"),  # equal ranks are a tie
+    ],
+)
+def test_who_leads(apart, rank, said):
+    first = {"defense": "ft", "mean_rank": 1.0, "leader_apart_grid": None}
+    second = {"defense": "fp", "mean_rank": rank, "leader_apart_grid": apart}
+    assert said in listings.leading([first, second])

@@ -1,14 +1,20 @@
-"""Ranks by hand and by loops, Friedman's test and critical differences against other implementations."""
+"""Mean ranks from pairs, and which two can be told apart: by hand, by loops, and by simulation."""
+
+import dataclasses
 
 import numpy as np
-import pandas as pd
 import pytest
-import scikit_posthocs
 from scipy import stats
 
-from detrojan.analysis.tables import ranks
-from detrojan.analysis.tables.ranks import make as rank
+from detrojan.analysis.statistics import arrays, ranking, scores
+from detrojan.analysis.statistics.crossed import holm
+from detrojan.analysis.statistics.frames import frame_of
+from detrojan.analysis.tables import comparisons, pairs, ranks
 from tests.unit.tables import cell, of_rows, random_study, untouched
+
+
+def rank(table):
+    return ranks.make(table, pairs.make(table))
 
 
 def ranked(table, measure="asr", spc=None):
@@ -46,7 +52,7 @@ def test_mean_ranks_by_hand():
     assert found["single_seed"].all()
     # Of ACC, which is higher is better, all are tied.
     assert (ranked(table, "acc")["mean_rank"] == 2).all()
-    assert ranked(table, "acc")["friedman_p"].isna().all()
+    assert ranked(table, "acc")["leader_apart_beyond"].dropna().tolist() == [False, False]
 
 
 @pytest.mark.parametrize(("measure", "best"), [("acc", "fp"), ("asr", "ft"), ("ra", "fp"), ("der", "ft")])
@@ -102,28 +108,44 @@ def test_a_defense_without_data_stands_at_every_budget():
     assert ranked(table)["mean_rank"].to_dict() == {"ft": 1.5, "clp": 1.5}
 
 
-def test_settings_where_a_defense_was_not_planned_are_left_out_and_counted():
-    rows = settings({"ft": 0.5, "fp": 0.2, "anp": 0.1}, {"ft": 0.1, "fp": 0.2})
-    found = ranked(of_rows(*rows))
-    assert found["mean_rank"].to_dict() == {"anp": 1, "fp": 2, "ft": 3}
-    assert (found[["num_settings", "num_incomplete"]] == 1).all(axis=None)
-    assert (ranked(of_rows(*rows), spc=10)["num_incomplete"] == 1).all()
+def test_a_hole_takes_no_setting_from_others():
+    rows = settings({"a": 0.1, "b": 0.2, "c": 0.3}, {"a": 0.4, "b": 0.3})
+    # Of c one setting of two is enough, if two defenses must share only as many as there are.
+    found = chosen(rank(of_rows(*rows)).to_pandas())
+    assert found.loc["c", "why_not"] == "fewer than 2 settings in common with another that is ranked"
+    assert found["mean_rank"].dropna().to_dict() == {"a": 1.5, "b": 1.5}
+    study = arrays.of_cells(scores.attacked(frame_of(of_rows(*rows))))
+    whole = dataclasses.replace(ranking.of_study(study, "asr", None), names=["a", "b", "c"])
+    values = [np.array([[-0.1], [-0.4]]), np.array([[-0.2], [-0.3]]), np.array([[-0.3], [np.nan]])]
+    whole = dataclasses.replace(whole, wins=ranking._wins(values))
+    assert [whole.mean_rank(place) for place in range(3)] == [1.5, 1.5, 3]
+
+
+def test_who_is_planned_in_few_settings_is_not_ranked():
+    many = [{"ft": 0.5, "fp": 0.2} | ({"anp": 0.1} if n < 4 else {}) for n in range(10)]
+    found = ranked(of_rows(*settings(*many)))
+    assert found["ranked"].to_dict() == {"fp": True, "ft": True, "anp": False}
+    assert found.loc["anp", "why_not"].startswith("planned in 4 of 10 settings")
+    assert found.loc["anp", ["num_settings", "num_defenses", "num_shared_all"]].tolist() == [4, 2, 10]
+    assert found.loc[["fp", "ft"], "num_shared_least"].tolist() == [10, 10]
+    half = [{"ft": 0.5, "fp": 0.2} | ({"anp": 0.1} if n < 5 else {}) for n in range(10)]
+    found = ranked(of_rows(*settings(*half)))
+    assert found["mean_rank"].to_dict() == {"anp": 1, "fp": pytest.approx(2), "ft": pytest.approx(3)}
+    assert found.loc["anp", "num_shared_least"] == 5
 
 
 def test_a_value_that_nobody_published_is_no_failure():
     rows = settings({"ft": 0.5, "fp": 0.2}, {"ft": 0.1, "fp": 0.2})
     rows[-1] = cell("fp", status="missing", dataset="set 1")
     found = ranked(of_rows(*rows))
-    assert found["mean_rank"].to_dict() == {"fp": 1, "ft": 2}
-    assert (found[["num_settings", "num_incomplete"]] == 1).all(axis=None)
-    assert (found["num_without_result"] == 0).all()
+    # One setting in common is too few, as there are two.
+    assert found["ranked"].to_dict() == {"ft": False, "fp": False} or not len(found)
 
 
 def test_a_measure_that_nobody_published_is_no_last_rank():
     rows = settings({"ft": 0.5, "fp": 0.2}, {"ft": 0.1, "fp": 0.2})
     rows[-1] |= {"ra": None}
-    found = ranked(of_rows(*rows), "ra")
-    assert (found[["num_settings", "num_incomplete"]] == 1).all(axis=None)
+    assert ranked(of_rows(*rows), "ra").empty
     assert (ranked(of_rows(*rows), "asr")["num_settings"] == 2).all()
 
 
@@ -148,7 +170,7 @@ def by_loops(table, measure, spc):
             rows = setting[(setting["defense"] == defense) & setting["spc"].isin([0, spc])]
             models = [model[measure].mean() for _, model in rows.groupby("seed")]
             enough = (rows["status"] == "ok").mean() >= 0.5
-            score = np.nanmean(models) if enough else np.nan
+            score = round(np.nanmean(models), 9) if enough else np.nan  # rounding breaks no tie
             scores.append(score if measure == "asr" else -score)
         blocks.append(stats.rankdata([np.inf if np.isnan(score) else score for score in scores]))
     return defenses, np.array(blocks)
@@ -172,51 +194,85 @@ def test_random_tables_give_what_loops_give(random_tables, number, measure):
         per_budget.append(blocks)
         found = chosen(of_table, measure, spc).loc[defenses]
         np.testing.assert_allclose(found["mean_rank"], blocks.mean(0))
-        chi2, p = stats.friedmanchisquare(*blocks.T)
-        assert found["friedman_chi2"].iloc[0] == pytest.approx(chi2)
-        assert found["friedman_p"].iloc[0] == pytest.approx(p)
-        # Nemenyi's test calls two defenses different where their mean ranks are further apart than this.
-        critical = found["critical_difference"].iloc[0]
-        theirs = scikit_posthocs.posthoc_nemenyi_friedman(blocks).to_numpy()
-        apart = np.abs(blocks.mean(0)[:, None] - blocks.mean(0))
-        assert ((apart > critical) == (theirs < 0.05)).all()
-    again = np.array([stats.rankdata(block) for block in np.mean(per_budget, axis=0)])
-    np.testing.assert_allclose(chosen(of_table, measure).loc[defenses, "mean_rank"], again.mean(0))
+    # Pooled, each budget of a setting counts the same, and nothing is ranked twice.
+    pooled = chosen(of_table, measure).loc[defenses, "mean_rank"]
+    np.testing.assert_allclose(pooled, np.mean(per_budget, axis=0).mean(0))
 
 
-@pytest.mark.parametrize(
-    ("num_defenses", "quantile"), [(2, 1.960), (3, 2.343), (4, 2.569), (5, 2.728), (10, 3.164)]
-)
-def test_critical_differences_have_the_quantiles_that_demsar_tabulates(num_defenses, quantile):
-    expected = quantile * np.sqrt(num_defenses * (num_defenses + 1) / (6 * 14))
-    assert ranks.critical_difference(num_defenses, 14) == pytest.approx(expected, abs=2e-3)
-
-
-def test_critical_differences_decide_like_another_implementation():
-    """The distance at which scikit-posthocs' p value crosses 0.05 is ours."""
-    blocks = np.array([[1, 2, 3, 4], [1, 2, 4, 3], [1, 3, 2, 4], [2, 1, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4]])
-    theirs = scikit_posthocs.posthoc_nemenyi_friedman(blocks).to_numpy()
-    critical = ranks.critical_difference(*blocks.shape[::-1])
-    apart = np.abs(blocks.mean(0)[:, None] - blocks.mean(0))
-    assert ((apart > critical) == (theirs < 0.05)).all()
-    assert 0 < (theirs < 0.05).sum() < theirs.size  # so that both sides are tested
-
-
-def test_too_little_to_test():
-    assert ranks.friedman(np.array([[1.0, 2.0], [1.0, 2.0]])) == (None, None)
-    assert ranks.friedman(np.array([[1.0, 2.0, 3.0]])) == (None, None)
-    assert ranks.critical_difference(3, 1) is None
-    assert ranks.critical_difference(1, 9) is None
-
-
-def test_intervals_of_ranks_resample_settings():
+def test_intervals_of_ranks():
+    """One run a cell: on attacks alone, both intervals are Student's of the ranks in them."""
     asrs = [{"ft": 0.5, "fp": 0.2, "anp": 0.1}] * 4 + [{"ft": 0.0, "fp": 0.1, "anp": 0.2}] * 2
-    found = ranked(of_rows(*settings(*asrs)))
-    assert found.loc["fp", ["rank_low", "mean_rank", "rank_high"]].tolist() == [2, 2, 2]
-    low, mean, high = found.loc["anp", ["rank_low", "mean_rank", "rank_high"]]
-    student = stats.t.interval(0.95, 5, mean, stats.sem([1, 1, 1, 1, 3, 3]))
-    assert mean == pytest.approx(10 / 6)
-    assert low == 1  # clipped: no rank is better
-    assert high == pytest.approx(student[1], abs=0.15)
-    (one,) = ranked(of_rows(*settings(asrs[0])))["rank_low"].unique()
-    assert pd.isna(one)
+    rows = [row | {"dataset": "x", "attack": row["dataset"]} for row in settings(*asrs)]
+    found = ranked(of_rows(*rows))
+    assert found.loc["fp", "mean_rank"] == 2
+    assert found.loc["fp", ["rank_grid_low", "rank_beyond_low"]].isna().all()  # no spread was seen
+    student = stats.t.interval(0.95, 5, 10 / 6, stats.sem([1, 1, 1, 1, 3, 3]))
+    for scope in ("grid", "beyond"):
+        low, high = found.loc["anp", [f"rank_{scope}_low", f"rank_{scope}_high"]]
+        assert low == 1  # clipped: no rank is better
+        assert high == pytest.approx(student[1])
+    assert found.loc["anp", "grid_basis"] == "bound"
+
+
+def test_the_untouched_model_stands_beside_each_rank():
+    rows = settings({"ft": 1.0, "fp": 1.0}, {"ft": 0.999, "fp": 0.5})
+    assert ranked(of_rows(*rows))["beats_untouched"].to_dict() == {"fp": 0.75, "ft": 0.5}
+
+
+# --- pairs -----------------------------------------------------------------------------------------
+
+
+def paired(table, measure="asr"):
+    frame = chosen(
+        pairs.make(table).to_pandas().rename(columns={"defense": "first"}).assign(defense=0), measure
+    )
+    return frame.set_index(["first", "other"])
+
+
+def test_pairs_are_those_of_the_comparisons():
+    table = random_study(defenses=("ft", "fp", "anp", "clp"), attacks=("badnets", "blended", "sig", "lf"))
+    found = pairs.make(table).to_pandas()
+    against = comparisons.make(table).to_pandas()
+    against = against[(against["baseline"] == "ft") & against["spc"].isna() & (against["measure"] == "der")]
+    of_anp = against.set_index("defense").loc["anp"]
+    row = paired(table, "der").loc[("anp", "ft")]
+    for column in ("difference", "difference_grid_low", "difference_beyond_high", "p_grid", "p_beyond"):
+        assert row[column] == pytest.approx(of_anp[column], nan_ok=True)
+    # Adjusted over all pairs: six of four defenses.
+    for _, family in found.groupby(["measure", "spc"], dropna=False):
+        assert len(family) == 6
+        assert family["p_grid_holm"].tolist() == pytest.approx(holm(family["p_grid"].tolist()), nan_ok=True)
+    assert (found["defense"] < found["other"]).all()
+
+
+def far_apart(gap):
+    rng = np.random.default_rng(0)
+    asrs = [
+        {"ft": 0.5 + noise, "fp": 0.5 - gap + other} for noise, other in 0.001 * rng.standard_normal((6, 2))
+    ]
+    rows = [row | {"dataset": "x", "attack": row["dataset"]} for row in settings(*asrs)]
+    return of_rows(*rows)
+
+
+@pytest.mark.parametrize(("gap", "apart"), [(0.2, True), (0.008, False)])  # sure, but less than a point
+def test_told_apart_takes_a_small_p_and_more_than_a_point(gap, apart):
+    row = paired(far_apart(gap)).loc[("fp", "ft")]
+    assert row["p_grid_holm"] < 0.001
+    assert (row["apart_grid"], row["apart_beyond"], row["win_share"]) == (apart, apart, 1)
+    found = ranked(far_apart(gap))
+    assert found.loc["ft", ["leader_apart_grid", "leader_apart_beyond"]].tolist() == [apart, apart]
+    assert found.loc["fp", "leader_apart_grid"] is None
+
+
+def test_equal_defenses_are_seldom_told_apart():
+    rng = np.random.default_rng(1)
+    false_claims = 0
+    for _ in range(40):
+        values = rng.normal(0.5, 0.1, (3, 4, 4)).clip(0, 1)
+        rows = []
+        for (data, attack), own in zip(np.ndindex(3, 4), values.reshape(12, 4), strict=True):
+            axes = {"dataset": f"{data}", "attack": f"{attack}"}
+            rows += [untouched(**axes), *(cell(n, asr=v, **axes) for n, v in zip("abcd", own, strict=True))]
+        found = paired(of_rows(*rows))
+        false_claims += found[["apart_grid", "apart_beyond"]].fillna(False).any(axis=None)
+    assert false_claims <= 6  # of 40: 5 % and three standard errors

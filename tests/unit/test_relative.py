@@ -25,6 +25,7 @@ def test_differences_ratios_and_der():
             "asr_reduction_ratio": 0.75,
             "ra_recovery_ratio": 0.55 / 0.8,  # of what triggers had cost: 0.95 - 0.15
             "der": (0.6 - 0.05 + 1) / 2,
+            "net": 0.6 - 0.05,
         }
     )
 
@@ -47,6 +48,7 @@ def test_an_asr_that_rose_is_no_negative_merit():
     found = changes(cell(acc=0.95, asr=0.9), untouched(0.95, 0.8))
     assert found["asr_reduction"] == pytest.approx(-0.1)
     assert found["der"] == pytest.approx(0.5)
+    assert found["net"] == pytest.approx(-0.1)  # and no harm is hidden
 
 
 def test_what_cannot_be_divided_is_missing():

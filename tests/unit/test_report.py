@@ -96,7 +96,7 @@ def test_the_ranking_has_the_tables_numbers(page):
     ft = next(row for row in rows if row[0] == "ft" and len(row) > 10)
     # DER: (0.963 - 0.117 - (0.987 - 0.913) + 1) / 2 = 0.886.
     assert ft[1] == "1.00"
-    assert ft[3:7] == ["88.6", "11.7", "91.3", "52.1"]
+    assert ft[3:8] == ["100", "88.6", "11.7", "91.3", "52.1"]  # better than untouched, DER, ...
     assert ft[-1] == "1,800"
     clp = next(row for row in rows if row[0] == "clp no data" and len(row) > 10)
     assert clp[1] == "2.00"
@@ -361,3 +361,22 @@ def test_budgets_are_pooled_first_unless_there_is_one(tables):
     assert views.budgets(tables) == [None]
     study = pages.random_study(draws=1, defenses=("ft",), attacks=("sig",), ratios=(0.1,), seeds=(0,))
     assert views.budgets(study) == [None, 2, 10]
+
+
+def highlights(*asrs):
+    """Return the first sentence on ft, fp and anp with these attack success rates, on four attacks."""
+    rows = []
+    for attack in ("badnets", "blended", "sig", "lf"):
+        rows += [made.untouched(attack=attack)]
+        rows += [
+            made.cell(name, 0.95, asr, attack=attack)
+            for name, asr in zip(("ft", "fp", "anp"), asrs, strict=True)
+        ]
+    return report._highlights(pages.tables_of(pages.of_rows(*rows)))[0]
+
+
+def test_defenses_that_do_nothing_have_no_leader():
+    said = highlights(1.0, 1.0, 0.995)
+    assert said.startswith("No defense surely repairs anything (anp, fp, ft): ")
+    assert "+0.5 points" in said
+    assert highlights(1.0, 1.0, 0.5).startswith("By DER, anp has the best mean rank")

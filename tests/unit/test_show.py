@@ -91,7 +91,7 @@ def test_groups_and_numbers(tables, tmp_path):
     assert lines[sig + 3] == ["untouched", "98.0", "25.0", "70.0", "1/1", "2.0"]
     # Student's t with one degree of freedom: 12.706; the standard error of 0.9 and 0.8 is 0.05. The
     # upper end is clipped at 1, the lower one is not; of RA both are.
-    assert " ".join(lines[sig + 4]) == "ft clean_data 2 85.0 ± 63.5 10.0 ± 0.0 70.0 ± 70.0 2/2 2.0"
+    assert " ".join(lines[sig + 4]) == "ft clean_data 2 85.0 ± 63.5 10.0 70.0 ± 70.0 2/2 2.0"
 
 
 def test_undefined_is_a_dash_and_failures_have_reasons(tables, tmp_path):
@@ -122,6 +122,8 @@ def test_what_intervals_are_over():
     assert "one cell" in note(None)
     assert "over models." in note("models", None)
     assert "two or more" in note("models", "draws")
+    assert "over models and draws." in note("models_draws", "models")
+    assert "over models and draws where there are two or more models, else" in note("models_draws", "draws")
 
 
 def test_shares_have_no_negative_zero():

@@ -34,17 +34,26 @@ def test_one_model_varies_over_its_draws():
     # Standard deviation 0.1, three draws: 4.303 times 0.1 / sqrt(3).
     assert row["acc_high"] - row["acc_mean"] == pytest.approx(min(4.30265 * 0.1 / 3**0.5, 0.2), rel=1e-4)
     assert row["acc_low"] == pytest.approx(0.8 - 4.30265 * 0.1 / 3**0.5, rel=1e-4)
-    assert (row["asr_low"], row["asr_mean"], row["asr_high"]) == pytest.approx((0.2, 0.2, 0.2))
+    # Where nothing varies there is no spread to be seen, and no interval.
+    assert (row["asr_low"], row["asr_mean"], row["asr_high"]) == (None, pytest.approx(0.2), None)
     assert row["ra_mean"] is row["ra_low"] is row["ra_high"] is None
 
 
 def test_models_count_alike_however_many_draws_they_have():
     draws_of_first = [cell(0, draw, 0.4, 0.1) for draw in range(9)]
     (row,) = summarized(*draws_of_first, cell(1, 0, 0.6, 0.1))
-    assert (row["num_models"], row["interval_over"]) == (2, "models")
+    assert (row["num_models"], row["interval_over"]) == (2, "models_draws")
     assert row["acc_mean"] == pytest.approx(0.5)  # and not 0.42, the mean of ten rows
-    reach = stats.t.interval(0.95, 1, loc=0.5, scale=0.1)[1] - 0.5
-    assert row["acc_high"] == pytest.approx(min(1.0, 0.5 + reach))
+
+
+def test_models_and_draws_are_crossed():
+    values = {(0, 0): 0.50, (0, 1): 0.52, (1, 0): 0.51, (1, 1): 0.55}
+    (row,) = summarized(*(cell(seed, draw, acc, 0.1) for (seed, draw), acc in values.items()))
+    # Means of models .51 and .53, of draws .505 and .535; the variance of each pair's mean is a part.
+    parts = [0.0002 / 2, 0.00045 / 2]
+    df = sum(parts) ** 2 / sum(part**2 for part in parts)
+    assert row["acc_mean"] == pytest.approx(0.52)
+    assert row["acc_high"] - 0.52 == pytest.approx(stats.t.ppf(0.975, df) * sum(parts) ** 0.5)
 
 
 def test_a_single_value_has_no_interval():
@@ -87,3 +96,35 @@ def test_a_verdict_that_all_cells_share_stays_what_it_is(took):
     (row,) = summarized(cell(0, 0, 0.5, 0.5, attack_took=took), cell(0, 1, 0.5, 0.5, attack_took=took))
     assert row["attack_took"] is took
     assert row["num_cells"] == 2
+
+
+@pytest.mark.parametrize(
+    ("acc", "asr", "images", "expected"),
+    [
+        (0.915, 0.97, (10_000, 9_000), "harmful"),  # noise .0091
+        (0.915, 0.97, (400, 360), "unchanged"),  # noise .0456
+        (0.93, 0.99, (10_000, 9_000), "harmful"),  # the backdoor has become stronger: DER is 0.5
+        (0.92, 0.97, (0, 0), "unchanged"),  # a point is not more than a point
+        (0.919, 0.97, (0, 0), "harmful"),
+        (0.93, 0.90, (10_000, 9_000), "repaired"),
+    ],
+)
+def test_harm_is_more_than_a_point_and_than_noise(acc, asr, images, expected):
+    num_test, num_triggered = images
+    lost, removed = 0.93 - acc, 0.97 - asr
+    more = {"acc_drop": lost, "asr_reduction": removed, "net": removed - lost}
+    more |= {"num_test": num_test, "num_triggered": num_triggered}
+    (row,) = summarized(cell(0, 0, acc, asr, **more))
+    assert row["verdict"] == expected
+
+
+def test_several_runs_tell_themselves_how_much_they_vary():
+    images = {"num_test": 400, "num_triggered": 360}
+    alike = [cell(0, draw, 0.9, 0.9, net=net, **images) for draw, net in enumerate((-0.03, -0.032, -0.028))]
+    apart = [cell(0, draw, 0.9, 0.9, net=net, **images) for draw, net in enumerate((-0.09, 0.03, -0.03))]
+    assert [summarized(*rows)[0]["verdict"] for rows in (alike, apart)] == ["harmful", "unchanged"]
+
+
+def test_without_a_result_or_a_backdoor_there_is_no_verdict():
+    (row,) = summarized(cell(0, 0, 0.9, 0.9, net=None))
+    assert row["verdict"] is None

@@ -21,8 +21,8 @@ from detrojan import registry
 from detrojan.analysis.escape import UNPRINTABLE
 from detrojan.analysis.statistics.collect import CELLS, NOTHING_MEASURED
 from detrojan.analysis.statistics.gate import verdict
+from detrojan.analysis.statistics.ranking import RANKED
 from detrojan.analysis.statistics.relative import MEASURED, relative
-from detrojan.analysis.tables.ranks import RANKED
 from detrojan.cells import CELL_AXES, MODEL_AXES, NO_METHOD, NO_SAMPLES
 from detrojan.settings import Augmentation, Gate
 from detrojan.storage.columns import COST, MISSING, OK

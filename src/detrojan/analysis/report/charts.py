@@ -31,6 +31,7 @@ SMALL_HEIGHT = 44.0  # points, of a panel among many
 MOST_COLUMNS = 6
 CURVES = ("asr", "acc", "ra")
 ENDS = ("mean", "low", "high")
+ON_GRID = dict(zip(ENDS, ("mean", "grid_low", "grid_high"), strict=True))  # as consistency calls them
 DASHED: dict[str, Any] = {"strokeDash": [3, 2], "strokeWidth": 0.6}
 
 
@@ -126,8 +127,8 @@ def heat(tables: Tables) -> pd.DataFrame:
 
 
 def ranks_by(tables: Tables, measure: str) -> list[Row]:
-    """Return the rows of the ranks by a measure."""
-    return [row for row in tables.ranks.to_pylist() if row["measure"] == measure]
+    """Return the rows of the ranks by a measure, of defenses that are ranked."""
+    return [row for row in tables.ranks.to_pylist() if row["measure"] == measure and row["ranked"]]
 
 
 def last_rank(tables: Tables) -> int:

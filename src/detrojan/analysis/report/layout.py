@@ -1,7 +1,7 @@
 """Where things stand in the figures that Vega can't lay out, and what is marked in them. Free of Vega."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 Row = dict[str, Any]
@@ -9,53 +9,6 @@ Row = dict[str, Any]
 LINE = 7.0  # points, of a name
 LETTER = 3.9  # points, of one in a name
 MARK = 3.0  # points, from the middle of a mark to its edge
-
-
-class Clique(NamedTuple):
-    """Places of the first and the last of neighbours whose mean ranks don't differ significantly."""
-
-    first: int
-    last: int
-
-
-def cliques(ranks: Sequence[float], critical: float) -> list[Clique]:
-    """Return the largest groups of neighbours that lie within a critical difference; two or more in each.
-
-    Args:
-        ranks: mean ranks, the best first.
-        critical: by how much two of them must differ to differ significantly.
-    """
-    found: list[Clique] = []
-    for first, rank in enumerate(ranks):
-        last = max(place for place, other in enumerate(ranks) if other - rank < critical)
-        if last > first and (not found or last > found[-1].last):
-            found.append(Clique(first, last))
-    return found
-
-
-def lines(cliques: Iterable[Clique]) -> list[int]:
-    """Return the line of each clique's bar, from 0, so that none touches another; as few lines as can be.
-
-    Args:
-        cliques: in the order of their first places.
-    """
-    ends: list[int] = []  # the last place that is covered, by line
-    found = []
-    for clique in cliques:
-        line = next((line for line, last in enumerate(ends) if last < clique.first), len(ends))
-        ends[line : line + 1] = [clique.last]
-        found.append(line)
-    return found
-
-
-def sides(number: int) -> list[tuple[str, int]]:
-    """Return the side and the level, from 0, of the names in a critical-difference diagram, best first.
-
-    The better half stands on the left, the best on top; the others on the right, the worst on top.
-    """
-    half = (number + 1) // 2
-    left = [("left", level) for level in range(half)]
-    return [*left, *(("right", number - 1 - place) for place in range(half, number))]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:

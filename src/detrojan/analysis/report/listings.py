@@ -29,7 +29,8 @@ from detrojan.study.schema import BASELINES
 
 UPPER_BOUND = "upper bound"
 GATE_FAILED, NO_VERDICT = "gate_failed", "no_verdict"  # outcomes that no status has
-SIGNIFICANT = 0.001  # smaller p values are not spelled out
+ALPHA = 0.05
+SAME_RANK = 1e-9
 
 # Which cells a number stands on: values of columns of the table of cells, alternatives in a list.
 Query = dict[str, list[Any]]
@@ -136,11 +137,6 @@ def count(value: int) -> str:
     return f"{value:,}"
 
 
-def p_value(value: float) -> str:
-    """Return a p value with its sign of relation."""
-    return f"< {SIGNIFICANT:g}" if value < SIGNIFICANT else f"= {value:.3f}"
-
-
 DEFENSE = Column("defense", "defense")
 GIVEN = Column("given", "is given", page=False)  # where names have badges
 SECONDS = Column("seconds", "seconds", views.seconds, explained="Mean wall time of one defense.")
@@ -152,9 +148,9 @@ def _measured(measure: str) -> Column:
         f"{measure}_mean",
         f"{title}, %",
         views.share,
-        f"{measure}_low",
-        f"{measure}_high",
-        f"Mean {title} over settings, and its 95 % interval.",
+        f"{measure}_grid_low",
+        f"{measure}_grid_high",
+        f"Mean {title} over settings, and its 95 % interval on this grid: with other seeds and samples.",
     )
 
 
@@ -215,7 +211,7 @@ def ranking(tables: Tables, measure: str) -> Listing:
             if row["spc"] != spc:
                 continue
             ranked = ranks.get((spc, row["defense"]), {})
-            parts = ("mean_rank", "rank_low", "rank_high", "num_defenses")
+            parts = ("mean_rank", "rank_grid_low", "rank_grid_high", "num_defenses", "beats_untouched")
             rows.append(
                 row
                 | _of_defense(row)
@@ -228,6 +224,7 @@ def ranking(tables: Tables, measure: str) -> Listing:
         of_budget = [row for (budget, _), row in ranks.items() if budget == spc]
         blocks.append(Block(spc, rows, _on_ranks(of_budget)))
     others = [m for m in MEASURE_TEXTS if m != measure]
+    better = "less" if measure in LOWER_IS_BETTER else "more"
     columns = [
         DEFENSE,
         GIVEN,
@@ -235,9 +232,16 @@ def ranking(tables: Tables, measure: str) -> Listing:
             "mean_rank",
             "mean rank",
             rank,
-            "rank_low",
-            "rank_high",
-            f"Mean over settings of the rank by {title}, 1 the best, and its 95 % interval.",
+            "rank_grid_low",
+            "rank_grid_high",
+            f"Mean rank by {title} from pairs of defenses, 1 the best, and its 95 % interval on this grid.",
+        ),
+        Column(
+            "beats_untouched",
+            "better than untouched, %",
+            whole,
+            explained=f"Share of its cells with {better} {title} than the untouched model, by more than a "
+            "point (DER: half a point); ties count half.",
         ),
         *map(_measured, (measure, *others)),
         _worst(measure),
@@ -245,13 +249,15 @@ def ranking(tables: Tables, measure: str) -> Listing:
             "share_beats_baselines",
             "beats ft and fp, %",
             whole,
-            explained="Share of settings where its DER is above that of fine-tuning and of fine-pruning.",
+            explained="Share of settings where its DER is above that of fine-tuning and of fine-pruning, by "
+            "more than half a point.",
         ),
         Column(
             "share_harmful",
             "harmful, %",
             whole,
-            explained="Share of settings where it takes more accuracy than attack success: DER below 50 %.",
+            explained="Share of settings where it takes more accuracy than attack success, by more than a "
+            "point and than noise.",
         ),
         Column(
             "num_settings", "settings", count, explained="Settings with a result, which the means are over."
@@ -276,30 +282,36 @@ def _on_ranks(rows: Sequence[Row]) -> list[str]:
     """Return what to know of the ranks of one budget."""
     if not rows:
         return ["No ranks: they take two defenses or more that were planned in the same settings."]
-    first = rows[0]
-    ranked = views.counted(first["num_defenses"], "defense")
-    notes = [f"Ranked: {ranked} over {views.counted(first['num_settings'], 'setting')}."]
-    if first["num_incomplete"]:
-        left_out = views.counted(first["num_incomplete"], "setting")
-        notes.append(f"Left out, as not every ranked defense was planned there: {left_out}.")
-    lacking = [f"{row['defense']} {row['num_without_result']}" for row in rows if row["num_without_result"]]
+    ranked = [row for row in rows if row["ranked"]]
+    first = ranked[0]
+    shared = views.counted(first["num_shared_all"], "setting")
+    notes = [f"Ranked: {views.counted(len(ranked), 'defense')}, all of them in {shared}."]
+    if any(row["num_shared_least"] != first["num_shared_all"] for row in ranked):
+        notes.append("Each two are compared over the settings that both were planned in.")
+    notes += [f"Not ranked: {row['defense']}, {row['why_not']}." for row in rows if not row["ranked"]]
+    lacking = [f"{row['defense']} {row['num_without_result']}" for row in ranked if row["num_without_result"]]
     if lacking:
         notes.append(
             f"Settings without a result, where a defense takes the last ranks: {', '.join(lacking)}."
         )
-    if first["friedman_p"] is not None:
-        notes.append(
-            f"Friedman: χ² = {first['friedman_chi2']:.1f}, p {p_value(first['friedman_p'])}; small where the "
-            "defenses differ."
-        )
-    if first["critical_difference"] is not None:
-        notes.append(
-            f"Two mean ranks differ significantly if they are {first['critical_difference']:.2f} apart "
-            "(Nemenyi, 5 %)."
-        )
+    notes.append(leading(ranked))
     if any(row["single_seed"] for row in rows):
         notes.append(SINGLE_SEED)
     return notes
+
+
+def leading(ranked: Sequence[Row]) -> str:
+    """Return who leads, by the rows of a ranking: who can't be told from the first leads with it."""
+    alike = [row["defense"] for row in ranked[1:] if _with_first(row, ranked[0])]
+    first = f"{ranked[0]['defense']} (mean rank {ranked[0]['mean_rank']:.2f})"
+    if not alike:
+        return f"{first} is first, and on this grid it can be told from all others (Holm, 5 %)."
+    return f"{first} is first; on this grid it can't be told from {', '.join(alike)} (Holm, 5 %)."
+
+
+def _with_first(row: Row, first: Row) -> bool:
+    """Return whether a defense can't be told from the first: equal ranks are a tie, whatever p says."""
+    return not row["leader_apart_grid"] or bool(row["mean_rank"] - first["mean_rank"] < SAME_RANK)
 
 
 SINGLE_SEED = (
@@ -314,14 +326,20 @@ def comparisons(tables: Tables, measure: str) -> Listing:
     better = "less" if measure in LOWER_IS_BETTER else "more"
     order = {defense: place for place, defense in enumerate(views.defenses(tables))}
     blocks = []
-    rows_of = [row for row in tables.comparisons.to_pylist() if row["measure"] == measure]
+    rows_of = [
+        row
+        for row in tables.comparisons.to_pylist()
+        if row["measure"] == measure and row["baseline"] in BASELINES
+    ]
     for spc in views.budgets(tables):
         found: dict[str, Row] = {}
         for row in (row for row in rows_of if row["spc"] == spc):
             own = found.setdefault(row["defense"], _of_defense(row) | {"cells": {}})
             baseline = row["baseline"]
             own |= {f"{baseline}_{part}": row[part] for part in (*PARTS, "num_pairs", "num_unpaired")}
-            own[f"{baseline}_verdict"] = verdict(row, measure)
+            own[f"{baseline}_beyond"] = row["difference"]
+            own[f"{baseline}_verdict"] = verdict(row, measure, "grid")
+            own[f"{baseline}_verdict_beyond"] = verdict(row, measure, "beyond")
             own["num_settings"] = max(own.get("num_settings", 0), row["num_settings"])
             own["cells"] = _query(tables, spc, row["defense"], *BASELINES)
         rows = sorted(found.values(), key=lambda row: order.get(row["defense"], len(order)))
@@ -334,50 +352,56 @@ def comparisons(tables: Tables, measure: str) -> Listing:
                 f"{baseline}_difference",
                 f"{title} minus {baseline}'s, points",
                 points,
-                f"{baseline}_difference_low",
-                f"{baseline}_difference_high",
-                f"Mean difference of pairs in percentage points: {better} is better.",
+                f"{baseline}_difference_grid_low",
+                f"{baseline}_difference_grid_high",
+                "Mean difference of pairs in percentage points, and its 95 % interval on this grid: "
+                f"{better} is better.",
                 verdict=f"{baseline}_verdict",
             ),
             Column(
                 f"{baseline}_improvement",
                 f"better than {baseline}, %",
                 whole,
-                f"{baseline}_improvement_low",
-                f"{baseline}_improvement_high",
-                f"Probability that it has {better} {title} than {baseline} on a pair; ties count half.",
+                f"{baseline}_improvement_grid_low",
+                f"{baseline}_improvement_grid_high",
+                f"Probability that it has {better} {title} than {baseline} on a pair, by more than a point "
+                "(DER: half a point); ties count half.",
+            ),
+            Column(
+                f"{baseline}_beyond",
+                "beyond this grid, points",
+                points,
+                f"{baseline}_difference_beyond_low",
+                f"{baseline}_difference_beyond_high",
+                "The same difference, and its 95 % interval for other data sets, architectures and attacks "
+                "like these.",
+                verdict=f"{baseline}_verdict_beyond",
             ),
         ]
     columns.append(Column("num_settings", "settings", count))
     return Listing(f"comparisons_{measure}", f"{title} against fine-tuning and fine-pruning", columns, blocks)
 
 
-PARTS = (
-    *("difference", "difference_low", "difference_high"),
-    *("improvement", "improvement_low", "improvement_high"),
+PARTS = tuple(
+    f"{name}{end}"
+    for name in ("difference", "improvement")
+    for end in ("", "_grid_low", "_grid_high", "_beyond_low", "_beyond_high")
 )
 
 
-def verdict(row: Row, measure: str) -> str:
-    """Return ``better`` or ``worse`` if the interval of the difference leaves 0 out, else nothing."""
-    low, high = row["difference_low"], row["difference_high"]
-    if low is None or high is None or low <= 0 <= high:
+def verdict(row: Row, measure: str, scope: str) -> str:
+    """Return ``better`` or ``worse`` if its adjusted p is small in a scope, else nothing."""
+    p, difference = row[f"p_{scope}_holm"], row["difference"]
+    if p is None or p >= ALPHA or not difference:
         return ""
-    return "better" if (high < 0) == (measure in LOWER_IS_BETTER) else "worse"
+    return "better" if (difference < 0) == (measure in LOWER_IS_BETTER) else "worse"
 
 
 def _on_pairs(rows: Sequence[Row]) -> list[str]:
     """Return what to know of the pairs of one budget."""
     if not rows:
         return ["No pairs: neither fine-tuning nor fine-pruning is among the defenses, or no attack took."]
-    meant = {
-        "settings": "over settings",
-        "models": "over the models of one setting, and say nothing of other settings",
-        "draws": "over the draws of one model, and say nothing of other models",
-    }
-    over = [meant[unit] for unit in meant if unit in {row["interval_over"] for row in rows}]
-    notes = [f"95 % intervals are {', or '.join(over)}." if over else "No intervals: there is one pair."]
-    notes.append("▲ better, ▼ worse than the baseline: the interval leaves 0 out.")
+    notes = [VERDICTS, *on_scopes(rows)]
     unpaired = sum(row["num_unpaired"] for row in rows)
     if unpaired:
         pairs = unpaired + sum(row["num_pairs"] for row in rows)
@@ -385,6 +409,27 @@ def _on_pairs(rows: Sequence[Row]) -> list[str]:
     if any(row["single_seed"] for row in rows):
         notes.append(SINGLE_SEED)
     return notes
+
+
+VERDICTS = (
+    "95 % intervals are for one row each; ▲ better and ▼ worse than the baseline hold 5 % over all rows of a "
+    "column (Holm)."
+)
+BOUND_NOTE = "One seed a setting: intervals on this grid are upper bounds."
+NO_GRID = "No intervals on this grid: seeds and samples are too few."
+ONLY_DRAWS = "Intervals on this grid are of these models, with other samples."
+NO_BEYOND = "Too few data sets, architectures and attacks to speak of others."
+
+
+def on_scopes(rows: Sequence[Row]) -> list[str]:
+    """Return what to know of both kinds of intervals, by their basis in the rows."""
+    bases = {row["grid_basis"] or "" for row in rows}
+    notes = [BOUND_NOTE] if any(basis.startswith("bound") for basis in bases) else []
+    notes += [ONLY_DRAWS] if bases == {"draws"} else [NO_GRID] if bases == {""} else []
+    over = {row["beyond_over"] for row in rows} - {None}
+    if not over:
+        return [*notes, NO_BEYOND]
+    return [*notes, "Those beyond are right if what varies was drawn at random from what is of interest."]
 
 
 def consistency(tables: Tables) -> Listing:

@@ -18,6 +18,7 @@ from detrojan.analysis.report import charts, contact_sheet, listings, payload, v
 from detrojan.analysis.report.figures import base
 from detrojan.analysis.report.listings import Listing
 from detrojan.analysis.report.views import MEASURE_TEXTS, Row, Tables
+from detrojan.analysis.statistics import harm
 from detrojan.analysis.statistics.gate import describe
 from detrojan.analysis.statistics.relative import LOWER_IS_BETTER
 from detrojan.cells import CELL_AXES, NO_METHOD, axes_text, ratio_text
@@ -277,28 +278,47 @@ def _facts(tables: Tables) -> list[dict[str, str]]:
 
 def _highlights(tables: Tables) -> list[str]:
     """Return what the ranking comes to, in a sentence or two."""
-    rows = [row for row in tables.ranks.to_pylist() if row["measure"] == "der" and row["spc"] is None]
+    rows = [row for row in charts.ranks_by(tables, "der") if row["spc"] is None]
     if not rows:
         return [charts.nothing_to_show(tables)]
+    pooled = [row for row in tables.consistency.to_pylist() if row["spc"] is None]
+    if nothing := _nothing_works(rows, pooled):
+        return [nothing, *listings.on_scopes(pooled)]
     first = rows[0]
     budgets = ", all SPC pooled" if len(views.budgets(tables)) > 1 else ""
     interval = ""
-    if first["rank_low"] is not None:
-        interval = f" [{first['rank_low']:.2f}, {first['rank_high']:.2f}]"
+    if first["rank_grid_low"] is not None:
+        interval = f" [{first['rank_grid_low']:.2f}, {first['rank_grid_high']:.2f}]"
     best = (
         f"By DER{budgets}, {first['defense']} has the best mean rank, {first['mean_rank']:.2f}{interval} of "
         f"{first['num_defenses']}, over {views.counted(first['num_settings'], 'setting')}."
     )
-    lines = [best]
-    critical = first["critical_difference"]
-    if critical is not None:
-        near = [row["defense"] for row in rows[1:] if row["mean_rank"] - first["mean_rank"] < critical]
-        lines.append(
-            f"Not significantly behind it (Nemenyi, 5 %): {', '.join(near)}."
-            if near
-            else "All others are significantly behind it (Nemenyi, 5 %)."
-        )
-    return lines
+    return [best, listings.leading(rows), *listings.on_scopes(pooled)]
+
+
+def _nothing_works(ranked: Sequence[Row], pooled: Sequence[Row]) -> str:
+    """Return that no ranked defense repairs anything, by its net on this grid; empty if one does.
+
+    Where no defense has an interval, the means have to do.
+    """
+    names = {row["defense"] for row in ranked}
+    found = [row for row in pooled if row["defense"] in names and row["net_mean"] is not None]
+    if not found or any(_surely(row) > harm.LEAST for row in found):
+        return ""
+    best = max(found, key=lambda row: (row["net_mean"], row["defense"]))
+    low, high = best["net_grid_low"], best["net_grid_high"]
+    interval = "" if low is None else f" [{listings.points(low)}, {listings.points(high)}]"
+    return (
+        f"No defense surely repairs anything ({', '.join(sorted(names))}): the most that one changed net, "
+        "the attack success removed minus the accuracy lost, is "
+        f"{listings.points(best['net_mean'])} points{interval}."
+    )
+
+
+def _surely(row: Row) -> float:
+    """Return what a defense has won of net at least."""
+    low: float | None = row["net_grid_low"]
+    return float(row["net_mean"]) if low is None else low
 
 
 def _on_intervals(summary: pa.Table) -> str:
@@ -306,12 +326,7 @@ def _on_intervals(summary: pa.Table) -> str:
     over = set(summary["interval_over"].to_pylist()) - {None}
     if not over:
         return "No intervals: there is one cell in each."
-    of_draws = "over the draws of the one model, and says nothing of other models"
-    said = {
-        frozenset({"models"}): "over models",
-        frozenset({"draws"}): of_draws,
-    }.get(frozenset(over), f"over models where there are two or more, else {of_draws}")
-    return f"In brackets, the 95 % interval of the mean: it is {said}."
+    return f"In brackets, the 95 % interval of the mean, {views.over_text(over)}."
 
 
 def _sheets(models: pa.Table | None, sheets: Mapping[str, str]) -> dict[str, str]:
@@ -358,7 +373,7 @@ def _controls(tables: Tables) -> list[dict[str, Any]]:
 
 def _share(row: Row, measure: str) -> str:
     text = views.share(row[f"{measure}_mean"])
-    low, high = (row[f"{measure}_{end}"] for end in ("low", "high"))
+    low, high = (row[f"{measure}_grid_{end}"] for end in ("low", "high"))
     return f"{text} %" if low is None else f"{text} % [{views.share(low)}, {views.share(high)}]"
 
 

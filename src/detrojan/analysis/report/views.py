@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -104,7 +104,7 @@ def budgets(tables: Tables) -> list[int | None]:
 
 def ranked(tables: Tables) -> list[str]:
     """Return the defenses that are ranked, the best by DER at pooled budgets first."""
-    rows = tables.ranks.to_pylist()
+    rows = [row for row in tables.ranks.to_pylist() if row["ranked"]]
     best = [row["defense"] for row in rows if row["measure"] == "der" and row["spc"] is None]
     return [*best, *sorted({row["defense"] for row in rows} - {*best})]
 
@@ -174,17 +174,20 @@ def seconds(value: float | None) -> str:
 def interval_note(summary: pa.Table) -> str:
     """Return the sentence that says what the intervals of ``summary`` are over."""
     over = set(summary["interval_over"].to_pylist()) - {None}
-    meaning = {
-        frozenset(): "No intervals: each setting has one cell.",
-        frozenset({"draws"}): "± is half the 95 % interval of the mean over draws of one model; "
-        "it says nothing of other models.",
-        frozenset({"models"}): "± is half the 95 % interval of the mean over models.",
-    }
-    mixed = (
-        "± is half the 95 % interval of the mean: over models where there are two or more, else over the "
-        "draws of the one model, which says nothing of other models."
-    )
-    return meaning.get(frozenset(over), mixed)
+    if not over:
+        return "No intervals: each setting has one cell."
+    return f"± is half the 95 % interval of the mean, {over_text(over)}."
+
+
+def over_text(over: Set[str]) -> str:
+    """Return what intervals of settings are over, by the values of ``interval_over``."""
+    of_draws = "over draws of one model, which says nothing of other models"
+    if over == {"draws"}:
+        return of_draws
+    of_models = "over models" + (" and draws" if "models_draws" in over else "")
+    if "draws" not in over:
+        return of_models
+    return f"{of_models} where there are two or more models, else {of_draws}"
 
 
 def failures(cells: pa.Table) -> list[Failure]:

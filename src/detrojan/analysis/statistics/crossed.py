@@ -23,12 +23,12 @@ Ratios and budgets are chosen amounts, no sample of amounts: no interval speaks 
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 CONFIDENCE = 0.95
 LEAST_DF = 1.0  # of Student's t; what the formula may fall below
@@ -78,12 +78,16 @@ class Spread:
         """Half the width of the 95 % interval; NaN where none can be given: without parts, or a spread."""
         if not self.variance > 0:
             return math.nan
-        return float(stats.t.ppf((1 + CONFIDENCE) / 2, self.df)) * math.sqrt(self.variance)
+        return float(quantile(self.df)) * math.sqrt(self.variance)
+
+    def interval(self, mean: float) -> tuple[float, float]:
+        """Return both ends of the 95 % interval around ``mean``; NaN where none can be given."""
+        return mean - self.half, mean + self.half
 
     def p_value(self, mean: float) -> float:
         """Return the two-sided p of a true mean of 0; NaN where there is no spread to judge by."""
         if self.variance > 0:
-            return 2 * float(stats.t.sf(abs(mean) / math.sqrt(self.variance), self.df))
+            return 2 * float(special.stdtr(self.df, -abs(mean) / math.sqrt(self.variance)))
         return 1.0 if self.variance == 0 and abs(mean) < 1e-9 else math.nan
 
 
@@ -111,20 +115,22 @@ class Crossed:
         planned: (settings, seeds, budgets), which budgets a model should have; those with a value if None.
 
     Attributes:
-        by_setting: the mean of each setting that has one, (settings,).
+        means: the mean of each setting, (settings,), NaN where it has none.
+        by_setting: the same of those that have one.
         design: of these.
     """
 
     def __init__(self, design: Design, values: Array, planned: npt.NDArray[np.bool_] | None = None) -> None:
         counts = (~np.isnan(values)).sum(3)
-        by_budget = _mean(values, 3)
+        by_budget = mean_of(values, 3)
         planned = counts > 0 if planned is None else planned
         whole = planned.any(2) & ~(planned & (counts == 0)).any(2)
-        by_model = np.where(whole, _mean(np.where(planned, by_budget, np.nan), 2), np.nan)
+        by_model = np.where(whole, mean_of(np.where(planned, by_budget, np.nan), 2), np.nan)
         has = np.asarray(~np.isnan(by_model).all(1))
         self.design = design.taken(has)
         self._by_model = by_model[has]
-        self.by_setting = _mean(self._by_model, 1)
+        self.means = mean_of(by_model, 1)
+        self.by_setting = self.means[has]
         counted = planned[has] & ~np.isnan(self._by_model)[:, :, None]
         self._residuals = np.where(counted[..., None], values[has] - by_budget[has][..., None], np.nan)
         self._draws = np.where(counted, counts[has], 0)
@@ -138,6 +144,21 @@ class Crossed:
     def num_models(self) -> int:
         """How many models have a mean."""
         return int((~np.isnan(self._by_model)).sum())
+
+    @functools.cached_property
+    def fewest_models(self) -> int:
+        """The fewest models with a mean in one of the settings; 0 without a setting."""
+        return int((~np.isnan(self._by_model)).sum(1).min()) if self.num_settings else 0
+
+    @functools.cached_property
+    def num_cells(self) -> int:
+        """How many values the mean is over."""
+        return int(self._draws.sum())
+
+    @functools.cached_property
+    def num_strata(self) -> int:
+        """How many pairs of data set and attack the settings are of."""
+        return len(np.unique(_codes(self.design.dataset, self.design.attack))) if self.num_settings else 0
 
     @property
     def mean(self) -> float:
@@ -161,8 +182,10 @@ class Crossed:
     def _seed_parts(self) -> list[Part]:
         """A part a pair of data set and attack, whose settings share the triggers of a seed."""
         models = (~np.isnan(self._by_model)).sum(1)
-        strata = _codes(self.design.dataset, self.design.attack)
         several = models >= 2
+        if not several.any():
+            return []
+        strata = _codes(self.design.dataset, self.design.attack)
         residuals = np.nan_to_num(self._by_model - self.by_setting[:, None])
         residuals /= self.num_settings * np.maximum(models, 1)[:, None]
         found, shares, single = [], [], []
@@ -218,23 +241,13 @@ class Crossed:
         The scores are divided by what least squares leaves of independent noise, of single settings and
         of pairs of data set and attack, whichever is less.
         """
-        number = self.num_settings
-        pairs = _codes(self.design.dataset, self.design.attack)
-        one = len(np.unique(self.design.dataset)) < 2
-        effects = [np.ones((number, 1))]
-        effects += [] if one else [_indicators(self.design.dataset), _indicators(self.design.attack)]
-        left, singular, _ = np.linalg.svd(np.hstack(effects), full_matrices=False)
-        basis = left[:, singular > singular[:1].sum() * 1e-10]
-        members = _indicators(pairs)
-        df = members.shape[1] - basis.shape[1]
-        if df < LEAST_BOUND_DF:
+        crossing = (self.design.dataset, self.design.attack)
+        additive = _additive(*(np.asarray(codes, np.intp).tobytes() for codes in crossing))
+        if additive.df < LEAST_BOUND_DF:
             return None
-        rest = self.by_setting - basis @ (basis.T @ self.by_setting)
-        kept = members - basis @ (basis.T @ members)
-        of_settings = (kept**2).sum() / number
-        of_pairs = ((members.T @ kept) ** 2).sum() / ((members.T @ members) ** 2).sum()
-        scores = members.T @ rest / number
-        return Part(_zero((scores**2).sum() / min(of_settings, of_pairs)), df)
+        rest = self.by_setting - additive.basis @ (additive.basis.T @ self.by_setting)
+        scores = additive.members.T @ rest / self.num_settings
+        return Part(_zero((scores**2).sum() / additive.kept), additive.df)
 
     # --- other data sets, architectures and attacks ------------------------------------------------
 
@@ -261,7 +274,41 @@ class Crossed:
         return Spread((*parts.values(), *draws), ", ".join(parts))
 
 
-def _mean(values: Array, axis: int) -> Array:
+class _Additive(NamedTuple):
+    """What is needed to fit effects of data set and attack, without their interaction, to settings.
+
+    Attributes:
+        basis: of the space of these effects, (settings, effects).
+        members: which pair of data set and attack a setting is of, (settings, pairs).
+        df: pairs that are free.
+        kept: of independent noise of settings, or of pairs, what the fit leaves; whichever is less.
+    """
+
+    basis: Array
+    members: Array
+    df: int
+    kept: float
+
+
+# The defenses of a study have few designs, and each many measures.
+@functools.lru_cache(1024)
+def _additive(dataset: bytes, attack: bytes) -> _Additive:
+    """Return what a fit to settings of these data sets and attacks takes, their codes as bytes."""
+    datasets, attacks = (np.frombuffer(codes, np.intp) for codes in (dataset, attack))
+    number = len(datasets)
+    one = len(np.unique(datasets)) < 2
+    effects = [np.ones((number, 1))]
+    effects += [] if one else [_indicators(datasets), _indicators(attacks)]
+    left, singular, _ = np.linalg.svd(np.hstack(effects), full_matrices=False)
+    basis = left[:, singular > singular[:1].sum() * 1e-10]
+    members = _indicators(_codes(datasets, attacks))
+    left_over = members - basis @ (basis.T @ members)
+    of_settings = (left_over**2).sum() / max(number, 1)
+    of_pairs = ((members.T @ left_over) ** 2).sum() / max(((members.T @ members) ** 2).sum(), 1)
+    return _Additive(basis, members, members.shape[1] - basis.shape[1], float(min(of_settings, of_pairs)))
+
+
+def mean_of(values: Array, axis: int) -> Array:
     """Return the mean over an axis of what is there; NaN where nothing is."""
     there = ~np.isnan(values)
     counts = there.sum(axis)
@@ -309,8 +356,8 @@ def share_interval(share: float, spread: Spread, clusters: int) -> tuple[float, 
         return math.nan, math.nan
     if spread.variance == 0 or share <= 0 or share >= 1:
         hits, tail = share * clusters, (1 - CONFIDENCE) / 2
-        low = stats.beta.ppf(tail, hits, clusters - hits + 1) if hits > 0 else 0.0
-        high = stats.beta.ppf(1 - tail, hits + 1, clusters - hits) if hits < clusters else 1.0
+        low = special.betaincinv(hits, clusters - hits + 1, tail) if hits > 0 else 0.0
+        high = special.betaincinv(hits + 1, clusters - hits, 1 - tail) if hits < clusters else 1.0
         return float(low), float(high)
     middle = math.log(share / (1 - share))
     half = spread.half / (share * (1 - share))
@@ -335,18 +382,46 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def setting_spread(models: Iterable[Sequence[float]]) -> Spread:
-    """Return the spread of the mean of one setting: models by draws, crossed, NaN where there is none.
+class OfSettings(NamedTuple):
+    """Means of single settings and what is known of them: arrays of (settings,), NaN where nothing is.
 
-    With one model it is that of draws alone, which says nothing of other models.
+    ``basis`` says what varies within the interval: ``models_draws``, ``models``, ``draws`` (of one model,
+    which says nothing of others), or None. Where all values are alike the interval is missing, the basis not.
     """
-    values = np.array(list(models), float)
-    values = values[~np.isnan(values).all(1)] if values.size else values
-    parts, names = [], []
-    for name, axis in (("models", 1), ("draws", 0)) if len(values) else ():
-        means = _mean(values, axis)
-        means = means[~np.isnan(means)]
-        if len(means) >= 2:
-            parts.append(Part(_zero(float(means.var(ddof=1)) / len(means)), len(means) - 1))
-            names.append(name)
-    return Spread(tuple(parts), "_".join(names))
+
+    mean: Array
+    low: Array
+    high: Array
+    basis: npt.NDArray[np.object_]
+
+
+def of_settings(values: Array) -> OfSettings:
+    """Return the mean of each setting and its 95 % interval, of models and draws that are crossed.
+
+    Args:
+        values: (settings, models, draws), NaN where there is none.
+    """
+    by_model = mean_of(values, 2)
+    mean = mean_of(by_model, 1)
+    parts = [_variance(by_model), _variance(mean_of(values, 1))]
+    variance = np.nansum([part for part, _ in parts], 0)
+    variance = np.where(variance < NOTHING, 0.0, variance)
+    below = np.nansum([part**2 / np.maximum(df, 1) for part, df in parts], 0)
+    df = np.divide(variance**2, below, out=np.ones_like(variance), where=below > 0)
+    half = np.where(variance > 0, quantile(np.maximum(df, LEAST_DF)) * np.sqrt(variance), np.nan)
+    models, draws = (~np.isnan(part) for part, _ in parts)
+    basis = np.full(len(mean), None, object)
+    basis[models], basis[draws], basis[models & draws] = "models", "draws", "models_draws"
+    return OfSettings(mean, mean - half, mean + half, basis)
+
+
+def _variance(means: Array) -> tuple[Array, Array]:
+    """Return the variance of the mean of each row, NaN of fewer than two values, and its df."""
+    counts = (~np.isnan(means)).sum(1)
+    squares = np.nansum((means - mean_of(means, 1)[:, None]) ** 2, 1)
+    return np.where(counts >= 2, squares / np.maximum(counts * (counts - 1), 1), np.nan), counts - 1.0
+
+
+def quantile(df: Any) -> Any:
+    """Return Student's quantile for 95 % intervals; of an array, an array."""
+    return special.stdtrit(df, (1 + CONFIDENCE) / 2)

@@ -1,6 +1,8 @@
 """Tables of cells as frames, and frames as tables: what all statistics begin and end with."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -9,8 +11,6 @@ from detrojan.analysis.statistics.relative import MEASURES
 from detrojan.storage.columns import OK
 
 SETTING = ["dataset", "architecture", "attack", "ratio"]
-# Within a setting; across settings a level goes on top.
-LEVELS = {"models": ["seed"], "draws": ["draw"]}
 
 
 def frame_of(cells: pa.Table) -> pd.DataFrame:
@@ -32,3 +32,13 @@ def clipped(intervals: pd.DataFrame, measures: Iterable[str]) -> pd.DataFrame:
 def table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
     """Return the columns of ``schema`` as a table; what is missing is null."""
     return pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False)
+
+
+def table_of_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Return rows as a table; NaN is null."""
+    columns = {field.name: pa.array([_null(row[field.name]) for row in rows], field.type) for field in schema}
+    return pa.table(columns, schema=schema)
+
+
+def _null(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -12,11 +12,13 @@ architecture, attack, ratio and seed (subscript 0). What is undefined is missing
 ``ra_recovery_ratio``      ra_recovery / (ACC0 - RA0)                  share won back of what triggers cost
 ``der``                    (max(0, asr_reduction)                      0.5: nothing won; 1: all of the
                            - max(0, acc_drop) + 1) / 2                 backdoor gone at no cost
+``net``                    asr_reduction - acc_drop                    0: nothing won; below it: harm
 =========================  ==========================================  ===================================
 
 DER, the defense effectiveness rating: Zhu, Wei, Shen, Fan, Wu, "Enhancing Fine-Tuning Based Backdoor
 Defense with Sharpness-Aware Minimization", ICCV 2023, Sec. 4.1. Some code in the field adds the accuracy
-term instead of subtracting it; this is the paper's formula.
+term instead of subtracting it; this is the paper's formula. It clips both terms at 0, so where nothing
+but noise has changed its mean is not 0.5: what tells harm from noise is ``net``, which clips nothing.
 """
 
 import pandas as pd
@@ -32,10 +34,12 @@ RELATIVE = (
     "asr_reduction_ratio",
     "ra_recovery_ratio",
     "der",
+    "net",
 )
 MEASURES = (*MEASURED, *RELATIVE)
-# What defenses are ranked by and compared in.
+# What defenses are ranked by, and compared in.
 SCORES = ("acc", "asr", "ra", "der")
+COMPARED = (*SCORES, "net")
 LOWER_IS_BETTER = frozenset({"asr", "acc_drop", "acc_drop_ratio"})
 SHARES = frozenset({*MEASURED, "der"})  # whose range is [0, 1]
 UNCHANGED = 0.5  # DER of the untouched model
@@ -73,6 +77,7 @@ def relative(cells: pd.DataFrame) -> pd.DataFrame:
         asr_reduction_ratio=_ratio(changes["asr_reduction"], before["asr"]),
         ra_recovery_ratio=_ratio(changes["ra_recovery"], before["acc"] - before["ra"]),
         der=der,
+        net=changes["asr_reduction"] - changes["acc_drop"],
     )
 
 

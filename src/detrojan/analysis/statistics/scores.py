@@ -12,18 +12,14 @@ The rules, which the report repeats:
   had not been planned.
 """
 
-from collections.abc import Sequence
-
 import pandas as pd
 
-from detrojan.analysis.statistics.frames import LEVELS, SETTING
-from detrojan.analysis.statistics.relative import SCORES
+from detrojan.analysis.statistics.frames import SETTING
 from detrojan.cells import NO_METHOD, NO_SAMPLES
-from detrojan.storage.columns import MISSING, OK
+from detrojan.storage.columns import MISSING
 
 BUDGET = "budget"
 MODEL = [*SETTING, "seed"]
-NESTED = {"settings": SETTING, **LEVELS}
 
 
 def attacked(frame: pd.DataFrame) -> pd.DataFrame:
@@ -47,28 +43,3 @@ def at_each_budget(frame: pd.DataFrame) -> pd.DataFrame:
     without = without.fillna({BUDGET: NO_SAMPLES}).astype({BUDGET: frame["spc"].dtype})
     given = frame[frame["spc"] > NO_SAMPLES]
     return pd.concat([given.assign(**{BUDGET: given["spc"]}), without], ignore_index=True)
-
-
-def pooled(frame: pd.DataFrame, by: Sequence[str], measures: Sequence[str]) -> pd.DataFrame:
-    """Return the means of ``measures`` over the budgets, for each group ``by``, model and draw.
-
-    Draws of one number are samples of their own at every budget, so that these means are as
-    independent of each other as the draws.
-    """
-    return frame.groupby([*by, *MODEL, "draw"], observed=True)[list(measures)].mean().reset_index()
-
-
-def of_settings(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return each defense's scores in each setting and budget: nested means, missing without a result.
-
-    Beside them ``threat_model``, ``num_models`` and ``has_result``.
-    """
-    keys = [*SETTING, BUDGET, "defense"]
-    groups = frame.assign(is_ok=frame["status"] == OK).groupby(keys, observed=True)
-    counts = groups.agg(
-        threat_model=("threat_model", "first"), num_models=("seed", "nunique"), share_ok=("is_ok", "mean")
-    )
-    counts = counts.assign(has_result=counts.pop("share_ok") >= 0.5)
-    of_models = frame.groupby([*keys, "seed"], observed=True)[list(SCORES)].mean()
-    means = of_models.groupby(keys, observed=True).mean()
-    return counts.join(means.where(counts["has_result"])).reset_index()

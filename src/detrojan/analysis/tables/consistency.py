@@ -1,33 +1,37 @@
 """How far a defense can be relied on: over settings, in the worst of them, and where it does harm.
 
 Means and intervals are of cells that ended well. What has no result is counted in ``num_without_result``
-here, and with its reasons in :mod:`.outcomes`.
+here, and with its reasons in :mod:`.outcomes`; ``der_all`` counts it as a model that was left untouched.
 """
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
-from detrojan.analysis.statistics import bootstrap, scores
-from detrojan.analysis.statistics.frames import SETTING, clipped, frame_of, table
-from detrojan.analysis.statistics.relative import LOWER_IS_BETTER, SCORES, SHARES, UNCHANGED
-from detrojan.analysis.statistics.scores import BUDGET, NESTED
+from detrojan.analysis.statistics import arrays, harm, scores
+from detrojan.analysis.statistics.arrays import DER_ALL, Runs, Study
+from detrojan.analysis.statistics.crossed import FACTORS, Array, Crossed, Design, mean_of
+from detrojan.analysis.statistics.frames import SETTING, frame_of, table_of_rows
+from detrojan.analysis.statistics.relative import COMPARED, LOWER_IS_BETTER, SHARES
 from detrojan.analysis.tables.base import Table, columns
-from detrojan.storage.columns import OK
 from detrojan.study.schema import BASELINES
 
+Row = dict[str, Any]
 SPREADS = (*SETTING, "spc")
-SLACK = 1e-9  # of a share; test sets are not that large
-
-PARTS = ("mean", "low", "high", "worst_tenth")
-OF_SCORES = {
-    "acc": "mean ACC over settings, its 95 % interval, and the mean of the worst tenth of settings",
-    "asr": "the same of ASR, whose worst are the highest",
+MORE = 0.005  # DER, half a point: by less nobody beats anybody
+ENDS = ("grid_low", "grid_high", "beyond_low", "beyond_high")
+OF_MEASURES = {
+    "acc": "mean ACC over settings, and its 95 % intervals: `grid` on these settings with other seeds and "
+    "samples, `beyond` with other data sets, architectures and attacks ([both](statistics.md#intervals))",
+    "asr": "the same of ASR",
     "ra": "the same of RA",
     "der": "the same of DER",
+    DER_ALL: "the same of DER where a cell that gave no repaired model counts as an untouched model, 0.5",
+    "net": "the same of the attack success removed minus the accuracy lost; below 0 is harm",
+    "acc_drop": "the same of the accuracy lost",
+    "asr_reduction": "the same of the attack success removed",
 }
 TABLE = Table(
     row="a budget and defense",
@@ -39,30 +43,70 @@ TABLE = Table(
         columns(
             "num_settings",
             kind=pa.int32(),
-            meaning="settings whose attack took, and in which it has a result",
+            meaning="settings whose attack took, and in which a model has a result at every planned budget "
+            "of the row: those that the means are over",
+        ),
+        columns(
+            *("num_datasets", "num_architectures", "num_attacks"),
+            kind=pa.int32(),
+            meaning="of how many data sets, architectures and attacks these are",
         ),
         columns(
             "num_without_result",
             kind=pa.int32(),
-            meaning="settings whose attack took, and in which it has none",
+            meaning="settings whose attack took, and in which fewer than half of its planned cells ended "
+            "well, at some budget of the row",
+        ),
+        columns(
+            "share_failed",
+            kind=pa.float64(),
+            meaning="share of its planned cells that gave no repaired model",
         ),
         columns("num_models", kind=pa.int32(), meaning="fewest models with a result in one of its settings"),
         columns("single_seed", kind=pa.bool_(), meaning="whether that is one"),
         *(
             columns(
-                *(f"{measure}_{part}" for part in PARTS),
+                *(f"{measure}_{part}" for part in ("mean", *ENDS)),
                 kind=pa.float64(),
-                meaning=OF_SCORES[measure],
+                meaning=meaning,
                 null=True,
             )
-            for measure in SCORES
+            for measure, meaning in OF_MEASURES.items()
         ),
         columns(
-            "interval_over",
+            *(f"{measure}_worst_tenth" for measure in COMPARED),
+            kind=pa.float64(),
+            meaning="mean of the worst tenth of settings; of ASR the worst are the highest",
+            null=True,
+        ),
+        columns(
+            *("acc_before_mean", "asr_before_mean"),
+            kind=pa.float64(),
+            meaning="ACC and ASR of the untouched models of these same settings",
+            null=True,
+        ),
+        columns(
+            "grid_basis",
             kind=pa.string(),
-            meaning="what varies within the intervals: `settings`, `models` or `draws`",
+            meaning="what the `grid` intervals rest on (of DER): `seeds_draws`, `seeds` or `draws`; "
+            "`bound_draws` or `bound` where a setting has one seed: an upper bound; null: nothing",
             null=True,
             words=True,
+        ),
+        columns(
+            "beyond_over",
+            kind=pa.string(),
+            meaning="what varies in the `beyond` intervals (of DER): `dataset`, `architecture`, `attack`; "
+            "null: too few levels to speak of others",
+            null=True,
+            words=True,
+        ),
+        columns("beyond_df", kind=pa.float64(), meaning="its degrees of freedom", null=True),
+        columns(
+            *(f"beyond_share_{factor}" for factor in FACTORS),
+            kind=pa.float64(),
+            meaning="the share of each in its variance: what a study would add next",
+            null=True,
         ),
         columns(
             *(f"der_spread_{axis}" for axis in SPREADS),
@@ -74,23 +118,40 @@ TABLE = Table(
         columns(
             "share_beats_baselines",
             kind=pa.float64(),
-            meaning="share of settings in which its DER is above both fine-tuning's and fine-pruning's",
+            meaning="share of settings in which its DER is above both fine-tuning's and fine-pruning's by "
+            "more than 0.005",
             null=True,
         ),
         columns(
-            "share_harmful",
+            "num_beats_settings",
+            kind=pa.int32(),
+            meaning="settings in which all three have a result: what it is a share of",
+        ),
+        columns(
+            *(f"share_{verdict}" for verdict in harm.VERDICTS),
             kind=pa.float64(),
-            meaning="share of settings in which it costs more accuracy than it removes attack success (DER "
-            "below 0.5)",
+            meaning="share of settings in which `net` is below 0, about 0, or above it, by more than a point "
+            "and than [noise](statistics.md#harm); together 1",
             null=True,
+        ),
+        columns(
+            "harm_single_run",
+            kind=pa.bool_(),
+            meaning="whether that rests on one run in some setting, which may be noise",
         ),
         columns(
             "num_clean_settings", kind=pa.int32(), meaning="clean models' settings in which it has a result"
         ),
         columns(
-            *("clean_acc_drop_mean", "clean_acc_drop_worst_tenth"),
+            *(f"clean_acc_drop_{part}" for part in ("mean", *ENDS, "worst_tenth")),
             kind=pa.float64(),
-            meaning="accuracy that it costs clean models",
+            meaning="accuracy that it costs clean models, with both intervals",
+            null=True,
+        ),
+        columns(
+            "share_clean_harmed",
+            kind=pa.float64(),
+            meaning="share of these settings in which that is more than a point and than noise",
             null=True,
         ),
         columns("seconds", kind=pa.float64(), meaning="mean wall time of the defense", null=True),
@@ -105,108 +166,150 @@ def make(cells: pa.Table) -> pa.Table:
         cells: with the columns of ``CELLS``.
     """
     frame = frame_of(cells)
-    attacked, clean = scores.attacked(frame), scores.clean(frame)
-    if attacked.empty:
-        return TABLE.schema.empty_table()
-    budgets = [(None, attacked, clean)] + [
-        (budget, rows, clean[clean[BUDGET] == budget]) for budget, rows in attacked.groupby(BUDGET)
+    attacked, clean = (arrays.of_cells(rows) for rows in (scores.attacked(frame), scores.clean(frame)))
+    rows = [
+        _row(attacked, clean, defense, budget)
+        for budget in (None, *attacked.budgets)
+        for defense, runs in attacked.runs.items()
+        if runs.planned[:, :, attacked.at(budget)].any()
     ]
-    parts = [
-        table(_of_budget(rows, unattacked).assign(spc=spc), TABLE.schema) for spc, rows, unattacked in budgets
-    ]
-    return pa.concat_tables(parts)
+    return table_of_rows(rows, TABLE.schema)
 
 
-def _of_budget(attacked: pd.DataFrame, clean: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of one budget, or of several that are pooled."""
-    pooled = scores.pooled(attacked, ["defense"], SCORES)
-    intervals = clipped(bootstrap.intervals(pooled, ["defense"], SCORES, NESTED), SHARES)
-    rows = intervals.rename(columns={"der_over": "interval_over"}).set_index("defense")
-    settings = nested_means(pooled, SCORES)
-    rows = rows.join(_counts(attacked, settings)).join(_relied_on(settings))
-    rows = rows.join(_spreads(settings)).join(_spread(_of_budgets(attacked), BUDGET, "spc"))
-    return rows.join(_harm_to_clean(clean)).fillna({"num_clean_settings": 0}).reset_index()
-
-
-def nested_means(frame: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
-    """Return each defense's mean in each setting, over models by their means over draws."""
-    of_models = frame.groupby(["defense", *SETTING, "seed"], observed=True)[list(measures)].mean()
-    return of_models.groupby(["defense", *SETTING], observed=True).mean().reset_index()
-
-
-def _of_budgets(attacked: pd.DataFrame) -> pd.DataFrame:
-    """Return each defense's scores in each setting and budget."""
-    of_models = attacked.groupby(["defense", *SETTING, BUDGET, "seed"], observed=True)[list(SCORES)].mean()
-    return of_models.groupby(["defense", *SETTING, BUDGET], observed=True).mean().reset_index()
-
-
-def worst_tenth(values: "pd.Series[float]", *, lower_is_better: bool) -> float:
-    """Return the mean of the worst tenth of ``values``, at least of one; NaN if there is none."""
-    known = values.dropna().sort_values(ascending=not lower_is_better)
-    return float(known.iloc[: math.ceil(len(known) / 10)].mean()) if len(known) else np.nan
-
-
-def _counts(attacked: pd.DataFrame, settings: pd.DataFrame) -> pd.DataFrame:
-    by_defense = attacked.assign(ok_seconds=attacked["seconds"].where(attacked["status"] == OK))
-    counts = by_defense.groupby("defense", observed=True).agg(
-        threat_model=("threat_model", "first"), seconds=("ok_seconds", "mean")
-    )
-    ended = attacked[attacked["status"] == OK]
-    models = ended.groupby(["defense", *SETTING], observed=True)["seed"].nunique().groupby("defense").min()
-    has_result = settings[SCORES[0]].notna().groupby(settings["defense"])
-    counts = counts.assign(
-        num_settings=has_result.sum(),
-        num_without_result=has_result.size() - has_result.sum(),
-        num_models=models,
-    ).fillna({"num_models": 0})
-    return counts.assign(single_seed=counts["num_models"] == 1)
-
-
-def _relied_on(settings: pd.DataFrame) -> pd.DataFrame:
-    """Return the worst tenths, and in which share of settings a defense wins and does harm."""
-    grouped = settings.groupby("defense", observed=True)
-    found = {
-        f"{measure}_worst_tenth": grouped[measure].apply(
-            worst_tenth, lower_is_better=measure in LOWER_IS_BETTER
-        )
-        for measure in SCORES
+def _row(attacked: Study, clean: Study, defense: str, budget: int | None) -> Row:
+    runs, at = attacked.runs[defense], attacked.at(budget)
+    found = {measure: attacked.crossed(defense, measure, budget) for measure in OF_MEASURES}
+    der = found["der"]
+    planned, ended = runs.planned[:, :, at], runs.ok[:, :, at]
+    row: Row = {"spc": budget, "defense": defense, "threat_model": runs.threat_model}
+    row |= {
+        # Others than ACC may not have been published.
+        "num_settings": found["acc"].num_settings,
+        "num_without_result": int(runs.lacking(at).sum()),
+        "share_failed": float(1 - ended.sum() / planned.sum()),
+        "num_models": found["acc"].fewest_models,
+        "single_seed": found["acc"].fewest_models == 1,
+        "seconds": _mean(runs.columns["seconds"][:, :, at]),
     }
-    der = settings.pivot(index=SETTING, columns="defense", values="der")
-    harmful = (der < UNCHANGED - SLACK).where(der.notna())
-    found |= {"share_harmful": _share(harmful), "share_beats_baselines": _share(_beats_baselines(der))}
-    return pd.DataFrame(found)
+    levels = zip(("num_datasets", "num_architectures", "num_attacks"), found["acc"].design, strict=True)
+    row |= {name: len(np.unique(codes)) for name, codes in levels}
+    for measure, crossed in found.items():
+        row |= of_mean(measure, crossed, clip=measure in SHARES or measure == DER_ALL)
+    for measure in COMPARED:
+        worst = worst_tenth(found[measure].by_setting, lower_is_better=measure in LOWER_IS_BETTER)
+        row[f"{measure}_worst_tenth"] = worst
+    row["acc_before_mean"] = found["acc"].mean + found["acc_drop"].mean
+    row["asr_before_mean"] = found["asr"].mean + found["asr_reduction"].mean
+    row |= {"grid_basis": der.grid.basis or None, "beyond_over": der.beyond.basis or None}
+    row |= {"beyond_df": der.beyond.df} | _beyond_shares(der)
+    row |= _spreads(attacked, defense, der, budget) | _wins(attacked, defense, der, budget)
+    return row | _harm(runs, at, found["net"]) | _harm_to_clean(clean, defense, budget)
 
 
-def _beats_baselines(der: pd.DataFrame) -> pd.DataFrame:
-    """Return where a defense beats both baselines: (settings, defenses), missing without a result."""
-    # Where one of the two has no result, there is nothing to beat; of the baselines nothing is asked.
-    best = der.reindex(columns=list(BASELINES)).max(axis="columns", skipna=False)
-    beats = der.gt(best + SLACK, axis="index").where(der.notna()).where(best.notna(), axis="index")
-    return beats.drop(columns=list(BASELINES), errors="ignore")
+def of_mean(name: str, crossed: Crossed, *, clip: bool) -> Row:
+    """Return a mean and the ends of both its intervals, by their columns; clipped to [0, 1] if asked to."""
+    row = {f"{name}_mean": crossed.mean}
+    for scope, spread in (("grid", crossed.grid), ("beyond", crossed.beyond)):
+        ends = np.array(spread.interval(crossed.mean))
+        low, high = np.clip(ends, 0, 1) if clip else ends
+        row |= {f"{name}_{scope}_low": float(low), f"{name}_{scope}_high": float(high)}
+    return row
 
 
-def _share(holds: pd.DataFrame) -> "pd.Series[float]":
-    return holds.astype(float).mean()
+def worst_tenth(values: Array, *, lower_is_better: bool) -> float:
+    """Return the mean of the worst tenth of ``values``, at least of one; NaN if there is none."""
+    known = np.sort(values[~np.isnan(values)])
+    number = math.ceil(len(known) / 10)
+    return _mean(known[len(known) - number :] if lower_is_better else known[:number])
 
 
-def _spreads(settings: pd.DataFrame) -> pd.DataFrame:
-    return pd.concat([_spread(settings, axis, axis) for axis in SETTING], axis="columns")
+def _mean(values: Array) -> float:
+    return float(mean_of(values.reshape(-1), 0))
 
 
-def _spread(settings: pd.DataFrame, axis: str, name: str) -> "pd.Series[float]":
-    """Return the standard deviation of DER's means at the values of ``axis``; missing with one value."""
-    means = settings.groupby(["defense", axis], observed=True)["der"].mean()
-    return means.groupby("defense").std(ddof=1).rename(f"der_spread_{name}")
+def _beyond_shares(der: Crossed) -> Row:
+    """Return how much of the variance beyond the grid each factor makes."""
+    variances = {factor: part.variance for factor, part in der.by_factor.items()}
+    whole = sum(variances.values()) if der.beyond.parts else 0.0
+    return {
+        f"beyond_share_{factor}": variances.get(factor, 0.0) / whole if whole else math.nan
+        for factor in FACTORS
+    }
 
 
-def _harm_to_clean(clean: pd.DataFrame) -> pd.DataFrame:
-    """Return what defenses cost clean models."""
-    pooled = scores.pooled(clean, ["defense"], ["acc_drop"])
-    grouped = nested_means(pooled, ["acc_drop"]).groupby("defense", observed=True)["acc_drop"]
-    return pd.DataFrame(
-        {
-            "num_clean_settings": grouped.count(),
-            "clean_acc_drop_mean": grouped.mean(),
-            "clean_acc_drop_worst_tenth": grouped.apply(worst_tenth, lower_is_better=True),
-        }
+def _spreads(attacked: Study, defense: str, der: Crossed, budget: int | None) -> Row:
+    """Return the standard deviations of DER's means at the values of each axis; NaN with one value."""
+    has = ~np.isnan(der.means)
+    means: dict[str, list[float]] = {axis: [] for axis in SPREADS}
+    for axis in SETTING:
+        codes = attacked.codes(axis)[has]
+        means[axis] = [_mean(der.by_setting[codes == level]) for level in np.unique(codes)]
+    if budget is None:
+        of_budgets = (attacked.crossed(defense, "der", each) for each in attacked.budgets)
+        means["spc"] = [each.mean for each in of_budgets if each.num_settings]
+    return {
+        f"der_spread_{axis}": float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+        for axis, values in means.items()
+    }
+
+
+def _wins(attacked: Study, defense: str, der: Crossed, budget: int | None) -> Row:
+    """Return in which share of settings a defense beats both baselines, and of how many."""
+    share, number = math.nan, 0
+    # Of the baselines themselves, nothing is asked.
+    if defense not in BASELINES and attacked.runs.keys() >= set(BASELINES):
+        best = np.maximum(*(attacked.crossed(name, "der", budget).means for name in BASELINES))
+        # Where one of the two has no result, there is nothing to beat.
+        gaps = (der.means - best)[~np.isnan(der.means - best)]
+        share, number = _mean((np.round(gaps - MORE, 9) > 0).astype(float)), len(gaps)
+    return {"share_beats_baselines": share, "num_beats_settings": number}
+
+
+def _harm(runs: Runs, at: slice, net: Crossed) -> Row:
+    """Return in which shares of settings a defense repairs, does harm, or neither."""
+    cells = _cells(runs, at)
+    noise = harm.noise(
+        cells["net"],
+        (cells["acc"], -cells["acc_drop"], cells["num_test"]),
+        (cells["asr"], -cells["asr_reduction"], cells["num_triggered"]),
     )
+    found = harm.verdicts(net.means, noise)
+    row: Row = {f"share_{verdict}": harm.share(found, verdict) for verdict in harm.VERDICTS}
+    counts = (~np.isnan(cells["net"])).sum(1)
+    return row | {"harm_single_run": bool((counts[~np.isnan(net.means)] == 1).any())}
+
+
+def _harm_to_clean(clean: Study, defense: str, budget: int | None) -> Row:
+    """Return what a defense costs clean models."""
+    names = [f"clean_acc_drop_{part}" for part in ("mean", *ENDS, "worst_tenth")]
+    row: Row = dict.fromkeys((*names, "share_clean_harmed"), math.nan) | {"num_clean_settings": 0}
+    if defense not in clean.runs:
+        return row
+    runs, at = clean.runs[defense], clean.at(budget)
+    lost = clean.crossed(defense, "acc_drop", budget)
+    # Clean models of several architectures have no trigger in common: each has strata of its own.
+    of_networks = Design(clean.design.dataset, np.zeros_like(clean.design.attack), clean.design.architecture)
+    own = Crossed(of_networks, runs.values("acc_drop")[:, :, at], runs.budgets_of("acc_drop")[:, :, at])
+    row |= of_mean("clean_acc_drop", lost, clip=False)
+    low, high = own.grid.interval(own.mean)
+    row |= {"clean_acc_drop_grid_low": low, "clean_acc_drop_grid_high": high}
+    row["clean_acc_drop_worst_tenth"] = worst_tenth(lost.by_setting, lower_is_better=True)
+    cells = _cells(runs, at)
+    noise = harm.noise(-cells["acc_drop"], (cells["acc"], -cells["acc_drop"], cells["num_test"]))
+    verdicts = harm.verdicts(-lost.means, noise)
+    return row | {
+        "num_clean_settings": lost.num_settings,
+        "share_clean_harmed": harm.share(verdicts, harm.HARMFUL),
+    }
+
+
+def _cells(runs: Runs, at: slice) -> dict[str, Array]:
+    """Return what tells how a setting's runs vary: (settings, cells), each run once."""
+    single = runs.single_of(at)
+    names = ("net", "acc", "asr", "acc_drop", "asr_reduction", "num_test", "num_triggered")
+    return {
+        name: np.where(single, runs.columns[name][:, :, at], np.nan).reshape(
+            len(single), math.prod(single.shape[1:])
+        )
+        for name in names
+    }

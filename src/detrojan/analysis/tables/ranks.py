@@ -1,50 +1,58 @@
-"""Mean ranks of defenses over settings, Friedman's test and Nemenyi's critical difference.
+"""Mean ranks of defenses over settings, from pairs: see :mod:`detrojan.analysis.statistics.ranking`.
 
-Source: Demšar, "Statistical Comparisons of Classifiers over Multiple Data Sets", JMLR 2006, Sec. 3.2.2; a
-setting (data set, architecture, attack, ratio) takes the place of his data set. Rank 1 is the best, ties
-share their mean rank, and what has no result shares the last ones. :mod:`.scores` has the rules.
-
-Methods that know the trigger are not ranked, since no defender in the field does; nor, in tables of others,
-those that are given the poisoned training set.
+Rank 1 is the best. :mod:`.pairs` tells which of two can be told apart.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-from scipy import stats
 
-from detrojan.analysis.statistics import bootstrap, scores
-from detrojan.analysis.statistics.frames import SETTING, frame_of, table
-from detrojan.analysis.statistics.relative import LOWER_IS_BETTER, SCORES
-from detrojan.analysis.statistics.scores import BUDGET
+from detrojan.analysis.statistics import arrays, ranking, scores
+from detrojan.analysis.statistics.arrays import Study
+from detrojan.analysis.statistics.crossed import Crossed
+from detrojan.analysis.statistics.frames import frame_of, table_of_rows
+from detrojan.analysis.statistics.ranking import Ranking
+from detrojan.analysis.statistics.relative import SCORES
 from detrojan.analysis.tables.base import Table, columns
+from detrojan.analysis.tables.comparisons import SCOPES, improvement
+from detrojan.cells import NO_METHOD
 
-ALPHA = 0.05
-RANKED = ("data_free", "clean_data")  # threat models: what a defender has
+Row = dict[str, Any]
+# By measure, budget and two defenses, whether they can be told apart, in each scope.
+Apart = Mapping[tuple[str, int | None, frozenset[str]], Row]
 
 TABLE = Table(
     row="a measure, budget and defense",
     holds="mean ranks over settings",
     about="""\
-The best mean rank first. What is ranked, and how failures are, stands in
+The best mean rank first, then those that are not ranked. What is ranked, and how failures are, stands in
 [statistics.md](statistics.md#ranks).""",
     columns=[
         columns("measure", kind=pa.string(), meaning="`acc`, `asr`, `ra` or `der`", words=True),
         columns("spc", kind=pa.int32(), meaning="the budget; null: all budgets pooled", null=True),
         columns("defense", "threat_model", kind=pa.string(), meaning="the defense"),
-        columns("num_settings", kind=pa.int32(), meaning="settings that all were ranked in"),
-        columns(
-            "num_incomplete",
-            kind=pa.int32(),
-            meaning="settings left out, as not every ranked defense was planned there",
-        ),
+        columns("ranked", kind=pa.bool_(), meaning="whether it is ranked"),
+        columns("why_not", kind=pa.string(), meaning="if not, why", null=True),
+        columns("num_settings", kind=pa.int32(), meaning="settings that it was planned in"),
         columns(
             "num_without_result",
             kind=pa.int32(),
-            meaning="settings in which it has no result, and so the last rank",
+            meaning="of these, in which fewer than half of its cells ended well, at some budget of the row",
+        ),
+        columns(
+            "num_shared_least",
+            kind=pa.int32(),
+            meaning="fewest settings that it and another ranked one were both planned in",
+            null=True,
+        ),
+        columns(
+            "num_shared_all",
+            kind=pa.int32(),
+            meaning="settings that all ranked ones were planned in; the same in all rows of a measure and "
+            "budget",
         ),
         columns("num_models", kind=pa.int32(), meaning="fewest models behind one of its settings"),
         columns(
@@ -52,117 +60,113 @@ The best mean rank first. What is ranked, and how failures are, stands in
             kind=pa.bool_(),
             meaning="whether each setting is one attack seed: another seed may give another rank",
         ),
-        columns("mean_rank", kind=pa.float64(), meaning="over the settings; 1 is the best"),
+        columns("mean_rank", kind=pa.float64(), meaning="from pairs; 1 is the best", null=True),
         columns(
-            "rank_low", "rank_high", kind=pa.float64(), meaning="95 % interval, over settings", null=True
+            *(f"rank_{scope}_{end}" for scope in SCOPES for end in ("low", "high")),
+            kind=pa.float64(),
+            meaning="its 95 % intervals on this grid and beyond",
+            null=True,
         ),
         columns("num_defenses", kind=pa.int32(), meaning="ranked defenses"),
         columns(
-            "friedman_chi2",
-            "friedman_p",
+            "grid_basis",
+            kind=pa.string(),
+            meaning="as in `consistency`, of the rank",
+            null=True,
+            words=True,
+        ),
+        columns(
+            "beats_untouched",
             kind=pa.float64(),
-            meaning="Friedman's test that all are alike; the same in all rows of a measure and budget",
+            meaning="share of its cells that are better than the untouched model by more than a point (of "
+            "DER, half a point), ties half: a rank without it crowns the least useless",
             null=True,
         ),
         columns(
-            "critical_difference",
-            kind=pa.float64(),
-            meaning="mean ranks further apart than this differ at the level 0.05 (Nemenyi)",
+            *("leader_apart_grid", "leader_apart_beyond"),
+            kind=pa.bool_(),
+            meaning="whether it can be told from the first one, as in `pairs`; null for that one",
             null=True,
         ),
     ],
 )
 
 
-def make(cells: pa.Table) -> pa.Table:
+def make(cells: pa.Table, pairs: pa.Table) -> pa.Table:
     """Return a row a measure, budget and defense, the best mean rank first; the pooled budget comes first.
-
-    Only settings in which every ranked defense was planned count, so that all are ranked over the same.
-    For the pooled budget the ranks at each budget are averaged in each setting, and ranked again.
 
     Args:
         cells: with the columns of ``CELLS``.
+        pairs: of the schema of that table.
     """
-    attacked = scores.attacked(frame_of(cells))
-    of_settings = scores.of_settings(attacked[attacked["threat_model"].isin(RANKED)])
-    found = [part for measure in SCORES for part in _ranked(of_settings, measure)]
-    return pa.concat_tables([TABLE.schema.empty_table(), *(table(part, TABLE.schema) for part in found)])
+    study = arrays.of_cells(scores.attacked(frame_of(cells)))
+    apart = {
+        (row["measure"], row["spc"], frozenset((row["defense"], row["other"]))): row
+        for row in pairs.to_pylist()
+    }
+    rows = [
+        row
+        for measure in SCORES
+        for budget in (None, *study.budgets)
+        if (found := ranking.of_study(study, measure, budget))
+        for row in _rows(study, found, measure, budget, apart)
+    ]
+    return table_of_rows(rows, TABLE.schema)
 
 
-def _ranked(of_settings: pd.DataFrame, measure: str) -> Iterator[pd.DataFrame]:
-    """Yield the rows of a measure: pooled, then of each budget."""
-    # A result without this measure was not published in full: it is no worse for that.
-    known = of_settings[of_settings[measure].notna() | ~of_settings["has_result"]]
-    wide = known.pivot(index=[*SETTING, BUDGET], columns="defense", values=measure)
-    planned = known.pivot(index=[*SETTING, BUDGET], columns="defense", values="num_models").notna()
-    any_result = wide.notna().any(axis="columns")
-    wide, complete = wide[any_result], planned[any_result].all(axis="columns")
-    ranks = wide[complete].rank(axis="columns", ascending=measure in LOWER_IS_BETTER, na_option="bottom")
-    if ranks.empty:
-        return
-    lacking = wide[complete].isna()
-    over_budgets = ranks.groupby(SETTING).mean().rank(axis="columns")
-    pooled = _rows(
-        over_budgets,
-        lacking.groupby(SETTING).any(),
-        num_incomplete=len(complete.groupby(SETTING).any()) - len(over_budgets),
-    )
-    every = [pooled.assign(spc=None)]
-    for budget, of_budget in ranks.groupby(BUDGET):
-        incomplete = ~complete[complete.index.get_level_values(BUDGET) == budget]
-        rows = _rows(of_budget, lacking.loc[of_budget.index], num_incomplete=int(incomplete.sum()))
-        every.append(rows.assign(spc=budget))
-    about = of_settings.groupby("defense").agg(
-        threat_model=("threat_model", "first"), num_models=("num_models", "min")
-    )
-    for rows in every:
-        yield rows.join(about, on="defense").assign(
-            measure=measure, single_seed=lambda frame: frame["num_models"] == 1
+def _rows(study: Study, found: Ranking, measure: str, budget: int | None, apart: Apart) -> list[Row]:
+    """Return the rows of a measure and budget, in their order."""
+    every = np.all([found.planned[name] for name in found.names], axis=0)
+    rows: list[Row] = []
+    for name in (*found.names, *sorted(found.why_not)):
+        seeds = study.runs[name].planned[:, :, study.at(budget)].any((2, 3)).sum(1)
+        models = int(seeds[found.planned[name]].min(initial=seeds.max()))
+        rows.append(
+            {
+                "measure": measure,
+                "spc": budget,
+                "defense": name,
+                "threat_model": study.runs[name].threat_model,
+                "ranked": name in found.names,
+                "why_not": found.why_not.get(name),
+                "num_settings": int(found.planned[name].sum()),
+                "num_without_result": int(found.without[name].sum()),
+                "num_shared_all": int(every.sum()),
+                "num_models": models,
+                "single_seed": models == 1,
+                "num_defenses": len(found.names),
+                "beats_untouched": _beats_untouched(study, name, measure, budget),
+            }
+            | _rank(found, name)
         )
+    rows.sort(key=lambda row: (not row["ranked"], row["mean_rank"] if row["ranked"] else 0, row["defense"]))
+    leader = rows[0]["defense"]
+    for row in rows:
+        told = apart.get((measure, budget, frozenset((leader, row["defense"]))), {})
+        row |= {f"leader_{scope}": told.get(scope) for scope in ("apart_grid", "apart_beyond")}
+    return rows
 
 
-def _rows(ranks: pd.DataFrame, lacking: pd.DataFrame, num_incomplete: int) -> pd.DataFrame:
-    """Return a row a defense, by its mean rank: (settings, defenses) in, one block a setting."""
-    num_settings, num_defenses = ranks.shape
-    long = ranks.reset_index().melt(SETTING, list(ranks.columns), value_name="rank")
-    intervals = bootstrap.intervals(long, ["defense"], ["rank"], {"settings": SETTING})
-    chi2, p = friedman(ranks.to_numpy(float))
-    rows = intervals.rename(columns={"rank_mean": "mean_rank"}).assign(
-        num_settings=num_settings,
-        num_incomplete=num_incomplete,
-        num_defenses=num_defenses,
-        friedman_chi2=chi2,
-        friedman_p=p,
-        critical_difference=critical_difference(num_defenses, num_settings),
-    )
-    ends = ["rank_low", "rank_high"]
-    rows[ends] = rows[ends].clip(1, num_defenses)
-    rows["num_without_result"] = rows["defense"].map(lacking.sum()).astype(int)
-    return rows.sort_values(["mean_rank", "defense"], ignore_index=True)
+def _rank(found: Ranking, name: str) -> Row:
+    """Return the mean rank of a defense and its intervals, within what ranks there are."""
+    ends = [f"rank_{scope}_{end}" for scope in SCOPES for end in ("low", "high")]
+    row: Row = dict.fromkeys(("mean_rank", *ends), math.nan) | {"num_shared_least": None, "grid_basis": None}
+    if name not in found.names:
+        return row
+    place = found.names.index(name)
+    mean, crossed = found.mean_rank(place), found.crossed(place)
+    row |= {"mean_rank": mean, "grid_basis": crossed.grid.basis or None}
+    row["num_shared_least"] = int(np.delete(found.shared[place], place).min())
+    for scope, spread in (("grid", crossed.grid), ("beyond", crossed.beyond)):
+        low, high = np.clip(spread.interval(mean), 1, len(found.names))
+        row |= {f"rank_{scope}_low": float(low), f"rank_{scope}_high": float(high)}
+    return row
 
 
-def friedman(ranks: bootstrap.Array) -> tuple[float | None, float | None]:
-    """Return Friedman's statistic, corrected for ties, and its p value by the chi-square distribution.
-
-    Both are None for fewer than 3 defenses or 2 settings, and where all are tied everywhere.
-
-    Args:
-        ranks: (settings, defenses), or scores, which are ranked in each setting.
-    """
-    num_settings, num_defenses = ranks.shape
-    if num_defenses < 3 or num_settings < 2 or (np.ptp(ranks, axis=1) == 0).all():
-        return None, None
-    chi2, p = stats.friedmanchisquare(*ranks.T)
-    return float(chi2), float(p)
-
-
-def critical_difference(num_defenses: int, num_settings: int) -> float | None:
-    """Return by how much two mean ranks must differ to differ at the level 0.05 (Nemenyi).
-
-    This is ``q sqrt(k (k + 1) / (6 N))`` with the studentized range's quantile over the square root of two;
-    None for fewer than two defenses or settings.
-    """
-    if min(num_defenses, num_settings) < 2:
-        return None
-    quantile = stats.studentized_range.ppf(1 - ALPHA, num_defenses, np.inf) / math.sqrt(2)
-    return float(quantile * math.sqrt(num_defenses * (num_defenses + 1) / (6 * num_settings)))
+def _beats_untouched(study: Study, name: str, measure: str, budget: int | None) -> float:
+    """Return the probability of improvement over the untouched model."""
+    if NO_METHOD not in study.runs:
+        return math.nan
+    pairs, at = study.pairs(name, NO_METHOD, measure), study.at(budget)
+    won = improvement(pairs.difference[:, :, at], measure)
+    return Crossed(study.design, won, pairs.budgets[:, :, at]).mean

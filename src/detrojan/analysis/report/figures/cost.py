@@ -10,6 +10,7 @@ from detrojan.analysis.report.charts import (
     BLUE,
     ENDS,
     GREY,
+    ON_GRID,
     RED,
     aligned,
     full_tips,
@@ -30,7 +31,7 @@ FRONT, BEATEN, BOUND = "Pareto front", "beaten by another in both", "knows the t
 PLAN = Plan(
     section="cost",
     caption="The dashed line is the Pareto front: no other defense is both as fast and as good. Upright "
-    "lines are 95 % intervals of the mean.",
+    "lines are 95 % intervals of the mean on this grid.",
     nothing="These tables have no times.",
 )
 
@@ -105,7 +106,7 @@ def _costs(tables: Tables, measure: str, spc: int | None) -> list[Row]:
     others: Iterable[str] = {row["defense"] for row in rivals}
     return [
         {"defense": row["defense"], "seconds": row["seconds"], "above": row["defense"] in best}
-        | {end: percent(row[f"{measure}_{end}"]) for end in ENDS}
+        | {end: percent(row[f"{measure}_{part}"]) for end, part in ON_GRID.items()}
         | {"role": FRONT if row["defense"] in best else BEATEN if row["defense"] in others else BOUND}
         for row in chosen
     ]

@@ -3,7 +3,7 @@
 import altair as alt
 
 from detrojan.analysis.report import views
-from detrojan.analysis.report.charts import BUDGETS, DASHED, ENDS, ROW, full_tips, if_any, percent
+from detrojan.analysis.report.charts import BUDGETS, DASHED, ON_GRID, ROW, full_tips, if_any, percent
 from detrojan.analysis.report.figures.base import Plan
 from detrojan.analysis.report.vega import Chart, Figure, data
 from detrojan.analysis.report.views import DATA_FREE, MEASURE_TEXTS, Row, Tables, spc_text
@@ -11,8 +11,8 @@ from detrojan.cells import NO_METHOD, NO_SAMPLES
 
 PLAN = Plan(
     section="effect",
-    caption="Means over settings and their 95 % intervals, for each SPC; defenses by their rank, those that "
-    "are not ranked below.",
+    caption="Means over settings and their 95 % intervals on this grid, for each SPC; defenses by their "
+    "rank, those that are not ranked below.",
 )
 
 
@@ -33,7 +33,7 @@ def draw(tables: Tables) -> Figure | None:
     """Return the means of all measures with their intervals, a line a defense and a mark a budget."""
     rows = [
         {"defense": row["defense"], "SPC": row["SPC"], "measure": title, "settings": row["num_settings"]}
-        | {end: percent(row[f"{measure}_{end}"]) for end in ENDS}
+        | {end: percent(row[f"{measure}_{part}"]) for end, part in ON_GRID.items()}
         for row in _at_budgets(tables)
         for measure, title in MEASURE_TEXTS.items()
         if row[f"{measure}_mean"] is not None
@@ -47,8 +47,8 @@ def draw(tables: Tables) -> Figure | None:
     colors = [BUDGETS[place % len(BUDGETS)] for place in range(len(budgets))]
     order = views.defenses(tables)
     text = (
-        f"Means of {', '.join(shown)} over settings with their 95 % intervals, a line a defense and a mark "
-        "for each SPC; the dashed line is the untouched model."
+        f"Means of {', '.join(shown)} over settings with their 95 % intervals on this grid, a line a "
+        "defense and a mark for each SPC; the dashed line is the untouched model."
     )
 
     def chart(width: float) -> Chart:

@@ -4,6 +4,7 @@ import altair as alt
 
 from detrojan.analysis.report.charts import (
     BLUE,
+    GREY,
     RED,
     ROW,
     full_tips,
@@ -16,38 +17,57 @@ from detrojan.analysis.report.charts import (
 )
 from detrojan.analysis.report.figures.base import Plan
 from detrojan.analysis.report.vega import COLUMN, Chart, Figure, data
-from detrojan.analysis.report.views import MEASURE_TEXTS, Tables, spc_text
+from detrojan.analysis.report.views import MEASURE_TEXTS, Row, Tables, spc_text
 from detrojan.study.schema import BASELINES
 
 BASELINE, OTHER = "baseline", "other defense"
+ON_GRID, BEYOND = "not told from the first on this grid", "told from it on this grid alone"
+LIGHT_GREY = "#d5d8da"
 
 PLAN = Plan(
     section="ranking",
-    caption="Mean ranks and their 95 % intervals over settings.",
-    order=2,
+    caption="Mean ranks and their 95 % intervals on this grid. A bar leads from the first one's rank to each "
+    "defense that can't be told from it (Holm, 5 %): dark on this grid, light only beyond it.",
+    order=1,
 )
+
+
+def alike(row: Row) -> str | None:
+    """Return where a defense can't be told from the first one; None if it can be, or is that one."""
+    if row["leader_apart_grid"] is False:
+        return ON_GRID
+    return BEYOND if row["leader_apart_beyond"] is False else None
 
 
 def draw(tables: Tables, measure: str) -> Figure | None:
     """Return the mean ranks by a measure with their intervals, a line a defense."""
+    ranked = ranks_by(tables, measure)
+    # The rows of a budget begin with the best.
+    leaders = {row["spc"]: row["mean_rank"] for row in reversed(ranked)}
     rows = [
         {
             "defense": row["defense"],
             "spc": spc_text(row["spc"]),
             "mean": row["mean_rank"],
-            "low": row["rank_low"],
-            "high": row["rank_high"],
+            "low": row["rank_grid_low"],
+            "high": row["rank_grid_high"],
+            "leader": leaders[row["spc"]],
+            "alike": alike(row),
             "role": BASELINE if row["defense"] in BASELINES else OTHER,
             "settings": row["num_settings"],
         }
-        for row in ranks_by(tables, measure)
+        for row in ranked
     ]
     if not rows:
         return None
     last = last_rank(tables)
     title = MEASURE_TEXTS[measure]
-    text = f"Mean rank of each defense by {title}, with its 95 % interval over settings; 1 is the best."
+    text = (
+        f"Mean rank of each defense by {title}, with its 95 % interval on this grid; 1 is the best. A bar "
+        "leads from the first one's rank to each that can't be told from it."
+    )
     roles = [BASELINE, OTHER]
+    told = [ON_GRID, BEYOND]
 
     def chart(width: float) -> Chart:
         x = alt.X(
@@ -60,8 +80,15 @@ def draw(tables: Tables, measure: str) -> Figure | None:
         color = alt.Color("role:N", title=None, scale=alt.Scale(domain=roles, range=[RED, BLUE]))
         shape = alt.Shape("role:N", title=None, scale=alt.Scale(domain=roles, range=["diamond", "circle"]))
         base = of_choice(data(rows)).encode(y=y)
+        alikes = base.transform_filter("isValid(datum.alike)")
+        shades = alt.Scale(domain=told, range=[GREY, LIGHT_GREY])
         return with_choice(
             alt.layer(
+                alikes.mark_rule(strokeWidth=7).encode(
+                    x=alt.X("leader:Q"),
+                    x2=alt.X2("mean:Q"),
+                    color=alt.Color("alike:N", title=None, scale=shades),
+                ),
                 *if_any(rows, base.mark_rule().encode(x=alt.X("low:Q"), x2=alt.X2("high:Q"))),
                 base.mark_point(size=22).encode(
                     x=x,
@@ -69,7 +96,7 @@ def draw(tables: Tables, measure: str) -> Figure | None:
                     shape=shape,
                     tooltip=full_tips("defense:N", "settings:Q", form=".2f"),
                 ),
-            )
+            ).resolve_scale(color="independent")
         ).properties(width=width, height=alt.Step(ROW))
 
     return Figure(chart, text, COLUMN)
