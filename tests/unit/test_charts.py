@@ -83,7 +83,6 @@ def test_the_ranking_joins_to_the_first_what_can_not_be_told_from_it(tables):
     assert ranking.alike(told) == ranking.BEYOND
     assert ranking.alike(told | {"leader_apart_grid": False}) == ranking.ON_GRID
     assert ranking.alike(told | {"leader_apart_beyond": True}) is None
-    assert ranking.ON_GRID in texts(ranking.draw(tables, "der"))
 
 
 def test_effect_has_the_means_of_each_budget_and_the_untouched_model(tables):

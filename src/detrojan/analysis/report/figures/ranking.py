@@ -21,8 +21,8 @@ from detrojan.analysis.report.views import MEASURE_TEXTS, Row, Tables, spc_text
 from detrojan.study.schema import BASELINES
 
 BASELINE, OTHER = "baseline", "other defense"
-ON_GRID, BEYOND = "not told from the first on this grid", "told from it on this grid alone"
-LIGHT_GREY = "#d5d8da"
+ON_GRID, BEYOND = "on this grid", "beyond alone"
+LIGHT_GREY = "#dddddd"  # as other lines, so that dark pages have their own
 
 PLAN = Plan(
     section="ranking",
@@ -67,7 +67,6 @@ def draw(tables: Tables, measure: str) -> Figure | None:
         "leads from the first one's rank to each that can't be told from it."
     )
     roles = [BASELINE, OTHER]
-    told = [ON_GRID, BEYOND]
 
     def chart(width: float) -> Chart:
         x = alt.X(
@@ -80,15 +79,16 @@ def draw(tables: Tables, measure: str) -> Figure | None:
         color = alt.Color("role:N", title=None, scale=alt.Scale(domain=roles, range=[RED, BLUE]))
         shape = alt.Shape("role:N", title=None, scale=alt.Scale(domain=roles, range=["diamond", "circle"]))
         base = of_choice(data(rows)).encode(y=y)
-        alikes = base.transform_filter("isValid(datum.alike)")
-        shades = alt.Scale(domain=told, range=[GREY, LIGHT_GREY])
+        # The caption says what these are: more legends leave a column no room.
+        alikes = [
+            base.transform_filter(f"datum.alike === '{where}'")
+            .mark_rule(strokeWidth=7, color=color)
+            .encode(x=alt.X("leader:Q"), x2=alt.X2("mean:Q"))
+            for where, color in ((ON_GRID, GREY), (BEYOND, LIGHT_GREY))
+        ]
         return with_choice(
             alt.layer(
-                alikes.mark_rule(strokeWidth=7).encode(
-                    x=alt.X("leader:Q"),
-                    x2=alt.X2("mean:Q"),
-                    color=alt.Color("alike:N", title=None, scale=shades),
-                ),
+                *alikes,
                 *if_any(rows, base.mark_rule().encode(x=alt.X("low:Q"), x2=alt.X2("high:Q"))),
                 base.mark_point(size=22).encode(
                     x=x,
@@ -96,7 +96,7 @@ def draw(tables: Tables, measure: str) -> Figure | None:
                     shape=shape,
                     tooltip=full_tips("defense:N", "settings:Q", form=".2f"),
                 ),
-            ).resolve_scale(color="independent")
+            )
         ).properties(width=width, height=alt.Step(ROW))
 
     return Figure(chart, text, COLUMN)
