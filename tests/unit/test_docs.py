@@ -68,7 +68,7 @@ def test_the_page_is_made_anew_between_its_marks(tmp_path, capsys):
     text = page.read_text()
     assert text.startswith(f"before\n\n{tables.BEGIN}\n\n## `")
     assert text.endswith(f"\n\n{tables.END}\n\nafter\n")
-    assert "old" not in text
+    assert "\nold\n" not in text
     assert len(made_sections(text)) == len(derived.TABLES)
     page.write_text("no marks")
     assert exit_code("tables", "--page", page) == 1
