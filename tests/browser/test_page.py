@@ -1,5 +1,6 @@
 """The page in a browser: opened from disk, filtered, asked for the cells behind its numbers."""
 
+import dataclasses
 import json
 import re
 
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 
 from detrojan.analysis.report import report, vega, views
+from detrojan.analysis.report.figures import base
 from tests.unit import pages
 from tests.unit import tables as made
 
@@ -113,7 +115,7 @@ def drawn_to_the_end(tab):
 
 def test_it_opens_without_an_error_and_asks_for_nothing(browser, path):
     tab = opened(browser, path)
-    assert drawn_to_the_end(tab) == 8
+    assert drawn_to_the_end(tab) == len(base.ordered())
     said, asked = tab.problems()
     assert said == []
     assert {address.split(",")[0] for address in asked} <= {path.as_uri(), "data:image/svg+xml;base64"}
@@ -445,7 +447,7 @@ def test_other_peoples_results_open_without_commands(browser, tables, tmp_path):
         place = cells.column_names.index(name)
         cells = cells.set_column(place, name, [[""] * len(cells)])
     said = report.About("Theirs", [], "All attacks count.", None)
-    tab = opened(browser, written(tables._replace(cells=cells, models=None), tmp_path, said))
+    tab = opened(browser, written(dataclasses.replace(tables, cells=cells, models=None), tmp_path, said))
     tab.run(f"{number_in_heat_map('untouched', 'badnets')}.click()")
     tab.run("document.querySelector('dialog tbody button').click()")
     text = tab.run("document.querySelector('dialog').innerText")

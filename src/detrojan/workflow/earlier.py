@@ -18,7 +18,8 @@ from detrojan.workflow.attempts import Record
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 30.0  # seconds; on one machine the jobs of a driver that has died are told to stop
+# Seconds. Jobs of a driver that has died are told to stop, and a node that is busy takes its time.
+PATIENCE = 120.0
 POLL_SECONDS = 0.5
 MOST_NAMED = 3
 STARTS_AGAIN = ("CONFIGURING", "PENDING", "REQUEUED")  # of SLURM's states
