@@ -92,7 +92,9 @@ def _rows(
     """Return the rows of a measure and budget; ``differences`` keeps those of all budgets."""
     at, rows = study.at(budget), []
     for (place, name), (other_place, other) in itertools.combinations(enumerate(found.names), 2):
-        pairs = differences.setdefault((name, other), study.pairs(name, other, measure))
+        if (name, other) not in differences:
+            differences[name, other] = study.pairs(name, other, measure)
+        pairs = differences[name, other]
         crossed = Crossed(study.design, pairs.difference[:, :, at], pairs.budgets[:, :, at])
         row: Row = {"measure": measure, "spc": budget, "defense": name, "other": other}
         row |= {
