@@ -9,6 +9,7 @@ import logging
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
 
@@ -165,17 +166,19 @@ def held(jobs: Collection[str]) -> list[tuple[str, str]]:
     return [(number, reason) for number, _, reason in pairs if number in jobs and HELD.search(reason)]
 
 
-def listen(every: float = LOOK_EVERY) -> Listener:
+def listen(every: float = LOOK_EVERY) -> None:
     """Have this process's Snakemake tell a listener of its SLURM jobs, which looks at the queue now and then.
 
     Args:
         every: seconds between two looks.
     """
-    listener = Listener()
     report_error, report_submission = (
         AbstractExecutor.report_job_error,
         AbstractExecutor.report_job_submission,
     )
+    if getattr(report_error, "__wrapped__", None) is not None:  # a Snakefile is parsed more than once
+        return
+    listener = Listener()
 
     @functools.wraps(report_error)
     def on_error(self: Any, job_info: Any, msg: str | None = None, **more: Any) -> None:
@@ -190,9 +193,9 @@ def listen(every: float = LOOK_EVERY) -> Listener:
         report_submission(self, job_info)
 
     def look() -> None:
-        while not threading.Event().wait(every):
+        while True:
+            time.sleep(every)
             listener.held()
 
     AbstractExecutor.report_job_error = on_error
     AbstractExecutor.report_job_submission = on_submission
-    return listener
