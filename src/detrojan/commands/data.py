@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 import pydantic
 
-from detrojan import registry
 from detrojan.commands.plan import DEFAULT_STUDY
 from detrojan.stages import data_card, ingest
-from detrojan.study.files import explain, load_study, read
+from detrojan.study import feasibility
+from detrojan.study.files import load_study, read
 from detrojan.study.schema import Dataset
 from detrojan.workflow import sources
 
@@ -32,9 +32,8 @@ def main(files: Sequence[Path]) -> bool:
             for line in told(name, study.datasets[name]):
                 click.echo(f"  {line}")
         except pydantic.ValidationError as error:
-            dataset, usable = study.datasets[name], False
-            kind = registry.declared("datasets", dataset.source).settings
-            for line in explain(error, kind, dataset.source_settings, f"datasets.{name}"):
+            usable = False
+            for line in feasibility.wrong_source(error, name, study.datasets[name]):
                 click.echo(f"  {line}")
         except (ValueError, OSError) as error:
             usable = False

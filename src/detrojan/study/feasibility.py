@@ -12,7 +12,7 @@ from detrojan import registry
 from detrojan.cells import NO_METHOD, NO_SAMPLES, label_of
 from detrojan.study.files import StudyError, explain, wrong_shipped
 from detrojan.study.grid import models, shards
-from detrojan.study.schema import MethodKind, Study
+from detrojan.study.schema import Dataset, MethodKind, Study
 
 if TYPE_CHECKING:
     from detrojan.datasets.base import Source
@@ -43,8 +43,7 @@ def check(study: Study) -> None:
             for remark in source.remarks():
                 logger.warning("datasets.%s: %s", name, remark)
         except pydantic.ValidationError as error:
-            kind = registry.declared("datasets", study.datasets[name].source).settings
-            mistakes += explain(error, kind, study.datasets[name].source_settings, f"datasets.{name}")
+            mistakes += wrong_source(error, name, study.datasets[name])
             continue
         except (ValueError, OSError) as error:
             mistakes.append(f"datasets.{name}: {error}")
@@ -56,6 +55,12 @@ def check(study: Study) -> None:
         mistakes += _images_of_wrong_side(study, name)
     if mistakes:
         raise StudyError(mistakes)
+
+
+def wrong_source(error: pydantic.ValidationError, name: str, dataset: Dataset) -> list[str]:
+    """Return what a source refused of its own settings when it was loaded, a line each."""
+    kind = registry.declared("datasets", dataset.source).settings
+    return explain(error, kind, dataset.source_settings, f"datasets.{name}")
 
 
 def _wrong_shipped(study: Study) -> Iterator[str]:
