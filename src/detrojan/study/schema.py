@@ -299,7 +299,7 @@ def shipped(kind: MethodKind, name: str) -> Settings:
     None for most: then the class has all there is. A study file overrides them.
     """
     file = CONFIG / SECTIONS[kind] / f"{name}.yaml"
-    return Settings(**yaml.safe_load(file.read_text())) if file.exists() else Settings()
+    return Settings(**yaml.safe_load(file.read_text(encoding="utf-8"))) if file.exists() else Settings()
 
 
 class Study(Strict):
