@@ -5,6 +5,7 @@ float there, all images of a batch at once and each with randomness of its own.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 import torch
@@ -218,6 +219,32 @@ class Batch:
     penalty: Tensor | None = None
 
 
+def num_batches(count: int, batch_size: int) -> int:
+    """Return how many batches :class:`Loader` makes of ``count`` images in an epoch."""
+    return len(_starts(count, batch_size))
+
+
+def passes(epochs: int, min_steps: int, batches: int) -> int:
+    """Return how often to go over the images: ``epochs`` times, or until ``min_steps`` steps are taken.
+
+    Args:
+        epochs: passes at least.
+        min_steps: optimizer steps at least, one a batch; 0: no such floor.
+        batches: of a pass, at least one.
+    """
+    return max(epochs, math.ceil(min_steps / batches))
+
+
+def _starts(count: int, batch_size: int) -> list[int]:
+    """Return where each batch of an epoch begins.
+
+    A last batch of a single image joins the one before it: batch normalization over 1×1 maps has no
+    statistics of one value.
+    """
+    starts = list(range(0, count, batch_size))
+    return starts[:-1] if len(starts) > 1 and count - starts[-1] == 1 else starts
+
+
 class Loader:
     """Draws augmented batches of an image set, every image once an epoch.
 
@@ -235,18 +262,17 @@ class Loader:
         pixels = torch.nn.functional.pad(images.images, [padding] * 4)
         self._pixels = pixels.permute(0, 2, 3, 1).contiguous()
 
-    def epoch(self, rng: torch.Generator) -> Iterator[Batch]:
-        """Yield shuffled batches; ``rng`` is consumed.
+    @property
+    def num_batches(self) -> int:
+        """Batches an epoch."""
+        return num_batches(len(self._set), self._batch_size)
 
-        A last batch of a single image joins the one before it: batch normalization over 1×1 maps
-        has no statistics of one value.
-        """
+    def epoch(self, rng: torch.Generator) -> Iterator[Batch]:
+        """Yield shuffled batches, :attr:`num_batches` of them; ``rng`` is consumed."""
         count = len(self._set)
         order = to_device(torch.randperm(count, generator=rng), self._set.device)
         offsets, flips = self._draw(count, rng)
-        starts = list(range(0, count, self._batch_size))
-        if len(starts) > 1 and count - starts[-1] == 1:
-            starts.pop()
+        starts = _starts(count, self._batch_size)
         for start, end in zip(starts, [*starts[1:], count], strict=True):
             yield self._batch(order[start:end], offsets[start:end], flips[start:end])
 

@@ -1,6 +1,7 @@
-"""What a method costs: seconds, peak memory, images through the network forward and backward."""
+"""What a method costs: seconds, peak memory, images through the network, optimizer steps."""
 
 import contextlib
+import contextvars
 import dataclasses
 import resource
 import sys
@@ -15,6 +16,8 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from detrojan.models import Classifier
 
+_RUNNING: contextvars.ContextVar["Cost | None"] = contextvars.ContextVar("running", default=None)
+
 
 @dataclasses.dataclass
 class Cost:
@@ -26,6 +29,8 @@ class Cost:
             resident memory of the process, its libraries included.
         forward_passes: images that went through the whole network (one image is one pass).
         backward_passes: images whose gradient went back through the network's output.
+        steps: of optimizers, in all phases of the method.
+        step_images: images of all those steps together.
         device: what it ran on, such as ``cpu`` or a GPU's name.
     """
 
@@ -33,6 +38,8 @@ class Cost:
     peak_memory_bytes: int = 0
     forward_passes: int = 0
     backward_passes: int = 0
+    steps: int = 0
+    step_images: int = 0
     device: str = "cpu"
 
 
@@ -51,6 +58,7 @@ def meter(device: torch.device) -> Iterator[Cost]:
         cost.backward_passes += len(gradient)
 
     handle = register_module_forward_hook(count)
+    token = _RUNNING.set(cost)
     _reset_peak(device)
     started = time.monotonic()
     try:
@@ -61,6 +69,14 @@ def meter(device: torch.device) -> Iterator[Cost]:
         cost.seconds = time.monotonic() - started
         cost.peak_memory_bytes = _peak(device)
         handle.remove()
+        _RUNNING.reset(token)
+
+
+def count_step(images: int) -> None:
+    """Count an optimizer step on so many images in the cost that is being metered, if one is."""
+    if cost := _RUNNING.get():
+        cost.steps += 1
+        cost.step_images += images
 
 
 def device_name(device: torch.device) -> str:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from detrojan import rng as streams
 from detrojan.errors import DivergedError
 from detrojan.images import Batch, ImageSet, Loader
+from detrojan.learning.meter import count_step
 from detrojan.settings import NO_AUGMENTATION, Augmentation, Optimization
 from detrojan.storage import artifacts
 
@@ -298,6 +299,7 @@ def _run_epoch(
         value.backward()  # type: ignore[no-untyped-call]
         for part in parts.values():
             part.optimizer.step()
+        count_step(len(batch.rows))
         if after_step:
             after_step()
         total_loss = total_loss + value.detach() * len(batch.rows)

@@ -70,7 +70,9 @@ def run_shard(
             artifacts.write_model(repaired, path, cell=cell_key(shard, draw))
         else:
             logger.warning("draw %d: %s: %s", draw, outcome["status"], outcome["reason"])
-        rows.append(run_row(shard, draw, outcome, settings, sample.chosen, vars(cost), code))
+        rows.append(
+            run_row(shard, draw, outcome, settings, sample.chosen, cost, code, images=len(sample.everything))
+        )
     return rows
 
 

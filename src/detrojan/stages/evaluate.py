@@ -78,5 +78,5 @@ def _predictions(draw: int, images: ImageSet, predicted: Tensor, *, triggered: b
 
 def untouched_run(shard: Shard, device: torch.device, code: str) -> list[dict[str, Any]]:
     """Return the row of ``RUNS`` of a model to which nothing was done, at no cost."""
-    cost = vars(Cost(device=device_name(device)))
+    cost = Cost(device=device_name(device))
     return [run_row(shard, 0, {"status": OK, "reason": None}, {}, {}, cost, code)]

@@ -4,8 +4,9 @@ import json
 from typing import Any
 
 from detrojan.cells import Shard
+from detrojan.learning.meter import Cost
 from detrojan.storage import provenance
-from detrojan.storage.columns import cell_key
+from detrojan.storage.columns import COST, cell_key
 
 
 def run_row(
@@ -14,8 +15,10 @@ def run_row(
     outcome: dict[str, Any],
     settings: dict[str, Any],
     chosen: dict[str, Any],
-    cost: dict[str, Any],
+    cost: Cost,
     code: str,
+    *,
+    images: int = 0,
 ) -> dict[str, Any]:
     """Return a row of ``RUNS``.
 
@@ -25,14 +28,19 @@ def run_row(
         outcome: ``status`` and ``reason``.
         settings: the defense's resolved hyperparameters.
         chosen: what the defense noted.
-        cost: the columns of ``COST``.
+        cost: what it took.
         code: digest of the code that ran.
+        images: clean ones that the defender held.
     """
+    spent = vars(cost)
     return {
         **cell_key(shard, draw),
         **outcome,
         "chosen": json.dumps(chosen, sort_keys=True),
         "hyperparameters": json.dumps(settings, sort_keys=True),
-        **cost,
+        "steps": cost.steps,
+        "images_a_step": cost.step_images / cost.steps if cost.steps else None,
+        "passes": cost.step_images / images if cost.steps and images else None,
+        **{field.name: spent[field.name] for field in COST},
         **provenance.origin(code),
     }

@@ -37,6 +37,11 @@ COST = [
     required("backward_passes", pa.int64()),
     required("device", pa.string()),
 ]
+STEPS = [
+    required("steps", pa.int64()),
+    pa.field("images_a_step", pa.float64()),
+    pa.field("passes", pa.float64()),
+]
 ORIGIN = [
     required("code", pa.string()),
     required("versions", pa.string()),
@@ -49,6 +54,7 @@ RUNS = pa.schema(
         pa.field("reason", pa.string()),
         required("chosen", pa.string()),
         required("hyperparameters", pa.string()),
+        *STEPS,
         *COST,
         *ORIGIN,
     ]

@@ -24,10 +24,14 @@ ALL = "all"  # in place of a list of attacks or defenses
 BASELINES = ("ft", "fp")  # the two seminal defenses that every comparison needs
 NAMED_AXES = ("dataset", "architecture", "attack", "defense")  # the others are numbers
 FILTER_AXES = (*MODEL_AXES, "defense", "spc")
+FACTS = ("num_classes", "image_size")  # of a data set, whatever its name; overrides may ask for them
+CONDITIONS = (*FILTER_AXES, *FACTS)
 TRIGGER_AXES = ("dataset", "attack", "seed")  # of a trigger that all architectures and ratios share
 OWN_TRIGGER_AXES = ("dataset", "architecture", "attack", "seed")  # of one that is learned against a model
 CONFIG = registry.CHECKOUT / "config"
 MethodKind = Literal["models", "attacks", "defenses"]
+ProtocolName = Literal["survey", "paper", "ours"]
+SURVEY: ProtocolName = "survey"
 SECTIONS: dict[MethodKind, str] = {"models": "architectures", "attacks": "attacks", "defenses": "defenses"}
 LARGEST = 2**31 - 1  # of all whole numbers: what numpy, torch and Parquet take for one everywhere
 LONGEST_NAME = 64  # of a data set: it is part of paths, of which file systems take 255 bytes a part
@@ -119,18 +123,20 @@ class Filter(Strict):
     seed: NumberCondition = None
     defense: NameCondition = None
     spc: NumberCondition = None
+    num_classes: NumberCondition = None
+    image_size: NumberCondition = None
     why: str = Field("", description="a note for readers")
 
     @pydantic.model_validator(mode="after")
     def _has_conditions(self) -> "Filter":
         if not self.conditions:
-            raise ValueError(f"without a condition it matches all: name one of {', '.join(FILTER_AXES)}")
+            raise ValueError(f"without a condition it matches all: name one of {', '.join(CONDITIONS)}")
         return self
 
     @functools.cached_property
     def conditions(self) -> dict[str, str | list[str] | list[float]]:
         """The axes that are given, each with its condition."""
-        return {axis: getattr(self, axis) for axis in FILTER_AXES if getattr(self, axis) is not None}
+        return {axis: getattr(self, axis) for axis in CONDITIONS if getattr(self, axis) is not None}
 
     def matches(self, axes: Mapping[str, Axis], *, partial: bool = False) -> bool:
         """Return whether ``axes`` meet every condition.
@@ -292,14 +298,54 @@ class Settings(Strict):
         return values
 
 
-@functools.cache
-def shipped(kind: MethodKind, name: str) -> Settings:
-    """Return the settings of a method that depend on data set or architecture, from ``config/``.
+class Protocol(Strict):
+    """With which settings a defense runs: those of its class, but for what is set here.
 
-    None for most: then the class has all there is. A study file overrides them.
+    Every setting has a source: the first word says whose value it is (``survey``, ``paper`` or ``ours``), the
+    rest where it stands.
     """
+
+    set: dict[str, Any] = Field({}, description="settings that differ from the class's")
+    sources: dict[str, str] = Field({}, description="where the value of each setting is from")
+    overrides: list[Overrides] = Field([], description="settings for parts of the grid; the last match wins")
+
+
+class Shipped(Strict):
+    """What ``config/`` has beside a method's class; of a defense, its protocols.
+
+    ``overrides`` here hold under every protocol: where a layer lies in an architecture, what memory needs.
+    """
+
+    protocols: dict[ProtocolName, Protocol] = Field({}, description="of a defense, by name")
+    overrides: list[Overrides] = Field([], description="settings for parts of the grid; the last match wins")
+
+
+@functools.cache
+def shipped_file(kind: MethodKind, name: str) -> Shipped:
+    """Return what ``config/`` has beside a method's class; nothing for most that are no defenses."""
     file = CONFIG / SECTIONS[kind] / f"{name}.yaml"
-    return Settings(**yaml.safe_load(file.read_text(encoding="utf-8"))) if file.exists() else Settings()
+    return Shipped(**yaml.safe_load(file.read_text(encoding="utf-8"))) if file.exists() else Shipped()
+
+
+@functools.cache
+def shipped(kind: MethodKind, name: str, protocol: str = SURVEY) -> Settings:
+    """Return the settings of a method that are not its class's, from ``config/``.
+
+    A study file overrides them.
+
+    Args:
+        kind: of method.
+        name: of it.
+        protocol: of a defense; any method may be run as its class is, which is the first one.
+    """
+    file = shipped_file(kind, name)
+    own = {str(key): value for key, value in file.protocols.items()}.get(protocol, Protocol())
+    return Settings(**own.set, overrides=[*own.overrides, *file.overrides])
+
+
+def protocols(defense: str) -> list[str]:
+    """Return the protocols that a defense declares; one that comes without a file has the first alone."""
+    return list(shipped_file("defenses", defense).protocols) or [SURVEY]
 
 
 class Study(Strict):

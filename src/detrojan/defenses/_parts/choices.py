@@ -1,9 +1,34 @@
 """Rules by which methods choose: how far to go, and what stands out."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+
+def allowed_errors(tolerance: float, base: int) -> int:
+    """Return how many images may be wrong that were right before, for a tolerated loss of accuracy.
+
+    A loss of exactly the tolerance is tolerated; whole images say so without rounding.
+
+    Args:
+        tolerance: a share in [0, 1].
+        base: the images judged on; or, for a loss relative to the accuracy before, those of them that
+            were right before.
+    """
+    return math.floor(tolerance * base + 1e-9)
+
+
+def accepted(right: int, right_before: int, allowed: int) -> bool:
+    """Return whether a state is accepted that has ``right`` images right.
+
+    Args:
+        right: images that it has right.
+        right_before: those that the model as it came has right, of the same images.
+        allowed: as :func:`allowed_errors` returns it.
+    """
+    return right >= right_before - allowed
 
 
 def last_accepted(accuracies: Sequence[float], tolerance: float) -> int:
