@@ -179,7 +179,7 @@ def test_a_broken_table_is_one_line(site):
         explain(site, "defense=ft")
 
 
-SHARD_PATH = "digits/preactresnet18/badnets/ratio-0.1/seed-0/ft/spc-10/draws-0-2"
+SHARD_PATH = "digits/preactresnet18/badnets/ratio-0.1/seed-0/ft/survey/spc-10/draws-0-2"
 MODEL_PATH = "digits/preactresnet18/badnets/ratio-0.1/seed-0"
 SHARD_AXES = MODEL._asdict() | {"defense": "ft", "spc": 10, "draws": Draws(0, 2)}
 TRIGGER_AXES = {"dataset": "digits", "attack": "badnets", "seed": 0}
@@ -217,7 +217,7 @@ def test_a_path_names_its_axes(site, path, axes):
             "results/models/digits/preactresnet18",
             "names no artifact: it should go on as results/models/{dataset}",
         ),
-        ("results/metrics/digits/a/b/ratio-x/seed-0/ft/spc-1/draws-0-0", "names no artifact"),
+        ("results/metrics/digits/a/b/ratio-x/seed-0/ft/survey/spc-1/draws-0-0", "names no artifact"),
         ("results/tables/cells.parquet", "is no artifact: name one below datasets, samples"),
         ("elsewhere/models", "is not below results"),
     ],
