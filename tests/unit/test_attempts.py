@@ -232,6 +232,7 @@ def test_a_model_that_is_given_up_takes_its_shards_along():
     assert [cell["draw"] for cell in given_up] == [0, 1, 2]
     assert given_up[0] == MODEL._asdict() | {
         "defense": "ft",
+        "protocol": "survey",
         "spc": 10,
         "draw": 0,
         "status": "timed_out",

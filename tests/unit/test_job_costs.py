@@ -252,6 +252,7 @@ def cell(defense, taken, *, status=OK, device="cpu", peak=700e6, **keys):
         | collect.NOTHING_MEASURED
         | key
         | {"defense": defense, "threat_model": "clean_data", "spc": 10, "draw": 0, "status": status}
+        | {"protocol": "survey"}
         | {"seconds": float(taken), "peak_memory_bytes": int(peak), "device": device}
         | keys
     )

@@ -55,7 +55,8 @@ def settings(kind, name, **changed):
 
 def row(draw=0, shard=SHARD, **changed):
     """Return a row of a shard's metrics."""
-    values = shard.model._asdict() | {"defense": shard.defense, "spc": shard.spc, "draw": draw}
+    values = columns.cell_key(shard, draw) | {"sources": "{}", "deviates": False}
+    values |= {"steps": 60, "images_a_step": 20.0, "passes": 60.0}
     values |= {"status": "ok", "reason": None, "chosen": '{"pruned": [1, 2]}', "device": "cpu"}
     values |= {"hyperparameters": json.dumps(settings("defenses", "ft", epochs=20))}
     values |= {"seconds": 3.5, "peak_memory_bytes": 10**9, "forward_passes": 7, "backward_passes": 6}
