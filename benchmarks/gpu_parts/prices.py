@@ -63,7 +63,8 @@ def _defended(work: Work) -> Iterator[Run]:
     for row in work.rows:
         if row["defense"] != NO_METHOD and row["status"] == "ok":
             spc = None if row["spc"] == NO_SAMPLES else row["spc"]
-            key = Key("defend", row["defense"], row["architecture"], row["dataset"], spc)
+            protocol = "" if row["protocol"] == SURVEY else row["protocol"]
+            key = Key("defend", row["defense"], row["architecture"], row["dataset"], spc, protocol)
             yield Run(key, row["seconds"], row["peak_memory_bytes"] / 1e6, row["device"])
 
 

@@ -296,6 +296,8 @@ def report(study: Study, plan: Plan, gpus: Sequence[int]) -> list[str]:
         )
         text = f"Left out: {' and '.join(counts)} ({part.filter}){': ' if part.why else ''}{part.why}"
         lines += textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+    for line in grid.undeclared(study):
+        lines += textwrap.wrap(line, WIDTH, subsequent_indent="  ")
     rules = ", ".join(f"{rule} {count:,}" for rule, count in plan.jobs.items())
     text = f"Jobs: {plan.jobs.total():,} of Snakemake, {plan.slurm_jobs:,} of SLURM ({rules})."
     lines += ["", *textwrap.wrap(text, WIDTH, subsequent_indent="  "), ""]

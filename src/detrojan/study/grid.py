@@ -45,6 +45,18 @@ def shards(study: Study) -> Iterator[Shard]:
                     yield from (Shard(model, defense, spc, draws, protocol) for draws in ranges)
 
 
+def undeclared(study: Study) -> list[str]:
+    """Return which defenses have no cells under a protocol that the study names, a sentence a protocol."""
+    lines = []
+    for protocol in study.grid.protocols:
+        names = [
+            name for name in study.grid.defenses if name != NO_METHOD and protocol not in protocols(name)
+        ]
+        if names:
+            lines.append(f"No cells under protocol {protocol}, which they don't declare: {', '.join(names)}.")
+    return lines
+
+
 def _planned(grid: Grid, axes: dict[str, Axis]) -> bool:
     """Return whether the filters let through what ``axes`` name.
 
