@@ -7,7 +7,7 @@ what a defense costs hardly depends on how well a model is trained. What part 3 
 import math
 from collections.abc import Iterator
 
-from detrojan.cells import NO_METHOD, NO_SAMPLES, Model
+from detrojan.cells import NO_METHOD, NO_SAMPLES, SURVEY, Model
 from detrojan.commands.costs import Run, learned
 from detrojan.workflow import job_costs
 from detrojan.workflow.job_costs import Costs, Key
