@@ -16,7 +16,7 @@ from detrojan.workflow.closing import closed
 
 MODEL = Model("digits", "preactresnet18", "badnets", 0.1, 0)
 SHARD = Shard(MODEL, "ft", 10, Draws(0, 2))
-AXES = MODEL._asdict() | {"defense": "ft", "spc": 10, "draws": "0-2"}
+AXES = MODEL._asdict() | {"defense": "ft", "protocol": "survey", "spc": 10, "draws": "0-2"}
 
 
 def attempt(**changes):

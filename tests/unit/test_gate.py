@@ -76,7 +76,7 @@ def test_other_limits():
 
 # --- cards and tables ------------------------------------------------------------------------------
 
-PLAIN = {pa.string(): "x", pa.float64(): 0.5, pa.int32(): 0, pa.int64(): 1}
+PLAIN = {pa.string(): "x", pa.float64(): 0.5, pa.int32(): 0, pa.int64(): 1, pa.bool_(): False}
 TRAINED = {
     "num_train": 100,
     "num_parameters": 7,

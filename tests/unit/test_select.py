@@ -173,7 +173,7 @@ def test_failed_is_what_died_and_does_not_run(folder, capsys):
         diary.start(mem_mb=None, runtime_min=None)
         return diary
 
-    axes = BADNETS._asdict() | {"defense": "ft", "spc": 10}
+    axes = BADNETS._asdict() | {"defense": "ft", "protocol": "survey", "spc": 10}
     begin("defend", axes | {"draws": FT.draws}).end("failed", "ValueError: no")
     begin("evaluate", axes | {"draws": Draws(0, 1)}).end("stopped", "told to stop by SIGTERM")
     begin("defend", axes | {"spc": 2, "draws": FT.draws})  # runs: it is this process

@@ -25,7 +25,7 @@ CLEAN = Model("digits", "preactresnet18", "none", 0.0, 0)
 BADNETS = CLEAN._replace(attack="badnets", ratio=0.05)
 FT = Shard(BADNETS, "ft", 10, Draws(0, 2))
 FT_PLACE = "digits/preactresnet18/badnets/ratio-0.05/seed-0/ft/survey/spc-10/draws-0-2"
-AXES = BADNETS._asdict() | {"defense": "ft", "spc": 10, "draws": FT.draws}
+AXES = BADNETS._asdict() | {"defense": "ft", "protocol": "survey", "spc": 10, "draws": FT.draws}
 RAW = minimal(ratios=[0.05], defenses=["ft", "fp", "clp"], spc=[10], draws=["0-2", "3-9"])
 # Two models with an untouched shard, CLP's, and 2 of FT and of FP each: 1 + 1 + 2 × (3 + 7) cells.
 SHARDS, CELLS = 2 * 6, 2 * 22

@@ -182,7 +182,7 @@ def test_a_broken_table_is_one_line(site):
 
 SHARD_PATH = "digits/preactresnet18/badnets/ratio-0.1/seed-0/ft/survey/spc-10/draws-0-2"
 MODEL_PATH = "digits/preactresnet18/badnets/ratio-0.1/seed-0"
-SHARD_AXES = MODEL._asdict() | {"defense": "ft", "spc": 10, "draws": Draws(0, 2)}
+SHARD_AXES = MODEL._asdict() | {"defense": "ft", "protocol": "survey", "spc": 10, "draws": Draws(0, 2)}
 TRIGGER_AXES = {"dataset": "digits", "attack": "badnets", "seed": 0}
 LEARNED_AXES = TRIGGER_AXES | {"attack": "lf", "architecture": "preactresnet18"}
 SAMPLE_AXES = {"dataset": "digits", "spc": 2, "draws": Draws(0, 2)}

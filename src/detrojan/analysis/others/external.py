@@ -36,7 +36,7 @@ SCALES = {"fraction": 1.0, "percent": 100.0}
 WHOLE_AXES = ("seed", "spc", "draw")
 # Seconds that are not known are not 0, which would be a cost.
 COST_UNKNOWN: dict[str, Any] = {**NOTHING_MEASURED, "seconds": float("nan")}
-UNKNOWN = (*(field.name for field in COST if field.name != "device"), "num_test", "num_triggered")
+UNKNOWN = ("steps", *(field.name for field in COST if field.name != "device"), "num_test", "num_triggered")
 SHOWN = 3  # examples in a message
 SLACK = 1e-9  # of a share that was written in percent
 

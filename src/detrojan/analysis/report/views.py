@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from detrojan import registry
-from detrojan.analysis import derived, protocols
+from detrojan.analysis import protocols
 from detrojan.cells import NO_METHOD, ratio_text
 from detrojan.storage.columns import OK
 
@@ -48,6 +48,8 @@ class Tables:
 
     def of_protocol(self, protocol: str) -> "Tables":
         """Return what it has of one protocol; tables that compare protocols stay whole."""
+        from detrojan.analysis import derived  # with pandas, which `detrojan status` does without
+
         made = {
             name: table if derived.TABLES[name].table.across else protocols.only(table, protocol)
             for name, table in self.made.items()
