@@ -131,8 +131,8 @@ class Row:
         if texts["rule"] not in UNITS:
             raise ValueError(f"no rule {texts['rule']!r}: there are {', '.join(UNITS)}")
         spc = int(texts["spc"]) if texts["spc"] else None
-        names = (texts[name] for name in ("rule", "method", "architecture", "dataset"))
-        key = Key(*names, spc, texts.get("protocol", ""))
+        named = {name: texts[name] for name in ("rule", "method", "architecture", "dataset")}
+        key = Key(**named, spc=spc, protocol=texts.get("protocol", ""))
         return cls(key, estimate, texts["device"], texts["source"])
 
     def texts(self) -> list[str]:
@@ -194,9 +194,9 @@ class Costs:
             ValueError: no row holds.
         """
         method = axes.get(method_axis(rule), "")
-        named = (axes.get(axis, "") for axis in ("architecture", "dataset"))
-        protocol = axes.get("protocol", "") if method_axis(rule) == "defense" else ""
-        job = Key(rule, method, *named, axes.get("spc"), "" if protocol == SURVEY else protocol)
+        job = Key(rule, method, axes.get("architecture", ""), axes.get("dataset", ""), axes.get("spc"))
+        if method_axis(rule) == "defense" and axes.get("protocol", SURVEY) != SURVEY:
+            job = job._replace(protocol=axes["protocol"])
         if job not in self._found:
             if (rule, method) not in self._candidates:
                 self._candidates[rule, method] = [
