@@ -499,7 +499,7 @@ def test_lines_fit_and_json_has_the_same(done, capsys):
     assert exit_code("why", "--json", *asked) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts == explain(done, *asked)
-    assert facts["axes"] == dict(zip(CELL_AXES, [*MODEL, "ft", 10, 2], strict=True))
+    assert facts["axes"] == dict(zip(CELL_AXES, [*MODEL, "ft", "survey", 10, 2], strict=True))
 
 
 def test_bad_input_is_one_line(site, capsys):

@@ -20,7 +20,7 @@ from detrojan.workflow import graph
 
 WIDTH_WITHOUT_TERMINAL = 100
 GAP = 2  # between columns
-TABLES = {"cells": CELLS, "models": MODELS, "summary": SUMMARY.schema}
+TABLES = {"cells": CELLS, "models": MODELS, "summary": SUMMARY.file_schema}
 
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "defense": lambda row: views.defense_text(row["defense"]),
@@ -41,7 +41,7 @@ def show(cells: pa.Table, models: pa.Table, summary: pa.Table, folder: Path, con
     Args:
         cells: of the schema ``CELLS``.
         models: of the schema ``MODELS``.
-        summary: of the schema ``SUMMARY.schema``.
+        summary: of the schema ``SUMMARY.file_schema``.
         folder: where they were read from, for the paths at the end.
         console: where to print.
     """

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from detrojan.cells import CELL_AXES, MODEL_AXES, Draws, Model, Shard, axes_text, value_text
+from detrojan.cells import CELL_AXES, MODEL_AXES, SURVEY, Draws, Model, Shard, axes_text, value_text
 from detrojan.storage import records
 from detrojan.storage.columns import cell_key
 from detrojan.study import conditions, files, grid
@@ -155,9 +155,10 @@ def find_cell(site: Site, given: Axes) -> Shard:
         ValueError: there is none or there are several; the message says on which axes they differ.
     """
     found = {_cell(row) for row in site.rows("cells", given, CELL_AXES)} | set(site.planned(given))
-    if not found and set(given) == set(CELL_AXES):
+    whole = {"protocol": SURVEY, **given}
+    if not found and set(whole) == set(CELL_AXES):
         # Of an earlier study in the same folder: neither planned nor in the tables any more.
-        asked = _cell(given)
+        asked = _cell(whole)
         found = {asked} if site.at(graph.metrics(site.shard_of(asked))).exists() else set()
 
     def everything() -> list[Axes]:
