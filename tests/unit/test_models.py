@@ -209,10 +209,17 @@ def test_activations_of_preactresnet18_are_two_a_block():
     assert pairs == {f"{b}.relu{i}": f"{b}.bn{i}" for b in blocks for i in (1, 2)}
 
 
-def test_an_activation_in_two_places_is_left_out():
-    relu = nn.ReLU()
-    shared = nn.Sequential(nn.BatchNorm2d(2), relu, nn.BatchNorm2d(2), relu, nn.BatchNorm2d(2), nn.ReLU())
-    assert structure.norm_activations(shared) == {"5": "4"}
+def test_an_activation_in_two_places_is_bounded_before_them():
+    """Where a bound does the same there: not with SiLU."""
+
+    def sites(kind):
+        norms = [nn.BatchNorm2d(3) for _ in range(3)]
+        shared = kind()
+        network = nn.Sequential(norms[0], shared, norms[1], shared, norms[2], kind(), nn.Flatten())
+        return structure.norm_activations(network)
+
+    assert sites(nn.ReLU) == {"0": "0", "2": "2", "5": "4"}
+    assert sites(nn.SiLU) == {"5": "4"}
 
 
 # --- inserted layers -------------------------------------------------------------------------------
