@@ -14,8 +14,8 @@ from detrojan import models, registry
 from detrojan import rng as streams
 from detrojan.errors import DivergedError
 from detrojan.images import to_float
-from detrojan.models._parts import structure
-from detrojan.models._parts.insertions import Ceiling, Polarizer
+from detrojan.models._parts import insertions, structure
+from detrojan.models._parts.insertions import Ceiling, Polarizer, TokenCeiling
 from detrojan.models.preactresnet18 import PreActBlock
 from detrojan.registry import PACKAGE
 from detrojan.storage import artifacts
@@ -209,10 +209,17 @@ def test_activations_of_preactresnet18_are_two_a_block():
     assert pairs == {f"{b}.relu{i}": f"{b}.bn{i}" for b in blocks for i in (1, 2)}
 
 
-def test_an_activation_in_two_places_is_left_out():
-    relu = nn.ReLU()
-    shared = nn.Sequential(nn.BatchNorm2d(2), relu, nn.BatchNorm2d(2), relu, nn.BatchNorm2d(2), nn.ReLU())
-    assert structure.norm_activations(shared) == {"5": "4"}
+def test_an_activation_in_two_places_is_bounded_before_them():
+    """Where a bound does the same there: not with SiLU."""
+
+    def sites(kind):
+        norms = [nn.BatchNorm2d(3) for _ in range(3)]
+        shared = kind()
+        network = nn.Sequential(norms[0], shared, norms[1], shared, norms[2], kind(), nn.Flatten())
+        return structure.norm_activations(network)
+
+    assert sites(nn.ReLU) == {"0": "0", "2": "2", "5": "4"}
+    assert sites(nn.SiLU) == {"5": "4"}
 
 
 # --- inserted layers -------------------------------------------------------------------------------
@@ -330,6 +337,20 @@ def test_a_ceiling_bounds_each_channel_and_learns_where_it_acts():
     assert maps.grad.tolist() == [[[[1.0, 1.0, 0.0]], [[1.0, 0.0, 0.0]]]]
 
 
+def test_a_ceiling_of_tokens_bounds_the_last_dimension():
+    ceiling = TokenCeiling(2)
+    with torch.no_grad():
+        ceiling.bound.copy_(torch.tensor([1.0, 3.0]))
+    tokens = torch.tensor([[[0.5, 1.0], [2.0, 5.0]]])
+    assert ceiling(tokens).tolist() == [[[0.5, 1.0], [1.0, 3.0]]]
+    assert ceiling(tokens[None]).tolist() == [[[[0.5, 1.0], [1.0, 3.0]]]]
+    weights = {"1.token_ceiling.bound": torch.tensor([0.0, 9.0])}
+    network = nn.Sequential(nn.Linear(2, 2), nn.GELU())
+    insertions.rebuild(network, {"1": "token_ceiling"}, weights)
+    network.load_state_dict(weights, strict=False)
+    assert (network(torch.rand(3, 5, 2))[..., 0] <= 0).all()
+
+
 def test_a_ceiling_at_zero_silences_the_branch_behind_a_relu(toy_model, raw):
     """And a huge image can't raise what stands behind it."""
     seen = []
@@ -383,7 +404,7 @@ def test_a_fresh_model_has_no_inserted_layers(toy_model):
 @pytest.mark.parametrize(
     ("inserted", "found"),
     [
-        ({"layer1.0.conv1": "mirror"}, "'mirror': there are polarizer, ceiling"),
+        ({"layer1.0.conv1": "mirror"}, "'mirror': there are polarizer, ceiling, token_ceiling"),
         ({"layer1.0.conv1": "polarizer"}, r"no tensor layer1\.0\.conv1\.polarizer\.conv\.weight"),
         ({}, r"layer4\.1\.conv1\.polarizer\..* absent in the architecture"),
         (

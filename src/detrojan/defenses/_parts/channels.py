@@ -1,4 +1,4 @@
-"""The channels that batch normalizations scale: gated while a method learns, pruned when it has chosen."""
+"""The channels that normalizations scale: gated while a method learns, pruned when it has chosen."""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -14,31 +14,38 @@ from detrojan.learning import inference
 
 
 class Channels:
-    """The channels of all batch normalizations of a model, side by side in one vector.
+    """The channels of all normalizations of a model, side by side in one vector.
 
-    They stand in the order of registration, layer by layer.
+    Of its batch normalizations; where it has none, as transformers, of its layer and group
+    normalizations. They stand in the order of registration, layer by layer.
 
     Attributes:
         names: of the layers, as ``named_modules()`` of the network has them.
         norms: the layers.
         sizes: how many channels each has.
+        kind: ``batch`` or ``layer``.
 
     Raises:
-        NotApplicableError: the model has no batch normalization with a scale and running statistics.
+        NotApplicableError: the model has no normalization with a scale of each channel, or with
+            ``statistics`` no batch normalization with running statistics besides.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, statistics: bool = False) -> None:
         network = getattr(model, "network", model)
         found = {
             name: module
             for name, module in network.named_modules()
             if isinstance(module, nn.BatchNorm2d) and module.affine and module.running_var is not None
         }
+        self.kind = "batch" if found else "layer"
+        if not found and not statistics:
+            found = {name: module for name, module in network.named_modules() if _scales_channels(module)}
         if not found:
-            raise NotApplicableError("the method works on batch normalization; this model has none")
+            instead = "" if statistics else ", or on layer normalization in its place"
+            raise NotApplicableError(f"the method works on batch normalization{instead}; this model has none")
         self.names = list(found)
         self.norms = list(found.values())
-        self.sizes = [norm.num_features for norm in self.norms]
+        self.sizes = [len(norm.weight) for norm in self.norms]
         paths = {id(module): name for name, module in model.named_modules()}
         self._paths = [paths[id(norm)] for norm in self.norms]
 
@@ -60,7 +67,7 @@ class Channels:
         for path, gate, tilt in zip(self._paths, torch.split(scale, self.sizes), parts, strict=True):
             norm = cast("nn.BatchNorm2d", model.get_submodule(path))
             gated[f"{path}.weight"] = norm.weight * gate
-            if tilt is not None:
+            if tilt is not None and norm.bias is not None:
                 gated[f"{path}.bias"] = norm.bias * tilt
         logits: Tensor = functional_call(model, gated, (images,))
         return logits
@@ -79,7 +86,7 @@ class Channels:
         """
         for norm, gone in zip(self.norms, torch.split(pruned, self.sizes), strict=True):
             norm.weight[gone] = 0
-            if shift:
+            if shift and norm.bias is not None:
                 norm.bias[gone] = 0
 
     def named(self, chosen: Tensor) -> list[str]:
@@ -89,6 +96,13 @@ class Channels:
             for name, part in zip(self.names, torch.split(chosen, self.sizes), strict=True)
             for channel in part.nonzero()[:, 0].tolist()
         ]
+
+
+def _scales_channels(module: nn.Module) -> bool:
+    """Return whether ``module`` is a layer or group normalization with a scale of each channel."""
+    if isinstance(module, nn.LayerNorm):
+        return module.elementwise_affine and len(module.normalized_shape) == 1
+    return isinstance(module, nn.GroupNorm) and module.affine
 
 
 def pruned_accuracies(model: nn.Module, sets: Iterable[Tensor], images: ImageSet) -> Iterator[float]:

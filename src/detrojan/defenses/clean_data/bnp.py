@@ -51,7 +51,7 @@ class BNP(Defense):
         All layers are judged by the inputs that they have in the unpruned model.
         """
         repaired = copy.deepcopy(model).eval()
-        channels = Channels(repaired)
+        channels = Channels(repaired, statistics=True)
         divergences = channel_divergences(repaired, channels.norms, clean.everything, rng)
         pruned = torch.cat([outliers(divergence, self.u) for divergence in divergences])
         channels.prune(pruned, shift=True)

@@ -74,7 +74,17 @@ class Ceiling(Insertion):
         return maps.clamp(max=self.bound.view(-1, 1, 1))
 
 
-KINDS: dict[str, type[Insertion]] = {layer.kind: layer for layer in (Polarizer, Ceiling)}
+class TokenCeiling(Ceiling):
+    """A ceiling where channels are the last dimension: tokens, and what linear layers put out."""
+
+    kind = "token_ceiling"
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return ``tokens`` (N, ..., channels), bounded."""
+        return tokens.clamp(max=self.bound)
+
+
+KINDS: dict[str, type[Insertion]] = {layer.kind: layer for layer in (Polarizer, Ceiling, TokenCeiling)}
 
 
 def attach(network: nn.Module, host: str, layer: Insertion) -> None:
