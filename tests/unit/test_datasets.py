@@ -382,7 +382,26 @@ def test_image_folder(folder):
 def test_image_folder_refuses(folder, broken, message):
     broken(folder)
     with pytest.raises(ValueError, match=message):
-        ImageFolder(path=folder).read("test" if "dog/x" in message else "train", 8)
+        build(ImageFolder(path=folder))
+
+
+@pytest.mark.parametrize("wrong", ["empty", "HEIC", "a broken link"])
+def test_a_class_that_the_study_leaves_out_needs_no_images(folder, wrong):
+    source = ImageFolder(path=folder)
+    for split in ("train", "test"):
+        (folder / split / "bat").mkdir()
+        if wrong == "HEIC":
+            (folder / split / "bat/0.HEIC").write_bytes(b"heic")
+        if wrong == "a broken link":
+            save(folder / split / "bat/0.png", np.full((8, 8, 3), 50, np.uint8))
+            (folder / split / "bat/1.png").symlink_to("gone.png")
+    train, _, test = build(source, classes=["cat", 2], overlap="allowed")
+    assert train.info.classes == ("cat", "dog")
+    assert (train.labels.tolist().count(1), test.labels.tolist()) == (2, [0, 1])
+    with pytest.raises(ValueError, match=r"^2 problems: .*train/bat.*; .*test/bat"):
+        build(source, classes=["bat", "dog"])
+    with pytest.raises(ValueError, match=r"^2 problems: .*train/bat.*; .*test/bat"):
+        build(source)
 
 
 def test_all_that_is_wrong_with_a_folder_is_named_at_once(folder):
@@ -390,7 +409,7 @@ def test_all_that_is_wrong_with_a_folder_is_named_at_once(folder):
         (folder / f"train/cat/{row:02}.png").symlink_to("gone.png")
     os.mkfifo(folder / "train/dog/x.png")
     with pytest.raises(ValueError, match=r"^13 problems: .*cat/00\.png: a link .*/09\.png.*; and 3 more$"):
-        ImageFolder(path=folder).counts("train")
+        ImageFolder(path=folder).check_classes(None)
 
 
 def test_image_folder_tells_what_it_leaves_out(folder):
