@@ -28,14 +28,16 @@ help: ## list the targets
 
 install: $(READY) ## make .venv with the pinned packages
 
-$(READY): envs/lock.txt pyproject.toml
+$(READY): envs/lock.txt envs/lock-torch.txt pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Detrojan needs Python 3.11 or newer, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	"$(PYTHON)" -m venv --clear $(VENV)
 	@echo 'Installing what envs/lock.txt pins into $(VENV); the download decides how many minutes it takes.'
 	@echo '1.9 GB with the CPU build of torch; several GB more with the CUDA build, which pip takes on Linux unless'
 	@echo 'README.md, "Start", is followed.'
-	@install="$(BIN)/python -m pip install --requirement envs/lock.txt"; \
-	if [ -t 1 ]; then $$install; else $$install | $(PACKAGES); fi
+	@for lock in "--require-hashes --no-deps --requirement envs/lock.txt" "--requirement envs/lock-torch.txt"; do \
+	  install="$(BIN)/python -m pip install $$lock"; \
+	  if [ -t 1 ]; then $$install; else $$install | $(PACKAGES); fi; \
+	done
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(READY)
 
@@ -60,7 +62,7 @@ lint: $(VENV)/ready-lint ## run the linters, the type checker and the check of w
 	cmp $(VENV)/tables.md docs/tables.md # else: detrojan tables --page docs/tables.md
 
 $(VENV)/ready-lint: envs/lock-lint.txt $(READY)
-	$(BIN)/python -m pip install --quiet --requirement envs/lock-lint.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement envs/lock-lint.txt
 	touch $@
 
 clean: ## remove .venv and the caches, but no results

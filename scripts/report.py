@@ -22,5 +22,6 @@ with job.run(snakemake) as cell:
     sheets = contact_sheet.draw_all(
         snakemake.params.datasets, tables.models, snakemake.input.examples, snakemake.params.triggers
     )
-    about = report.of_study(tables, Gate(**snakemake.params.gate), snakemake.params.draws)
+    cards = [records.read_card(card) for card in snakemake.input.cards]
+    about = report.of_study(tables, Gate(**snakemake.params.gate), snakemake.params.draws, cards)
     report.write(tables, about, Path(snakemake.output.page).parent, sheets)

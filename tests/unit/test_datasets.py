@@ -382,7 +382,26 @@ def test_image_folder(folder):
 def test_image_folder_refuses(folder, broken, message):
     broken(folder)
     with pytest.raises(ValueError, match=message):
-        ImageFolder(path=folder).read("test" if "dog/x" in message else "train", 8)
+        build(ImageFolder(path=folder))
+
+
+@pytest.mark.parametrize("wrong", ["empty", "HEIC", "a broken link"])
+def test_a_class_that_the_study_leaves_out_needs_no_images(folder, wrong):
+    source = ImageFolder(path=folder)
+    for split in ("train", "test"):
+        (folder / split / "bat").mkdir()
+        if wrong == "HEIC":
+            (folder / split / "bat/0.HEIC").write_bytes(b"heic")
+        if wrong == "a broken link":
+            save(folder / split / "bat/0.png", np.full((8, 8, 3), 50, np.uint8))
+            (folder / split / "bat/1.png").symlink_to("gone.png")
+    train, _, test = build(source, classes=["cat", 2], overlap="allowed")
+    assert train.info.classes == ("cat", "dog")
+    assert (train.labels.tolist().count(1), test.labels.tolist()) == (2, [0, 1])
+    with pytest.raises(ValueError, match=r"^2 problems: .*train/bat.*; .*test/bat"):
+        build(source, classes=["bat", "dog"])
+    with pytest.raises(ValueError, match=r"^2 problems: .*train/bat.*; .*test/bat"):
+        build(source)
 
 
 def test_all_that_is_wrong_with_a_folder_is_named_at_once(folder):
@@ -390,7 +409,7 @@ def test_all_that_is_wrong_with_a_folder_is_named_at_once(folder):
         (folder / f"train/cat/{row:02}.png").symlink_to("gone.png")
     os.mkfifo(folder / "train/dog/x.png")
     with pytest.raises(ValueError, match=r"^13 problems: .*cat/00\.png: a link .*/09\.png.*; and 3 more$"):
-        ImageFolder(path=folder).counts("train")
+        ImageFolder(path=folder).check_classes(None)
 
 
 def test_image_folder_tells_what_it_leaves_out(folder):
@@ -502,6 +521,69 @@ def test_parquet_of_paths(tmp_path):
         source.read("train", 8)
 
 
+IN_ROW = pa.list_(pa.list_(pa.list_(pa.uint8(), 3), 6), 4)  # of one size, as tensors are
+
+
+@pytest.mark.parametrize("kind", [None, IN_ROW], ids=["int64 lists", "fixed-size lists"])
+def test_parquet_of_arrays(tmp_path, kind):
+    images = [noise(4, 6, 3, seed=seed) for seed in range(3)]
+    for split in ("train", "test"):
+        values = pa.array([image.tolist() for image in images], kind)
+        write_shard(tmp_path / f"{split}.parquet", [0, 1, 0], values)
+    raw = HuggingFaceParquet(path=tmp_path).read("train", 6)
+    resized = [Image.fromarray(image).resize((6, 6), Image.Resampling.BILINEAR) for image in images]
+    assert np.array_equal(raw.images, np.stack([np.asarray(image) for image in resized]))
+    assert raw.labels.tolist() == [0, 1, 0]
+    assert raw.found.sizes == {(6, 4): 3}
+
+
+@pytest.mark.parametrize(
+    ("value", "seen"),
+    [
+        (noise(3, 8, 8), lambda levels: levels.transpose(1, 2, 0)),  # channels first, as torch has them
+        (noise(1, 8, 8), lambda levels: np.repeat(levels.transpose(1, 2, 0), 3, axis=2)),
+        (noise(8, 8, 1), lambda levels: np.repeat(levels, 3, axis=2)),
+        (noise(8, 8), lambda levels: np.repeat(levels[:, :, None], 3, axis=2)),
+    ],
+    ids=["3xHxW", "1xHxW", "HxWx1", "HxW"],
+)
+def test_parquet_of_arrays_in_other_orders(tmp_path, value, seen):
+    for split in ("train", "test"):
+        write_shard(tmp_path / f"{split}.parquet", [0], [value.tolist()])
+    raw = HuggingFaceParquet(path=tmp_path).read("test", 8)
+    assert np.array_equal(raw.images[0], seen(value))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.zeros((3, 8, 3), int), r"3 x 8 x 3 numbers, of which the channels may be the first or the last"),
+        (np.zeros((8, 8, 4), int), r"8 x 8 x 4 numbers, of which neither end is 1 or 3 channels"),
+        (np.full((8, 8, 3), 256), r"levels from 256 to 256, but they must lie in 0 to 255"),
+        (np.full((8, 8, 3), -1), r"levels from -1 to -1"),
+        ([[[1, 2, 3]], [[4, 5]]], r"no image \(its lists are empty, or of several lengths\)"),
+        ([[[1, None, 3]]], r"no image \(there is a null in it\)"),
+        (None, r"no image \(there is a null in it\)"),
+        ([], r"no image \(its lists are empty"),
+    ],
+)
+def test_parquet_of_arrays_refuses(tmp_path, value, message):
+    good = noise(8, 8, 3).tolist()
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    for split in ("train", "test"):
+        write_shard(tmp_path / f"{split}.parquet", [0, 1], [good, value])
+    with pytest.raises(BrokenImageError, match=rf"train\.parquet, row 1: {message}"):
+        HuggingFaceParquet(path=tmp_path).read("train", 8)
+
+
+def test_parquet_of_arrays_beside_files_is_refused(tmp_path):
+    write_shard(tmp_path / "train-0.parquet", [0], [noise(8, 8, 3).tolist()])
+    for name in ("train-1", "test"):
+        write_shard(tmp_path / f"{name}.parquet", [0])
+    with pytest.raises(ValueError, match=r"train-1\.parquet: its image column is not of the kind of train-0"):
+        HuggingFaceParquet(path=tmp_path).read("train", 8)
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-20])
 
@@ -520,6 +602,11 @@ def good():
         (lambda f: write_shard(f, [0, 1], label="y"), r"no column label; it has image, y"),
         (lambda f: write_shard(f, [0, 1], image="x"), r"no column image or img; it has x, label"),
         (lambda f: write_shard(f, [0, 1], ["a", "b"]), r"column image is string, but must be binary"),
+        (
+            lambda f: write_shard(f, [0, 1], [[[0.5]], [[0.5]]]),
+            r"image is list.*double.*, but must be binary",
+        ),
+        (lambda f: write_shard(f, [0, 1], [[1, 2], [3]]), r"image is list.*, but must be binary"),
         (lambda f: write_shard(f, [0, 1], [good(), None]), r"row 1: its image is null"),
         (lambda f: write_shard(f, [0, 1], [good(), {}]), r"row 1: its image is null"),
         (

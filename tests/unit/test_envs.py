@@ -15,6 +15,7 @@ ENVS = ROOT / "envs"
 RECIPES = ("Dockerfile", "detrojan.def")
 CUDA = ("cuda", "nvidia", "triton")  # which torch's CUDA build pins by itself, and its CPU build lacks
 PIN = re.compile(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.+]+)")
+HASHED = re.compile(r"(\S+)((?: --hash=sha256:[0-9a-f]{64})+)")
 
 
 def pins(lines):
@@ -27,6 +28,12 @@ def pins(lines):
     return found
 
 
+def locked(name):
+    """Return the lines of a lock that pin something, each whole, hashes and all."""
+    text = re.sub(r" *\\\n\s*", " ", (ENVS / name).read_text())
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
 def instructions(recipe):
     """Return the lines of a recipe that do something, each whole."""
     text = re.sub(r"\\\n\s*", "", (ENVS / recipe).read_text())
@@ -35,13 +42,23 @@ def instructions(recipe):
 
 @pytest.fixture(scope="module")
 def lock():
-    lines = (ENVS / "lock.txt").read_text().splitlines()
-    return pins(line for line in lines if line and not line.startswith("#"))
+    """The versions of all packages but the linters, those without hashes too."""
+    hashed = [line.partition(" ")[0] for line in locked("lock.txt")]
+    return pins([*hashed, *locked("lock-torch.txt")])
 
 
 @pytest.fixture(scope="module")
 def conda():
     return yaml.safe_load((ENVS / "environment.yml").read_text())
+
+
+@pytest.mark.parametrize("name", ["lock.txt", "lock-lint.txt"])
+def test_every_package_but_torch_has_the_digests_of_its_files(name):
+    assert [line for line in locked(name) if not HASHED.fullmatch(line)] == []
+    assert set(pins(locked("lock-torch.txt"))) == {"torch", "torchvision"}
+    installs = re.findall(rf".*--requirement \S*{name}.*", (ROOT / "Makefile").read_text())
+    assert installs
+    assert all("--require-hashes --no-deps --requirement" in line for line in installs)
 
 
 def test_the_lock_pins_what_the_project_needs(lock):
@@ -76,13 +93,12 @@ def test_an_image_installs_what_the_lock_says_and_the_project(recipe):
     lines = instructions(recipe)
     installs = [part for line in lines for part in re.findall(r"pip install [^&]*", line)]
     assert [install.strip() for install in installs] == [
-        "pip install --requirement /opt/lock.txt",
+        "pip install --require-hashes --no-deps --requirement /opt/lock.txt",
+        "pip install --requirement /opt/lock-torch.txt",
         "pip install --no-deps --no-build-isolation --editable /opt/detrojan",
     ]
-    assert (
-        re.sub("^COPY ", "", next(line for line in lines if "lock.txt /" in line))
-        == "envs/lock.txt /opt/lock.txt"
-    )
+    copied = {word for line in lines if "envs/" in line for word in line.split() if "/lock" in word}
+    assert {"envs/lock.txt", "envs/lock-torch.txt"} <= copied
     assert any("git clone /source.git /opt/detrojan" in line for line in lines)
     assert not any(PIN.search(line) for line in lines)
 
@@ -97,8 +113,7 @@ def test_all_have_the_same_python(conda):
 
 
 def test_hooks_before_a_commit_are_the_linters_of_the_lock():
-    lines = (ENVS / "lock-lint.txt").read_text().splitlines()
-    lint = pins(line for line in lines if line and not line.startswith("#"))
+    lint = pins(line.partition(" ")[0] for line in locked("lock-lint.txt"))
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     found = {repo["hooks"][0]["id"].partition("-")[0]: repo["rev"] for repo in hooks}
     assert found == {name: f"v{lint[name]}" for name in ("ruff", "snakefmt")}

@@ -13,7 +13,7 @@ import yaml
 from detrojan import registry
 from detrojan.cells import NO_METHOD
 from detrojan.commands import prove, reproduce
-from detrojan.storage import provenance
+from detrojan.storage import provenance, records
 from detrojan.workflow import equal_code, graph, handover
 from detrojan.workflow.equal_code import Record
 from tests.command import exit_code
@@ -209,6 +209,24 @@ def test_a_job_that_left_nothing_is_a_bug(proving, monkeypatch):
     monkeypatch.setattr(prove, "_run", lacking)
     with pytest.raises(AssertionError, match="not there, though the study ran to its end"):
         list(prove.prove([proving.folder / "study.yaml"], None, proving.folder / "proof", []))
+
+
+def test_a_damaged_table_of_cells_proves_nothing(proving, monkeypatch, capsys):
+    proving.old |= {"defend/ft": OLD["defend/ft"]}
+
+    def damaging(folder, checkout, raw, extra, code):
+        leave(folder, raw)
+        table = folder / graph.table("cells")
+        # As a disk might, after the table was written whole.
+        rows = pa.table({"versions": ['{"torch": "2.9"}'], "device": ["cpu"]})
+        records.write_table(rows, table, rows.schema)
+        table.write_bytes(table.read_bytes()[:-1] + b"?")
+
+    monkeypatch.setattr(prove, "_run", damaging)
+    monkeypatch.setattr(prove, "differences", lambda before, after: iter(()))
+    assert proving.run() == 1
+    assert "cells.parquet: not a whole Parquet table (damaged" in capsys.readouterr().err
+    assert not equal_code.TABLE.exists()
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from detrojan.workflow import graph
 from tests.unit import pages
 from tests.unit import tables as made
 from tests.unit.pages import EVIL, SHEETS
+from tests.unit.test_why import CARD_OF_IMAGES
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -112,6 +113,21 @@ def test_models_and_outcomes_have_the_tables_numbers(page):
     assert "1.00 h of training" in page
 
 
+def test_data_sets_have_their_cards_numbers(tables):
+    card = CARD_OF_IMAGES | {"remarks": [EVIL]}
+    said = pages.about(tables)._replace(cards=[card, card | {"dataset": "another", "remarks": []}])
+    page = pages.page(tables, said)
+    rows = [row for row in rows_of(page) if row[1:] == ["2", "3", "1", "4", "1", "0", "2", "5"]]
+    assert [row[0] for row in rows] == ["another", "digits"]
+    assert html.escape(EVIL, quote=False) in page.replace("&#39;", "'")
+    assert '<li><a href="#data-sets">' in page
+    assert page.count("what may be wrong:") == 1
+
+
+def test_without_cards_nothing_is_said_of_data_sets(page):
+    assert "data-sets" not in page
+
+
 def test_every_number_leads_to_its_cells(page):
     found = {html.unescape(text) for text in re.findall(r'data-cells="([^"]*)"', page)}
     queries = [json.loads(text) for text in found]
@@ -175,7 +191,8 @@ def test_no_script_ends_its_element_or_starts_a_comment():
 
 
 def test_every_asset_is_used():
-    used = {report.TEMPLATE, report.STYLE, *report.SCRIPTS, "vega.json"}
+    included = re.findall(r'{% include "(.*?)" %}', report._asset(report.TEMPLATE))
+    used = {report.TEMPLATE, *included, report.STYLE, *report.SCRIPTS, "vega.json"}
     assert {path.name for path in report.ASSETS.iterdir()} == used
 
 

@@ -20,6 +20,7 @@ from detrojan.workflow import attempts, graph
 from detrojan.workflow.attempts import Diary
 from tests.command import exit_code
 from tests.unit.test_schema import minimal
+from tests.unit.test_why import CARD_OF_IMAGES
 
 CLEAN = Model("digits", "preactresnet18", "none", 0.0, 0)
 BADNETS = CLEAN._replace(attack="badnets", ratio=0.05)
@@ -199,6 +200,17 @@ def test_the_rows_of_the_table_count_by_status(results):
     assert found.endings == {"ok": 2, "diverged": 1, "timed_out": 1}
     date = time.strftime("%Y-%m-%d %H:%M", time.localtime(NOW))
     assert f"Table of cells, made {date}: 2 ok, 1 diverged, 1 timed_out." in shown(found)
+
+
+def test_a_data_set_that_is_there_has_a_line(results):
+    assert "Data:" not in shown(status.look(results, NOW))
+    records.write_card(CARD_OF_IMAGES, results / "datasets/digits/card.json")
+    records.write_card(CARD_OF_IMAGES, results / "datasets/of-an-earlier-study/card.json")
+    counts = "3 training, 1 pool and 4 test images of 2 classes"
+    again = "1 again in train; 2 of test in train; 5 files left out"
+    said = shown(status.look(results, NOW))
+    assert f"Data:\n  digits: {counts}; {again}\n" in said
+    assert said.count(counts) == 1
 
 
 # --- SLURM -----------------------------------------------------------------------------------------

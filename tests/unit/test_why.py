@@ -64,6 +64,17 @@ def row(draw=0, shard=SHARD, **changed):
     return values | {"num_test": 360, "num_triggered": 324, "acc": 0.97, "asr": 0.25, "ra": 0.5} | changed
 
 
+CARD_OF_IMAGES = {
+    "dataset": "digits",
+    "classes": ["a", "b"],
+    "images": {"train": [2, 1], "held_out": [0, 1], "test": [2, 2]},
+    "pixels": {split: {"levels": [0, 255], "one_colour": 0, "sizes": None} for split in ("train", "test")},
+    "left_out": {"of no image format that is read": {"number": 5, "first": ["a.txt"]}},
+    "remarks": ["left out, of no image format that is read: 5 files: a.txt, ..."],
+    "equal": {"in_train": 1, "in_test": 0, "test_in_train": 2, "pool_in_train": 0},
+}
+
+
 def card(**changed):
     """Return a model's card."""
     values = {"architecture_settings": settings("models", "preactresnet18", width=8)}
@@ -148,7 +159,7 @@ def test_several_cells_are_told_by_what_they_differ_in(site):
 
 def test_several_models_are_told_by_what_they_differ_in(site):
     with pytest.raises(ValueError, match=r"2 models match.* attack: badnets, none; ratio: 0, 0\.1"):
-        explain(site, "dataset=digits")
+        explain(site, "architecture=preactresnet18")
 
 
 def test_an_unknown_cell_is_told_by_what_there_is(site):
@@ -454,6 +465,28 @@ def test_digests_of_data_and_files(done, toy_images):
     assert files[str(model)]["sha256"] == "ba7816bf8f01"
     assert not files["results/samples/digits/spc-10/draws-0-2.parquet"]["there"]
     assert "ba7816bf8f01  results/models/" in told(done, *CELL)
+
+
+def test_a_data_set_is_told_by_its_card(site, toy_images):
+    assert result(site, "dataset=digits") == {"state": "planned, not started"}
+    train = site.at("results/datasets/digits/train.parquet")
+    for split in ("train", "held_out", "test"):
+        artifacts.write_images(toy_images(), train.with_stem(split))
+    records.write_card(CARD_OF_IMAGES, train.with_name("card.json"))
+    lines = told(site, "dataset=digits").splitlines()
+    assert lines[0] == "data set: dataset=digits"
+    assert "  images: 3 in training, 1 in the pool, 4 in test" in lines
+    assert "    1 = b: 1, 1, 2" in lines
+    assert "  left out, of no image format that is read: 5 files: a.txt, ..." in lines
+    assert told(site, train) == "\n".join(lines)
+    found = result(site, "dataset=digits")
+    assert (found["state"], found["classes"], found["equal"]["in_train"]) == ("done", ["a", "b"], 1)
+    assert "sha256" not in found
+
+
+def test_a_data_set_that_nobody_knows_is_told_by_those_that_there_are(site):
+    with pytest.raises(ValueError, match="no data set is called digit: those of the study are digits"):
+        explain(site, "dataset=digit")
 
 
 def test_logs_that_are_there_and_that_are_not(done):

@@ -36,6 +36,12 @@ def test_tables_have_their_declared_schema(finished, name, schema):
     assert found.remove_metadata().equals(schema.remove_metadata())
 
 
+def test_the_page_says_what_the_data_sets_hold(finished):
+    page = (finished.folder / "results/report/index.html").read_text()
+    numbers = "".join(f'<td class="n">{number}</td>' for number in (10, 70, 30, 100, 0, 0, 0, 0))
+    assert f'<th scope="row" class="stick">tiny</th>{numbers}' in page
+
+
 def test_measures_follow_from_stored_predictions(finished):
     results = finished.folder / "results"
     test = artifacts.read_images(results / "datasets/tiny/test.parquet")

@@ -279,6 +279,7 @@ def show(results: Path) -> None:
     epilog=examples(
         "detrojan why attack=badnets defense=ft spc=10 draw=0",
         "detrojan why attack=badnets ratio=0.1",
+        "detrojan why dataset=digits",
         "detrojan why results/poisoned/digits/badnets/ratio-0.1/seed-0/train.parquet --json",
     )
 )
@@ -288,7 +289,8 @@ def show(results: Path) -> None:
 def why(what: Sequence[str], results: Path, *, as_json: bool) -> None:
     """Say why a result is what it is.
 
-    WHAT is a path below the results, or KEY=VALUE texts that name one cell; without defense=..., one model.
+    WHAT is a path below the results, or KEY=VALUE texts that name one cell; without defense=..., one model;
+    with dataset=... alone, a data set.
 
     It follows the workflow from there back to the data set, and tells of each step what is known: settings,
     code, random streams, files, logs, attempts that died.

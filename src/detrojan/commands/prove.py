@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-import pyarrow.parquet as pq
 import yaml
 
 from detrojan import registry
 from detrojan.cells import NO_METHOD
 from detrojan.commands import reproduce
 from detrojan.commands.differences import differences
-from detrojan.storage import provenance
+from detrojan.storage import provenance, records
 from detrojan.study import files
 from detrojan.study.schema import ALL, MethodKind
 from detrojan.workflow import equal_code, graph, handover
@@ -194,9 +193,9 @@ def _files_of(job: Job, folder: Path) -> int:
 
 def _ran_with(folder: Path) -> dict[str, str]:
     """Return versions and device of a study that has run in a folder, as columns of a proof."""
-    cells = pq.read_table(
-        graph.below(folder / graph.RESULTS, graph.table("cells")), columns=["versions", "device"]
-    )
+    table = graph.below(folder / graph.RESULTS, graph.table("cells"))
+    with records.readable(table, "Parquet table"):
+        cells = records.open_table(table).read(["versions", "device"])
     versions = {
         " ".join(f"{name}={version}" for name, version in json.loads(text).items() if version)
         for text in cells["versions"].to_pylist()

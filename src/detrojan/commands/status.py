@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from detrojan.analysis.report import data_sets
+from detrojan.analysis.report.data_sets import DataSet
 from detrojan.analysis.report.views import counted, statuses
 from detrojan.cells import MODEL_AXES, NO_METHOD, NO_SAMPLES, ONE_DRAW, ratio_text
 from detrojan.storage import records
@@ -97,6 +99,7 @@ class Status:
         endings: how many rows of the table of cells have which status; none without the table.
         tabled: when that table was made.
         jobs: the jobs that run or died.
+        data_sets: what was read as data sets, of those that are there.
     """
 
     results: Path
@@ -111,6 +114,7 @@ class Status:
     endings: Mapping[str, int]
     tabled: float
     jobs: Sequence[Job]
+    data_sets: Sequence[DataSet]
 
     @property
     def over(self) -> bool:
@@ -145,7 +149,7 @@ def look(results: Path, now: float) -> Status:
     """Return how far the study in the folder of ``results`` is.
 
     Raises:
-        ValueError: no study was run there, or its table of cells is broken.
+        ValueError: no study was run there, or its table of cells or a data set's card is broken.
     """
     study = study_files.load_study(study_files.kept(results))
     records, slurm = _recorded(results)
@@ -182,6 +186,7 @@ def look(results: Path, now: float) -> Status:
         endings={} if tabled is None else _endings(results),
         tabled=tabled or now,
         jobs=found,
+        data_sets=_data_sets(results, study.grid.datasets),
     )
 
 
@@ -255,6 +260,12 @@ def _endings(results: Path) -> dict[str, int]:
         return statuses(records.open_table(path).read(["status"]))
 
 
+def _data_sets(results: Path, names: Iterable[str]) -> list[DataSet]:
+    cards = [graph.job("dataset", {"dataset": name}).file("card") for name in names]
+    there = [graph.below(results, card) for card in cards if made(results, card) is not None]
+    return data_sets.read_all(map(records.read_card, there))
+
+
 # --- the terminal ----------------------------------------------------------------------------------
 
 
@@ -268,6 +279,8 @@ def show(status: Status, console: Console) -> None:
     if status.endings:
         endings = ", ".join(f"{count:,} {ending}" for ending, count in status.endings.items())
         _print(console, f"Table of cells, made {_date(status.tabled)}: {endings}.")
+    if status.data_sets:
+        _print(console, "", "Data:", *(f"  {found}" for found in status.data_sets))
     running = [job for job in status.jobs if job.state == "running"]
     running.sort(key=lambda job: job.record.attempts[-1].started)
     _print(console, *_running(running, status.now))
@@ -360,7 +373,7 @@ def main(results: Path, watch: float | None) -> None:
         watch: look again after so many seconds, until the study is done; None for once.
 
     Raises:
-        ValueError: no study was run there, or its table of cells is broken.
+        ValueError: as for :func:`look`.
     """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
     try:

@@ -1,4 +1,4 @@
-"""Says why a result is what it is: ``detrojan why PATH``, or ``KEY=VALUE ...`` for a cell.
+"""Says why a result is what it is: ``detrojan why PATH``, or ``KEY=VALUE ...`` for a cell or a data set.
 
 It follows the rules of the workflow from a result back to its data set, and tells of each step what is
 known: settings, code, random streams, files, logs, attempts that died. Free of torch.
@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from detrojan import registry
 from detrojan.cells import MODEL_AXES, Cell, Draws, Model, Shard, axes_text
 from detrojan.settings import Optimization
-from detrojan.storage import provenance
+from detrojan.stages import data_card
+from detrojan.storage import provenance, seals
 from detrojan.study.schema import MethodKind
 from detrojan.workflow import attempts, equal_code, graph
 from detrojan.workflow.equal_code import Proof
@@ -353,21 +354,36 @@ def explain_model(lookup: Lookup, model: Model) -> Facts:
     }
 
 
-def explain_artifact(lookup: Lookup, folder: str, axes: Axes) -> Facts:
+def explain_data_set(lookup: Lookup, axes: Axes) -> Facts:
+    """Return what is known of a data set.
+
+    Raises:
+        ValueError: it is neither there nor in the study.
+    """
+    planned = lookup.site.study.grid.datasets if lookup.site.study else []
+    if axes["dataset"] not in planned and source_digest(lookup.site, axes["dataset"]) is None:
+        known = f"those of the study are {', '.join(planned)}" if planned else "no study was run here"
+        raise ValueError(f"no data set is called {axes['dataset']}: {known}")
+    return explain_artifact(lookup, "datasets", axes, planned=axes["dataset"] in planned)
+
+
+def explain_artifact(lookup: Lookup, folder: str, axes: Axes, *, planned: bool = False) -> Facts:
     """Return what is known of a data set, a sample, a trigger, or of images that carry it."""
     site, last = lookup.site, graph.job_in(folder, axes)
     steps = list(graph.steps(last))
     files = [*last.files, *([last.file("card")] if "card" in graph.RULES[last.rule].beside else [])]
     there = all(site.at(file).exists() for file in files)
-    result: Facts = {"state": "done" if there else lookup.state(steps, planned=False)}
+    result: Facts = {"state": "done" if there else lookup.state(steps, planned=planned)}
     if len(files) > len(last.files) and site.at(files[-1]).exists():
-        hidden = ("hyperparameters", "history", *last.axes)
+        hidden = ("hyperparameters", "history", seals.KEY, *last.axes)
         card = _card(site.at(files[-1]))
         result |= {name: value for name, value in card.items() if name not in hidden}
+    told = list(data_card.lines(result)) if last.rule == "dataset" and "images" in result else []
     return {
         "what": ARTIFACTS[folder],
         "axes": {axis: str(v) if isinstance(v, Draws) else v for axis, v in last.axes.items()},
         "results": [result],
+        "told": told,
         **_common_facts(lookup, steps, None),
     }
 
@@ -388,6 +404,8 @@ def explain(site: Site, what: Sequence[str]) -> Facts:
             return explain_cells(lookup, named.shard, list(named.shard.draws.numbers()))
         return explain_artifact(lookup, folder, axes)
     given = parse_axes(what)
+    if set(given) == {"dataset"}:
+        return explain_data_set(lookup, given)
     if "defense" in given:
         cell = find_cell(site, given)
         return explain_cells(lookup, site.shard_of(cell), [cell.draws.first])
@@ -406,7 +424,11 @@ def lines(facts: Facts) -> Iterator[str]:
     yield wrapped(f"{facts['what']}: {axes_text(facts['axes'])}")
     results = facts["results"]
     yield from ["", "Result"]
-    yield from _table(results) if len(results) > 1 else _pairs(results[0])
+    if facts.get("told"):  # of a data set: its card as people read it, which JSON has as it is
+        yield from _pairs({"state": results[0]["state"]})
+        yield from (f"  {line}" for line in facts["told"])
+    else:
+        yield from _table(results) if len(results) > 1 else _pairs(results[0])
     if facts["settings"]:
         yield from ["", "Settings (in brackets: the default of the class, where it differs)"]
         for name, found in facts["settings"].items():

@@ -106,6 +106,16 @@ class Source(BaseModel):
         """
         return tuple(map(str, range(max(self.counts("train"), default=-1) + 1)))
 
+    def check_classes(self, wanted: Sequence[int | str] | None) -> None:
+        """Refuse what is wrong with classes that a study uses, and with no others; cheap, as :meth:`counts`.
+
+        Args:
+            wanted: the classes, by number or name, as ``selected`` takes them; all for None.
+
+        Raises:
+            ValueError: something is wrong, or there is no such class.
+        """
+
     def places(self) -> list[Path]:
         """Return the files and folders that hold all that is read, for whoever asks whether they changed."""
         return [value for name in type(self).model_fields if isinstance(value := getattr(self, name), Path)]

@@ -1,6 +1,7 @@
 """Parquet shards as the Hugging Face hub keeps image data sets: an image column and a label column."""
 
 import contextlib
+import itertools
 import json
 import re
 from collections import Counter
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 
+from detrojan.datasets._layouts import arrays
 from detrojan.datasets.base import (
     FileSource,
     Found,
@@ -36,7 +38,8 @@ class HuggingFaceParquet(FileSource):
     """Images of Parquet shards, in the order of the shards' names and of their rows.
 
     The image column, ``image`` or ``img`` if the study names none, is a struct of ``bytes`` and ``path``,
-    or plain binary. Where ``bytes`` is null, ``path`` is read, relative to the shard's folder. Class names
+    or plain binary, or lists of lists of integers, of which 1 or 3 channels stand first or last, or which are
+    grey. Where ``bytes`` is null, ``path`` is read, relative to the shard's folder. Class names
     come from the features that the ``datasets`` library stores in the schema; without them the label's
     number is its name.
     """
@@ -82,9 +85,13 @@ class HuggingFaceParquet(FileSource):
         """
         labels, classes = self._checked_labels()
         shards = self._shards(split)
-        encoded = (image for shard in shards for image in _encoded(shard, self.image_column))
         found = Found()
-        images = decode_all(encoded, len(labels[split]), side, self.orientation, found)
+        if _has_arrays(shards, self.image_column):
+            numbers = (row for shard in shards for row in _rows(shard, self.image_column))
+            images = arrays.read_all(numbers, len(labels[split]), side, found)
+        else:
+            encoded = (_content(*row) for shard in shards for row in _values(shard, self.image_column))
+            images = decode_all(encoded, len(labels[split]), side, self.orientation, found)
         names = tuple(f"{shard.name}, row {row}" for shard in shards for row in range(_num_rows(shard)))
         return RawImages(images, labels[split], classes, names, found)
 
@@ -346,16 +353,45 @@ def _names_files(shard: Path, named: str | None) -> bool:
     return False
 
 
-def _encoded(shard: Path, named: str | None) -> Iterator[tuple[str, Path | bytes]]:
-    """Yield the name of each row's image, for errors, and the image's content or file."""
+def _has_arrays(shards: list[Path], named: str | None) -> bool:
+    """Return whether the image columns of shards hold arrays of numbers.
+
+    Raises:
+        ValueError: of some they do, of others not.
+    """
+    found = []
+    for shard in shards:
+        with _opened(shard) as file:
+            found.append(arrays.is_array(file.schema_arrow.field(_image_column(shard, file, named)).type))
+    if len(set(found)) > 1:
+        other = shards[found.index(not found[0])]
+        raise ValueError(
+            f"{other}: its image column is not of the kind of {shards[0].name}'s: write both the same way"
+        )
+    return found[0]
+
+
+def _batches(shard: Path, named: str | None) -> Iterator[pa.Array]:
     with _opened(shard) as file:
         column = _image_column(shard, file, named)
-        row = 0
         # Errors of whoever takes the rows aren't raised in here, so this names broken shards only.
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
-            for value in batch.column(0).to_pylist():
-                yield _content(shard, row, value)
-                row += 1
+            yield batch.column(0)
+
+
+def _values(shard: Path, named: str | None) -> Iterator[tuple[Path, int, Any]]:
+    """Yield the shard, the row and the value of each image."""
+    values = itertools.chain.from_iterable(batch.to_pylist() for batch in _batches(shard, named))
+    yield from ((shard, row, value) for row, value in enumerate(values))
+
+
+def _rows(shard: Path, named: str | None) -> Iterator[tuple[str, pa.Array]]:
+    """Yield the name of each row's image, for errors, and its numbers: an array of one row."""
+    number = 0
+    for batch in _batches(shard, named):
+        for row in range(len(batch)):
+            yield f"{shard}, row {number}", batch.slice(row, 1)
+            number += 1
 
 
 def _refuse_missing_column(shard: Path, file: pq.ParquetFile, column: str) -> None:
@@ -375,11 +411,11 @@ def _refuse_type(shard: Path, column: pa.Field) -> None:
     kind = column.type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
-    if not _is_binary(kind):
+    if not _is_binary(kind) and not arrays.is_array(kind):
         raise ValueError(
             f"{shard}: column {column.name} is {column.type}, but must be binary or a struct of "
-            "bytes and path, as the library `datasets` writes its feature Image: cast the column to it, and "
-            "write the shards anew"
+            "bytes and path, as the library `datasets` writes its feature Image, or lists of lists of "
+            "integers, as its Array2D and Array3D: cast the column to one of them, and write the shards anew"
         )
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from detrojan.datasets.base import (
     decode_all,
     is_clutter,
     refuse_all,
+    selected,
     suffixes,
 )
 
@@ -34,7 +36,7 @@ class ImageFolder(FileSource):
 
     Classes are numbered in the order of their names, as numbers where all are numbers; images lie in the
     order of theirs. What has another suffix is left out, and told; a class of which most is left out is
-    refused.
+    refused if the study uses it.
     """
 
     path: Path = Field(description="folder that holds train/ and test/")
@@ -43,7 +45,7 @@ class ImageFolder(FileSource):
         """Return how many image files each class folder of a split holds.
 
         Raises:
-            ValueError: the split's class folders are not those of train, or hold no images.
+            ValueError: the split's class folders are not those of train.
         """
         classes = self._files(split).values()
         return Counter({label: len(files.images) for label, files in enumerate(classes)})
@@ -65,6 +67,13 @@ class ImageFolder(FileSource):
     def class_names(self) -> tuple[str, ...]:
         """Return the names of the class folders, in the order of their labels."""
         return tuple(self._classes("train"))
+
+    def check_classes(self, wanted: Sequence[int | str] | None) -> None:
+        """Refuse class folders without images, of which most is left out, or with links that lead nowhere."""
+        names = self._classes("train")
+        used = [names[label] for label in selected(names, wanted)]
+        found = [self._files(split) for split in SPLITS]
+        refuse_all([said for files in found for name in used for said in files[name].problems])
 
     def left_out(self) -> dict[str, list[str]]:
         """Return the files that are no images by their suffix, and those that lie in no class folder."""
@@ -94,9 +103,7 @@ class ImageFolder(FileSource):
                     "give each split its own images"
                 )
         known = suffixes()
-        classes = {name: _class(self.path / split / name, known) for name in train}
-        refuse_all([said for files in classes.values() for said in files.problems])
-        return classes
+        return {name: _class(self.path / split / name, known) for name in train}
 
     def _classes(self, split: Split) -> list[str]:
         folder = self.path / split

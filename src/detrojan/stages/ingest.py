@@ -82,6 +82,7 @@ def build_with_card(
         ValueError: the source's data are missing or broken, a class has no training image left, or more
             images than ``overlap`` allows are shared.
     """
+    source.check_classes(classes)
     train, test = (_limited(_selected(raw, classes), per_class) for raw in _both(source, name, side))
     if train.classes != test.classes:
         raise ValueError(

@@ -85,6 +85,7 @@ def _counts(study: Study, name: str, source: "Source") -> _Images:
     from detrojan.datasets.base import refuse_missing_classes, selected, selected_counts, split_counts
 
     dataset, all_names = study.datasets[name], source.class_names()
+    source.check_classes(dataset.classes)
     train, test = (
         selected_counts(source.counts(split), all_names, dataset.classes) for split in ("train", "test")
     )

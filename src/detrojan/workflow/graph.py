@@ -451,7 +451,10 @@ _report = Rule(
     "report",
     "report",
     needs={name: read(f"{paths.TABLES}.{name}") for name in TABLES}
-    | {"examples": read("triggered.examples", each="model")},
+    | {
+        "examples": read("triggered.examples", each="model"),
+        "cards": read("datasets.card", each="model"),
+    },
     files={
         "page": "/index.html",
         "figures": [f"/{paths.FIGURES}/{name}.svg" for name in FIGURES],

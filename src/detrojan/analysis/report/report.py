@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure as Sheet
 
 from detrojan.analysis import derived
-from detrojan.analysis.report import charts, contact_sheet, listings, payload, vega, views
+from detrojan.analysis.report import charts, contact_sheet, data_sets, listings, payload, vega, views
 from detrojan.analysis.report.figures import base
 from detrojan.analysis.report.listings import Listing
 from detrojan.analysis.report.views import MEASURE_TEXTS, Row, Tables
@@ -75,6 +75,7 @@ class About(NamedTuple):
         draws: the ranges of draws that shards have, as the study file writes them; None if the cells
             were not made here, so that nothing can explain or recompute them.
         protocol: of its defenses, where the study has several.
+        cards: of the data sets; none where their images were not read here.
     """
 
     title: str
@@ -82,9 +83,10 @@ class About(NamedTuple):
     gate: str
     draws: Sequence[str] | None
     protocol: Protocol | None = None
+    cards: Sequence[data_sets.Card] = ()
 
 
-def of_study(tables: Tables, gate: Gate, draws: Sequence[str]) -> About:
+def of_study(tables: Tables, gate: Gate, draws: Sequence[str], cards: Sequence[data_sets.Card] = ()) -> About:
     """Return what the page of a study of ours says beside its tables; ``gate`` is what attacks must reach."""
     datasets = ", ".join(views.values(tables.cells, "dataset"))
     assert tables.models is not None, "a study of ours has models"
@@ -93,7 +95,7 @@ def of_study(tables: Tables, gate: Gate, draws: Sequence[str]) -> About:
         f"A Detrojan study of {datasets}.",
         f"Over all jobs, {training:.2f} h of training and {defending:.2f} h of defending.",
     ]
-    return About("What is left of the backdoor", lines, describe(gate), draws)
+    return About("What is left of the backdoor", lines, describe(gate), draws, cards)
 
 
 def write(
@@ -198,6 +200,7 @@ def page(
         interval_note=_on_intervals(tables.summary),
         sheets=_sheets(models, sheets),
         controls=_controls(tables),
+        data_sets=data_sets.read_all(about.cards),
         provenance=_provenance(tables) if own else {},
         example=_example(tables.cells),
         style=Markup(_asset(STYLE)),  # noqa: S704 -- ours
