@@ -11,7 +11,6 @@ from torch import nn
 
 from detrojan import models, registry, rng
 from detrojan.cells import Draws, Model, Shard
-from detrojan.defenses._parts.choices import last_accepted
 from detrojan.defenses.clean_data import fp as fp_module
 from detrojan.defenses.data_free import clp as clp_module
 from detrojan.images import DefenderSample, TriggeredSample, empty, to_float
@@ -214,29 +213,14 @@ def test_ft_moves_nothing_but_statistics_at_a_vanishing_rate(toy_model, sample):
 def test_fp_sweep_on_cached_features_equals_masking_the_model(toy_model, sample):
     head = toy_model.head
     order = torch.randperm(head.in_features, generator=rng.stream("order"))
-    accuracies = fp_module._sweep(toy_model, sample.validation, order, 3)
-    assert len(accuracies) == math.ceil(head.in_features / 3)
+    right = fp_module._sweep(toy_model, sample.validation, order, 3)
+    assert len(right) == math.ceil(head.in_features / 3)
     for point in (0, 1, 4, 7, 10):
         masked = copy.deepcopy(toy_model)
         masked.head.weight.data[:, order[: 3 * point]] = 0
         with torch.inference_mode():
             predicted = masked(to_float(sample.validation.images)).argmax(1)
-        brute_force = (predicted == sample.validation.labels).double().mean().item()
-        assert accuracies[point] == pytest.approx(brute_force), point
-
-
-@pytest.mark.parametrize(
-    ("accuracies", "accepted"),
-    [
-        ([1.0, 1.0, 0.95, 0.5, 1.0], 2),  # what comes after the first violation doesn't count
-        ([1.0, 0.9, 0.9], 0),  # a drop of exactly the tolerance is one too many
-        ([0.5, 0.9, 0.6, 0.46, 0.45], 3),  # a gain never stops the sweep
-        ([0.0, 0.0, 0.0], 0),  # nothing to lose: no pruning
-        ([0.8, 0.8, 0.8], 2),
-    ],
-)
-def test_fp_accepts_the_last_point_within_the_tolerance(accuracies, accepted):
-    assert last_accepted(accuracies, 0.1) == accepted
+        assert right[point] == (predicted == sample.validation.labels).sum(), point
 
 
 def test_fp_prunes_idle_channels_and_keeps_them_at_zero(toy_model, sample):
@@ -262,15 +246,36 @@ def test_fp_prunes_idle_channels_and_keeps_them_at_zero(toy_model, sample):
 def test_fp_prunes_what_is_lowest_by_its_signed_mean_up_to_the_last_point_accepted(
     toy_model, sample, monkeypatch
 ):
-    monkeypatch.setattr(fp_module, "_sweep", lambda *_: [1.0, 1.0, 0.95, 0.95, 0.5, 1.0])
-    repaired = defend(load("fp", step=0.06, epochs=1), toy_model, sample)  # two of 32 channels a point
+    monkeypatch.setattr(fp_module, "_sweep", lambda *_: [4, 4, 3, 3, 2, 4])
+    repaired = defend(
+        load("fp", step=0.06, epochs=1, tolerance=0.25), toy_model, sample
+    )  # two of 32 channels a point
     assert sample.chosen["num_pruned"] == 6
-    assert sample.chosen["validation_accuracy"] == [1.0, 0.95]
+    assert (sample.chosen["num_judged"], sample.chosen["allowed_errors"]) == (4, 1)
+    assert sample.chosen["accuracy"] == [1.0, 0.75]
     activity = fp_module._features(toy_model, sample.train).mean(0)
     lowest = activity.argsort()[:6]
     # Busy channels may be lowest: features of this network have a sign.
     assert set(lowest.tolist()) != set(activity.abs().argsort()[:6].tolist())
     assert (repaired.head.weight == 0).all(0).nonzero()[:, 0].tolist() == sorted(lowest.tolist())
+
+
+def test_fp_is_judged_by_the_images_that_it_is_told(toy_model, sample, monkeypatch):
+    judges = []
+
+    def sweep(_model, images, order, step):
+        judges.append((len(images), step))
+        return [len(images)]
+
+    monkeypatch.setattr(fp_module, "_sweep", sweep)
+    chosen = [
+        (defend(load("fp", epochs=1, **settings), toy_model, sample), dict(sample.chosen))[1]
+        for settings in ({}, {"judge_on": "all", "step": 0, "tolerance": 0.04})
+    ]
+    # A point is 1 of 32 channels either way here; a hundredth of 128 would be two.
+    assert judges == [(len(sample.validation), 1), (len(sample.everything), 1)] == [(4, 1), (40, 1)]
+    assert [(c["num_judged"], c["allowed_errors"]) for c in chosen] == [(4, 0), (40, 1)]
+    assert (load("fp")._step(512), load("fp", step=0)._step(512)) == (6, 1)
 
 
 def test_fp_prunes_whole_channels_of_vgg():
