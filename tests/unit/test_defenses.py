@@ -247,9 +247,8 @@ def test_fp_prunes_what_is_lowest_by_its_signed_mean_up_to_the_last_point_accept
     toy_model, sample, monkeypatch
 ):
     monkeypatch.setattr(fp_module, "_sweep", lambda *_: [4, 4, 3, 3, 2, 4])
-    repaired = defend(
-        load("fp", step=0.06, epochs=1, tolerance=0.25), toy_model, sample
-    )  # two of 32 channels a point
+    defense = load("fp", step=0.06, epochs=1, tolerance=0.25)  # two of 32 channels a point
+    repaired = defend(defense, toy_model, sample)
     assert sample.chosen["num_pruned"] == 6
     assert (sample.chosen["num_judged"], sample.chosen["allowed_errors"]) == (4, 1)
     assert sample.chosen["accuracy"] == [1.0, 0.75]
