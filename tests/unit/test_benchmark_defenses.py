@@ -23,6 +23,9 @@ BOUNDS = {"rnp", "sau", "npd", "nc", "grad_prune", "grad_prune_inverted"}  # the
 CIFAR10_SPC_10, CIFAR10_SPC_100, GTSRB_SPC_100 = (90, 10, 10), (900, 100, 10), (3870, 430, 43)
 
 
+AWN_PAPER = {"passes": 5, "min_steps": 15, "replacement": True, "batch_size": 128, "optimizer": "adam"}
+
+
 def predict(name, sizes, chosen=None, **settings):
     return benchmark.prediction(
         name, benchmark.Sizes(*sizes), registry.load("defenses", name, settings), chosen
@@ -48,8 +51,22 @@ def test_every_method_has_a_formula():
         # Independent of the number of images, but for the validation images of the 19 thresholds.
         ("anp", CIFAR10_SPC_10, {}, {}, 2000 * 256 * 9 + 19 * 10),
         ("anp", GTSRB_SPC_100, {}, {}, 2000 * 256 * 9 + 19 * 430),
-        ("awn", CIFAR10_SPC_10, {"passes": 1}, {}, 20 * 100 * 10),
-        ("awn", CIFAR10_SPC_10, {}, {"optimizer": "sgd"}, 2 * 5 * 20 * 100 * 10),
+        ("awn", CIFAR10_SPC_10, {}, {"optimizer": "sgd"}, 20 * 100 * 10),
+        ("awn", CIFAR10_SPC_10, AWN_PAPER, {"optimizer": "adam"}, 20 * 15 * 128 * 10),
+        ("awn", CIFAR10_SPC_10, AWN_PAPER, {"optimizer": "sgd"}, 2 * 20 * 15 * 128 * 10),
+        ("awn", CIFAR10_SPC_10, AWN_PAPER | {"small_sample": 101}, {}, 20 * 15 * 32 * 10),
+        ("fp", CIFAR10_SPC_10, {"judge_on": "all", "min_steps": 1000}, {}, 90 + 100 + 1000 * 90 * 3),
+        ("anp", CIFAR10_SPC_10, {"thresholding": "fixed"}, {}, 2000 * 256 * 9 + 2 * 100),
+        (
+            *("rnp", CIFAR10_SPC_10, {"unlearning_min_steps": 84, "recovery_min_steps": 80}),
+            {},
+            164 * 100 * 3 + 50 * 100,
+        ),
+        (
+            *("rnp", CIFAR10_SPC_10, {"thresholding": "one_by_one"}),
+            {"num_pruned": 7},
+            40 * 100 * 3 + 9 * 100,
+        ),
         ("bnp", GTSRB_SPC_100, {}, {}, 4300),
         ("clp", GTSRB_SPC_100, {}, {}, 0),
         ("fst", CIFAR10_SPC_10, {"epochs": 15}, {}, 15 * 100 * 3),

@@ -155,7 +155,7 @@ PRUNING |= {"batch_size": 128, "tuning_patience": 10, "criterion": "clean"}
         ("anp", {"iterations": 2000, "batch_size": 256, "lr": 0.01, "momentum": 0.9, "eps": 0.4, "steps": 1}),
         ("anp", {"alpha": 0.2, "threshold_step": 0.05, "max_threshold": 0.9, "tolerance": 0.1}),
         ("awn", {"epochs": 20, "batch_size": 256, "lr": 0.01, "lr_decay": 0.9, "perturbation_lr": 10}),
-        ("awn", {"passes": 5, "bound": 1000, "clean_weight": 0.9, "sparsity": 1e-7}),
+        ("awn", {"passes": 1, "bound": 1000, "clean_weight": 0.9, "sparsity": 1e-8, "optimizer": "sgd"}),
         ("bnp", {"u": 3}),
         ("clp", {"u": 3}),
         ("fst", {"epochs": 10, "batch_size": 256, "lr": 0.01, "momentum": 0.9, "alpha": 0.2}),

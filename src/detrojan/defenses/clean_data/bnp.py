@@ -48,7 +48,7 @@ class BNP(Defense):
     zero_shift: bool = Field(True, description="zero the shift of a pruned channel too, not its scale alone")
 
     def __call__(self, model: nn.Module, clean: DefenderSample, *, rng: torch.Generator) -> nn.Module:
-        """Return a pruned copy of ``model``: a pruned channel's normalization has no scale, and perhaps no shift.
+        """Return a pruned copy of ``model``: a pruned channel's normalization has no scale, maybe no shift.
 
         All layers are judged by the inputs that they have in the unpruned model.
         """
