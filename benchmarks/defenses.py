@@ -172,6 +172,19 @@ def _rnp(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
     return Passes((epochs + thresholds) * n.all, epochs * n.all, bound=True)
 
 
+def _mm_bd(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
+    """Logits and largest activations of the model as it is; then the bounds are fitted.
+
+    Varied images need the logits of the model as it is, too. The accuracy is asked for at the end and where
+    the norms' weight changes, or after each pass if it says which bounds are kept. With the images that the
+    model has right alone, fewer.
+    """
+    epochs = _floored(d.epochs, d.min_steps, n.all, d.batch_size)
+    judged = epochs if d.keep_last_good else len(d.adjust_at) + 1
+    forward = 1 + epochs * (1 + d.augment) + judged + d.only_right
+    return Passes(forward * n.all, epochs * n.all, bound=d.only_right)
+
+
 def _sau(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
     """What the original makes of clean images, once; then an epoch's attack on both models, and its step.
 
@@ -227,9 +240,7 @@ FORMULAS: dict[str, Formula] = {
     "pbe": lambda n, d, c: _training(d.epochs * (d.steps + 2), n.all),
     "rnp": _rnp,
     "sau": _sau,
-    # Logits and largest activations of the model as it is; then the bounds are fitted, and after each
-    # epoch the accuracy says whether they may be kept.
-    "mm_bd": lambda n, d, c: Passes((1 + 2 * d.epochs) * n.all, d.epochs * n.all),
+    "mm_bd": _mm_bd,
     "grad_prune": _grad_prune,
     "grad_prune_inverted": _grad_prune_inverted,
 }

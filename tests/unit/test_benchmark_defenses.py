@@ -75,7 +75,13 @@ def test_every_method_has_a_formula():
         ("rnp", CIFAR10_SPC_100, {}, {}, 40 * 1000 * 3 + 50 * 1000),
         ("rnp", CIFAR10_SPC_100, {}, {"unlearning_epochs": 3}, 23 * 1000 * 3 + 50 * 1000),
         ("sau", CIFAR10_SPC_100, {}, {}, 1000 + 100 * 1000 * (14 + 2 * 12)),
-        ("mm_bd", CIFAR10_SPC_100, {}, {}, 1000 + 50 * 1000 * 4),
+        # Varied images: the original's logits too; five looks at the accuracy.
+        ("mm_bd", CIFAR10_SPC_100, {}, {}, 1000 + 50 * 1000 * 4 + 5 * 1000),
+        (
+            *("mm_bd", CIFAR10_SPC_10, {"augment": False, "min_steps": 150, "keep_last_good": True}),
+            {},
+            100 + 150 * 100 * 4,
+        ),
         ("npd", CIFAR10_SPC_100, {}, {}, 1000 + 50 * 1000 * (7 + 2 * 4)),
         # 80 epochs of each class over the images and a last look; 200 of 1,000 images stamped for one class.
         ("nc", CIFAR10_SPC_100, {"min_steps": 1}, {}, 10_000 * (80 * 3 + 1) + 100 * 1000 * 3),

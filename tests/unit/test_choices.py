@@ -8,7 +8,7 @@ import pytest
 from detrojan.defenses._parts.choices import accepted, allowed_errors, before_refusal, last_accepted
 
 DEFENSES = Path(__file__).parents[2] / "src" / "detrojan" / "defenses"
-TOLERANT = ("fp", "anp", "rnp", "awn")
+TOLERANT = ("fp", "anp", "rnp", "awn", "mm_bd")
 # A share is taken from another, or from a limit: `before - after`, `max_drop -`, `- self.tolerance`.
 FLOATING = re.compile(r"max_drop -|- self\.(max_drop|tolerance)|(before|first) - (after|accuracy)")
 

@@ -74,7 +74,6 @@ GRAPH = {"mm_bd", "grad_prune", "grad_prune_inverted"}
 LAYERS = {
     "nad": {"layers": ["conv1", "conv1", "conv2"]},
     "npd": {"host": "conv2"},
-    "mm_bd": {"sites": ["relu"]},
 }
 
 
@@ -175,8 +174,11 @@ PRUNING |= {"batch_size": 128, "tuning_patience": 10, "criterion": "clean"}
         ("rnp", {"threshold_step": 0.02, "max_drop": 0.02, "max_retries": 10, "batch_size": 256}),
         ("sau", {"epochs": 100, "batch_size": 256, "lr": 1e-4, "eps": 0.2, "step": 0.2, "steps": 5}),
         ("sau", {"adversarial_weight": 0.01, "shared_weight": 1, "unlearning_weight": 1}),
-        ("mm_bd", {"epochs": 50, "lr": 0.1, "norm_weight": 0.5, "norm_factor": 1.2, "adjust_every": 10}),
-        ("mm_bd", {"batch_size": 200, "max_drop": 0.05}),
+        (
+            "mm_bd",
+            {"epochs": 50, "lr": 1e-3, "norm_weight": 0.5, "norm_factor": 1.2, "start": 0, "sites": []},
+        ),
+        ("mm_bd", {"batch_size": 256, "max_drop": 0.05, "keep_last_good": False}),
         ("grad_prune", PRUNING | {"max_rounds": 500, "max_epochs": 200}),
         ("grad_prune_inverted", PRUNING | INVERSION | {"max_inversions": 5}),
     ],

@@ -9,7 +9,7 @@ from detrojan import registry, rng
 from detrojan.study import protocols
 from detrojan.study.schema import shipped_file
 
-METHODS = ("anp", "awn", "bnp", "clp", "fp", "rnp")
+METHODS = ("anp", "awn", "bnp", "clp", "fp", "mm_bd", "rnp")
 DECLARED = ("survey", "paper")
 ARCHITECTURES = ("preactresnet18", "vgg19_bn", "efficientnet_b3", "mobilenet_v3_large")
 
