@@ -11,9 +11,10 @@ if not workflow.overwrite_configfiles:
     configfile: "config/config.yaml"
 
 
-planned_code, planned_images = handover.take(config)
+planned = handover.take(config)
 retries = handover.retries(config)
 study = files.load_study(config)
+study.know_classes(planned.classes)
 if workflow.is_main_process:
     feasibility.check(study)
 
@@ -34,7 +35,9 @@ localrules:
 onstart:
     earlier.wait(workflow)
     files.keep(config, pathlib.Path(graph.RESULTS))
-    handover.give(workflow, config, {name: images_of(name) for name in sources.of(study)})
+    asked = sources.of(study)
+    classes = {name: study.num_classes(name) for name in asked}
+    handover.give(workflow, config, {name: images_of(name) for name in asked}, classes)
 
 
 rule all:

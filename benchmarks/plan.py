@@ -27,10 +27,11 @@ from typing import Any, NamedTuple
 import yaml
 
 from detrojan import registry
+from detrojan.cells import SURVEY
 from detrojan.commands import plan
 from detrojan.settings import Optimization
 from detrojan.study.files import load_study
-from detrojan.study.schema import shipped
+from detrojan.study.schema import PROTOCOLS, Axis, protocols, shipped
 from detrojan.workflow import job_costs
 from detrojan.workflow.fork_server import SWITCH
 from detrojan.workflow.job_costs import Costs, Estimate, Key, Row
@@ -463,7 +464,8 @@ class Assumptions:
         for name in (*DATASETS, ""):
             self._before(name)
             self._train(name)
-            self._defend(name)
+            for protocol in PROTOCOLS:
+                self._defend(name, protocol)
             self._evaluate(name)
         for rule in ("aggregate", "report"):
             self._add(Key(rule), AGGREGATE_S, AGGREGATE_MB, 0.1, CPU)
@@ -557,17 +559,22 @@ class Assumptions:
             yield name, [self.networks[name, dataset]]
         yield "", [self.networks[name, dataset] for name in names]
 
-    def _defend(self, dataset: str) -> None:
+    def _defend(self, dataset: str, protocol: str) -> None:
+        """Add what a draw takes under a protocol; what has no row of its own takes what ``survey`` takes."""
         known = dataset or OTHER_DATASET
-        for defense in (*surveyed("defenses"), ""):
+        for defense in (*surveyed("defenses"), *([""] if protocol == SURVEY else [])):
             method = defense or OTHER_DEFENSE
+            if protocol not in protocols(method):
+                continue
             for architecture, networks in self._networks(known):
                 names = [architecture] if architecture else surveyed("models")
                 for spc, sample in self._samples(known):
                     if spc and registry.threat_model("defenses", method) == "data_free":
                         continue
-                    key = Key("defend", defense, architecture, dataset, spc)
-                    taken = max(self._defend_s(method, name, known, spc or SPCS[-1]) for name in names)
+                    key = Key("defend", defense, architecture, dataset, spc, protocol * (protocol != SURVEY))
+                    taken = max(
+                        self._defend_s(method, name, known, spc or SPCS[-1], protocol) for name in names
+                    )
                     size = max(network.mb for network in networks)
                     copies = (
                         2 * COPIES if registry.threat_model("defenses", method) == "known_trigger" else COPIES
@@ -575,14 +582,16 @@ class Assumptions:
                     given = NUM_DRAWS * sample * DATASETS[known].mb_each
                     self._add(key, taken, PROCESS_MB + 4 * size + copies * given, size)
 
-    def _defend_s(self, method: str, architecture: str, dataset: str, spc: int) -> float:
+    def _defend_s(self, method: str, architecture: str, dataset: str, spc: int, protocol: str) -> float:
         """Return what a draw takes, by the image passes that the method should need, at most."""
         import defenses  # beside this file
         from detrojan.defenses._parts.inversion import PIXELS, TriggerInversion
         from detrojan.stages.sampling import num_validation
 
         images, network = DATASETS[dataset], self.networks[architecture, dataset]
-        settings = shipped("defenses", method).resolve({"architecture": architecture, "dataset": dataset})
+        facts: dict[str, Axis] = {"architecture": architecture, "spc": spc}
+        facts |= {"num_classes": images.num_classes, "image_size": images.side}
+        settings = shipped("defenses", method, protocol).resolve(facts)
         defense = registry.load("defenses", method, settings)
         classes, held = images.num_classes, num_validation(spc)
         sizes = defenses.Sizes(classes * (spc - held), classes * held, classes)

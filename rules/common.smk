@@ -89,7 +89,7 @@ def code(name):
         if "source" in graph.RULES[name].methods.values():
             named["source"] = source(wildcards)
         # A cluster's job runs what it was planned with, or refuses.
-        return planned_code.get(graph.code_key(name, named)) or graph.code_digest(name, named)
+        return planned.code.get(graph.code_key(name, named)) or graph.code_digest(name, named)
 
     return known_parameters(digest)
 
@@ -107,7 +107,7 @@ def source(wildcards):
 @functools.cache
 def images_of(dataset):
     """Return a text that is the same as long as a data set's source holds the same bytes."""
-    return planned_images.get(dataset) or sources.Read(dataset).identity(
+    return planned.images.get(dataset) or sources.Read(dataset).identity(
         sources.load(study.datasets[dataset])
     )
 
@@ -132,6 +132,16 @@ def architecture_settings(wildcards):
 @known_parameters
 def defense_settings(wildcards):
     return study.method("defenses", wildcards.defense, axes(wildcards))
+
+
+def defense_sources(wildcards, output):
+    """Return whose value each setting of a defense is, and whether its protocol has another.
+
+    As a function that takes outputs, it reruns nothing: the settings themselves do, if they change.
+    """
+    named = axes(wildcards)
+    deviates = study.deviates(wildcards.defense, named)
+    return {"sources": study.sources(wildcards.defense, named), "deviates": deviates}
 
 
 def training_settings(wildcards):

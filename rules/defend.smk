@@ -15,6 +15,7 @@ rule defend:
         tries_left=tries_left,
     params:
         settings=defense_settings,
+        sources=defense_sources,
         code=code("defend"),
     script:
         "../scripts/defend.py"

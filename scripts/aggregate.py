@@ -7,7 +7,7 @@ from detrojan.analysis.statistics import collect, settings
 from detrojan.settings import Gate
 from detrojan.storage import records
 from detrojan.study.schema import Study
-from detrojan.workflow import graph, job
+from detrojan.workflow import graph, job, sources
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -19,7 +19,9 @@ with job.run(snakemake) as cell:
         *(graph.placed(snakemake.input[name]) for name in ("models", "triggers", "poisoned", "triggered")),
         Gate(**snakemake.params.gate),
     )
-    settings.check(cells, models, Study.model_validate_json(snakemake.params.study))
+    study = Study.model_validate_json(snakemake.params.study)
+    study.know_classes(sources.classes_read(study))
+    settings.check(cells, models, study)
     cells = collect.completed(cells, models)
     records.write_table(cells, snakemake.output.cells, collect.CELLS)
     records.write_table(models, snakemake.output.models, collect.MODELS)

@@ -22,6 +22,7 @@ with job.run(snakemake) as cell:
             cell.shard,
             folder,
             code=snakemake.params.code,
+            **snakemake.params.sources,
             tries_left=snakemake.resources.tries_left,
         )
         records.write_rows(runs, folder / "runs.parquet", columns.RUNS)

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 NO_METHOD = "none"  # the control: no attack (a clean model), no defense (the untouched model)
 MODEL_AXES = ("dataset", "architecture", "attack", "ratio", "seed")
-CELL_AXES = (*MODEL_AXES, "defense", "spc", "draw")
+CELL_AXES = (*MODEL_AXES, "defense", "protocol", "spc", "draw")
+SURVEY = "survey"  # the protocol that every defense has
 
 
 def label_of(wanted: int | str, classes: Sequence[str]) -> int:
@@ -71,12 +72,13 @@ class Draws(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """The unit of a job: one model, one defense, one SPC, a range of draws."""
+    """The unit of a job: one model, one defense under one protocol, one SPC, a range of draws."""
 
     model: Model
     defense: str
     spc: int
     draws: Draws
+    protocol: str = SURVEY
 
 
 # The untouched model, and methods that are given no data, have one shard a model: neither the number
@@ -87,7 +89,7 @@ ONE_DRAW = Draws(0, 0)
 
 def untouched(model: Model) -> Shard:
     """Return the shard of a model to which nothing is done."""
-    return Shard(model, NO_METHOD, NO_SAMPLES, ONE_DRAW)
+    return Shard(model, NO_METHOD, NO_SAMPLES, ONE_DRAW, NO_METHOD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Cell:
     ratio: float | None = None
     seed: int | None = None
     defense: str | None = None
+    protocol: str | None = None
     spc: int | None = None
     draws: Draws | None = None
 
@@ -129,11 +132,12 @@ class Cell:
 
     @property
     def shard(self) -> Shard:
-        """The shard of this cell; its rule must name all eight axes."""
+        """The shard of this cell; its rule must name all nine axes."""
         assert self.defense is not None
+        assert self.protocol is not None
         assert self.spc is not None
         assert self.draws is not None
-        return Shard(self.model, self.defense, self.spc, self.draws)
+        return Shard(self.model, self.defense, self.spc, self.draws, self.protocol)
 
     def __str__(self) -> str:
         return ", ".join(f"{axis}={value}" for axis, value in self.axes.items())

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from detrojan.cells import Draws
+from detrojan.cells import SURVEY, Draws
 
 # The last ones take seconds and run once: not to know how long they take says nothing of the rest.
 LAST_RULES = ("aggregate", "report", "all")
@@ -31,7 +31,8 @@ class _Job(NamedTuple):
     started: float
 
     def __str__(self) -> str:
-        named = (self.wildcards.get(axis) for axis in ("attack", "defense"))
+        named = [self.wildcards.get(axis) for axis in ("attack", "defense", "protocol")]
+        named = [name for name in named if name != SURVEY]  # what most studies run
         spc = f"spc-{self.wildcards['spc']}" if "spc" in self.wildcards else None
         return " ".join([self.rule, "/".join(filter(None, (*named, spc)))]).rstrip()
 

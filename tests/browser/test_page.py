@@ -354,7 +354,9 @@ def test_a_number_leads_to_its_cells_and_a_cell_to_its_commands(tab, tables):
     assert f"detrojan why {axes} draw={cell['draw']}\n" in text
     assert f"detrojan reproduce {axes} draw={cell['draw']}\n" in text
     assert f"ACC\n{views.share(cell['acc'])} %, untouched 95.0 %" in text
-    assert f"logs/shards/letters/net/badnets/ratio-0.1/seed-0/ft/spc-{cell['spc']}/draws-0-1.log" in text
+    assert (
+        f"logs/shards/letters/net/badnets/ratio-0.1/seed-0/ft/survey/spc-{cell['spc']}/draws-0-1.log" in text
+    )
     for known in ("c0de", "abc123", "torch = 2.13.0", "lr = 0.01", "epoch = 3"):
         assert known in text
     assert tab.problems()[0] == []

@@ -174,14 +174,19 @@ class Backdoored:
         )
 
 
-@pytest.fixture(scope="session")
-def trained_backdoor():
+def kept_backdoor():
+    """Return the trained classifier and what is around it."""
     (_, pool, test), attack, trigger, _ = digits_with_badnets()
     model = artifacts.read_model(BACKDOORED).float()
     (sample,) = sampling.draw_samples(pool, "digits", 10, [0]).values()
     stamped = poisoning.stamp(attack, trigger, {0: sample})[0]
     triggered = poisoning.triggered_test(attack, trigger, test, LabelMap(0))
     return Backdoored(model, dataclasses.replace(sample, triggered=stamped), test, triggered)
+
+
+@pytest.fixture(scope="session")
+def trained_backdoor():
+    return kept_backdoor()
 
 
 @pytest.fixture

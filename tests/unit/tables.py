@@ -15,6 +15,7 @@ def cell(defense="ft", acc=0.9, asr=0.1, ra=0.8, **more):
     plain = {field.name: None if field.nullable else PLAIN[field.type] for field in CELLS}
     row = plain | {"attack": "badnets", "ratio": 0.1, "attack_took": True, "status": "ok", "seconds": 2.0}
     row |= {"defense": defense, "threat_model": THREAT_MODELS.get(defense, "clean_data")}
+    row |= {"protocol": "none" if defense == "none" else "survey", "deviates": False}
     row |= {"spc": 0 if defense in ("none", "clp") else 10, "acc": acc, "asr": asr, "ra": ra} | more
     if row["attack"] == "none":
         row |= {"ratio": 0.0, "attack_took": None, "asr": None, "ra": None}

@@ -16,7 +16,7 @@ from detrojan.workflow.closing import closed
 
 MODEL = Model("digits", "preactresnet18", "badnets", 0.1, 0)
 SHARD = Shard(MODEL, "ft", 10, Draws(0, 2))
-AXES = MODEL._asdict() | {"defense": "ft", "spc": 10, "draws": "0-2"}
+AXES = MODEL._asdict() | {"defense": "ft", "protocol": "survey", "spc": 10, "draws": "0-2"}
 
 
 def attempt(**changes):
@@ -232,6 +232,7 @@ def test_a_model_that_is_given_up_takes_its_shards_along():
     assert [cell["draw"] for cell in given_up] == [0, 1, 2]
     assert given_up[0] == MODEL._asdict() | {
         "defense": "ft",
+        "protocol": "survey",
         "spc": 10,
         "draw": 0,
         "status": "timed_out",

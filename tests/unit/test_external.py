@@ -325,9 +325,9 @@ def test_keys(files):
         ),
         (
             "1 cells have two rows or more, such as rows 2, 10 (dataset=gtsrb, architecture=preactresnet18, "
-            "attack=badnets, ratio=0.1, seed=0, defense=ft, spc=0, draw=0): remove the repeats, or name the "
-            "column that tells them apart, columns.seed, spc or draw; of the untouched model there is one "
-            "row a seed, whatever its spc and draw"
+            "attack=badnets, ratio=0.1, seed=0, defense=ft, protocol=survey, spc=0, draw=0): remove the "
+            "repeats, or name the column that tells them apart, columns.seed, spc or draw; of the untouched "
+            "model there is one row a seed, whatever its spc and draw"
         ),
         (
             "defense 'unheard' is none of ours: threat_models.unheard should say what it is given "

@@ -76,7 +76,7 @@ def test_other_limits():
 
 # --- cards and tables ------------------------------------------------------------------------------
 
-PLAIN = {pa.string(): "x", pa.float64(): 0.5, pa.int32(): 0, pa.int64(): 1}
+PLAIN = {pa.string(): "x", pa.float64(): 0.5, pa.int32(): 0, pa.int64(): 1, pa.bool_(): False}
 TRAINED = {
     "num_train": 100,
     "num_parameters": 7,
@@ -251,8 +251,8 @@ def test_a_card_that_was_copied_over_anothers_is_refused(cards):
 )
 def test_a_table_of_metrics_has_the_rows_of_its_place(tmp_path, draws, said):
     path = tmp_path / "metrics.parquet"
-    axes = model("badnets") | {"defense": "ft", "spc": 2}
-    blank = untouched(axes, 0.9, 0.9) | {"defense": "ft", "spc": 2}
+    axes = model("badnets") | {"defense": "ft", "protocol": "survey", "spc": 2}
+    blank = untouched(axes, 0.9, 0.9) | {"defense": "ft", "protocol": "survey", "spc": 2}
     del blank["threat_model"]
     records.write_rows([blank | {"draw": draw} for draw in draws], path, METRICS)
     place = axes | {"draws": Draws(0, 1)}

@@ -16,7 +16,7 @@ def give(study):
         config_settings=types.SimpleNamespace(configfiles=[Path("study.yaml")]),
         execution_settings=types.SimpleNamespace(retries=3),
     )
-    handover.give(workflow, study, {"digits": "0123"})
+    handover.give(workflow, study, {"digits": "0123"}, {"digits": 10})
     (path,) = workflow.config_settings.configfiles
     return path
 
@@ -26,10 +26,10 @@ def test_jobs_get_the_study_and_the_code(tmp_path, monkeypatch):
     path = give(minimal())
     assert path.is_absolute()
     config = yaml.safe_load(path.read_text())
-    planned, images = handover.take(config)
+    planned, images, classes = handover.take(config)
     assert handover.retries(config) == 3
     assert config == minimal()
-    assert images == {"digits": "0123"}
+    assert (images, classes) == ({"digits": "0123"}, {"digits": 10})
     assert planned == graph.all_code()
     assert planned["defend/ft"] == graph.code_digest("defend", {"defense": "ft"})
     files.load_study(config)
@@ -48,6 +48,6 @@ def test_a_later_run_leaves_what_an_earlier_one_has_handed_over(tmp_path, monkey
 
 def test_the_run_itself_was_handed_nothing():
     config = minimal()
-    assert handover.take(config) == ({}, {})
+    assert handover.take(config) == ({}, {}, {})
     assert handover.retries(config) is None
     assert config == minimal()

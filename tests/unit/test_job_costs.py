@@ -37,7 +37,8 @@ def table(tmp_path, *lines):
 
 def seconds(tmp_path, *lines, rule="defend", **axes):
     """Return the seconds that a table says a job takes; ``lines`` are keys but for the rule, and seconds."""
-    rows = [f"{rule},{line},0,0,cpu,assumed" for line in lines]
+    keys = (line.rpartition(",") for line in lines)
+    rows = [f"{rule},{key},,{taken},0,0,cpu,assumed" for key, _, taken in keys]
     return Costs.load(table(tmp_path, *rows)).estimate(rule, axes).seconds
 
 
@@ -82,17 +83,17 @@ def test_no_row_is_an_error_that_names_the_job(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("defend,,,,,one,0,0,cpu,assumed", "line 3: could not convert"),
-        ("defend,,,,,-1,0,0,cpu,assumed", "line 3: seconds, memory_mb, disk_mb should be numbers of 0 or"),
-        ("defend,,,,,1,nan,0,cpu,assumed", "line 3: seconds, memory_mb, disk_mb should be numbers of 0 or"),
-        ("defence,,,,,1,0,0,cpu,assumed", "line 3: no rule 'defence'"),
-        ("defend,,,,,1", "line 3"),
-        ("defend,,,,ten,1,0,0,cpu,assumed", "line 3: invalid literal"),
+        ("defend,,,,,,one,0,0,cpu,assumed", "line 3: could not convert"),
+        ("defend,,,,,,-1,0,0,cpu,assumed", "line 3: seconds, memory_mb, disk_mb should be numbers of 0 or"),
+        ("defend,,,,,,1,nan,0,cpu,assumed", "line 3: seconds, memory_mb, disk_mb should be numbers of 0 or"),
+        ("defence,,,,,,1,0,0,cpu,assumed", "line 3: no rule 'defence'"),
+        ("defend,,,,,,1", "line 3"),
+        ("defend,,,,ten,,1,0,0,cpu,assumed", "line 3: invalid literal"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path, line, message):
     with pytest.raises(ValueError, match=message):
-        Costs.load(table(tmp_path, "train,,,,,1,0,0,cpu,assumed", line))
+        Costs.load(table(tmp_path, "train,,,,,,1,0,0,cpu,assumed", line))
 
 
 def test_wrong_columns_and_a_missing_file_are_named(tmp_path):
@@ -118,7 +119,9 @@ def given(tmp_path, monkeypatch):
 
 
 def test_time_limits(given):
-    given("defend,,,,,90,0,0,cpu,assumed", "train,,,,,30,0,0,cpu,assumed", "poison,,,,,9000,0,0,cpu,assumed")
+    given(
+        "defend,,,,,,90,0,0,cpu,assumed", "train,,,,,,30,0,0,cpu,assumed", "poison,,,,,,9000,0,0,cpu,assumed"
+    )
     # 180 s to start and twice five draws of 90 s are 1,080 s.
     assert [job_costs.runtime_min("defend", SHARD, attempt) for attempt in (1, 2, 3)] == [18, 36, 72]
     assert job_costs.runtime_min("defend", SHARD | {"draws": Draws(0, 0)}, 1) == 10  # never less
@@ -129,14 +132,14 @@ def test_time_limits(given):
 
 
 def test_memory(given):
-    given("defend,,,,,1,4000,0,cpu,assumed", "evaluate,,,,,1,500,0,cpu,assumed")
+    given("defend,,,,,,1,4000,0,cpu,assumed", "evaluate,,,,,,1,500,0,cpu,assumed")
     # A quarter more, and 500 MB for Snakemake.
     assert [job_costs.mem_mb("defend", SHARD, attempt) for attempt in (1, 2, 3)] == [5500, 11_000, 22_000]
     assert [job_costs.mem_mb("evaluate", SHARD, attempt) for attempt in (1, 2)] == [2000, 4000]
 
 
 def test_a_site_may_allow_less(given, monkeypatch):
-    given("defend,,,,,90,4000,0,cpu,assumed")
+    given("defend,,,,,,90,4000,0,cpu,assumed")
     monkeypatch.setenv("DETROJAN_MAX_RUNTIME", "30")
     monkeypatch.setenv("DETROJAN_MAX_MEM_MB", "8000")
     assert [job_costs.runtime_min("defend", SHARD, attempt) for attempt in (1, 2, 3)] == [18, 30, 30]
@@ -252,6 +255,7 @@ def cell(defense, taken, *, status=OK, device="cpu", peak=700e6, **keys):
         | collect.NOTHING_MEASURED
         | key
         | {"defense": defense, "threat_model": "clean_data", "spc": 10, "draw": 0, "status": status}
+        | {"protocol": "survey"}
         | {"seconds": float(taken), "peak_memory_bytes": int(peak), "device": device}
         | keys
     )
@@ -281,10 +285,10 @@ def study(folder, cells, models=()):
 def assumed(tmp_path):
     return table(
         tmp_path,
-        "train,,,,,30,4000,44,A100,assumed",
-        "defend,,,,,100,3000,44,A100,assumed",
-        "defend,ft,net,digits,10,50,3500,45,A100,assumed",
-        "defend,ft,net,signs,10,60,3600,46,A100,assumed",
+        "train,,,,,,30,4000,44,A100,assumed",
+        "defend,,,,,,100,3000,44,A100,assumed",
+        "defend,ft,net,digits,10,,50,3500,45,A100,assumed",
+        "defend,ft,net,signs,10,,60,3600,46,A100,assumed",
     )
 
 
@@ -375,8 +379,8 @@ def test_it_says_what_has_changed(tmp_path, assumed, capsys):
 
 def test_rows_that_were_measured_elsewhere_replace_ours(tmp_path, assumed):
     lines = (
-        f'defend,ft,net,digits,10,4,900,1,{GPU},"measured, 3 runs"',
-        f"defend,ft,net,other,10,8,900,1,{GPU},assumed",
+        f'defend,ft,net,digits,10,,4,900,1,{GPU},"measured, 3 runs"',
+        f"defend,ft,net,other,10,,8,900,1,{GPU},assumed",
     )
     elsewhere = tmp_path / "gpu.csv"
     elsewhere.write_text("\n".join([HEAD, *lines]) + "\n")
@@ -412,7 +416,7 @@ def test_what_is_no_folder_of_results_is_one_line(tmp_path, assumed, capsys):
 
 def test_show_prints_the_estimate_of_a_cell(assumed, capsys):
     complete = assumed.read_text() + "".join(
-        f"{rule},,,,,1,2,3,cpu,assumed\n" for rule in job_costs.UNITS if rule not in ("train", "defend")
+        f"{rule},,,,,,1,2,3,cpu,assumed\n" for rule in job_costs.UNITS if rule not in ("train", "defend")
     )
     assumed.write_text(complete)
     asked = ["show", "defense=ft", "dataset=digits", "spc=10", "draw=0-3", "--table", str(assumed)]

@@ -183,7 +183,7 @@ def test_another_result_is_a_conflict(site, capsys, column, value, said):
     assert not into.exists()
     err = capsys.readouterr().err
     assert "detrojan: 1 row differs between sites" in err
-    assert "digits/net/badnets/ratio-0.05/seed-0/ft/spc-2/draw-0: " in err
+    assert "digits/net/badnets/ratio-0.05/seed-0/ft/survey/spc-2/draw-0: " in err
     assert said.format(a=folders[0], b=folders[1]) in err
 
     into, code = merged(folders, "--prefer", folders[1])

@@ -73,6 +73,7 @@ def our_cells(rows=OURS, ratio=0.1, *, took=True, seed=0):
     frame["threat_model"] = frame["defense"].map(
         {"none": "none", "ft": "clean_data", "fp": "clean_data", "clp": "data_free"}
     )
+    frame["protocol"] = frame["defense"].where(frame["defense"] == "none", "survey")
     frame["hyperparameters"] = frame["defense"].map({"ft": '{"epochs": 20, "lr": 0.01}'}).fillna("{}")
     frame = frame.assign(**dict(relative(frame).items()))
     return pa.Table.from_pandas(frame[CELLS.names], CELLS, preserve_index=False)

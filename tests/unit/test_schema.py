@@ -129,9 +129,13 @@ def test_settings_that_come_along_lie_between_the_class_and_the_study(tmp_path, 
         (tmp_path / "defenses").mkdir(exist_ok=True)
         (tmp_path / "defenses" / "ft.yaml").write_text(text)
         schema.shipped.cache_clear()
+        schema.shipped_file.cache_clear()
 
     monkeypatch.setattr(schema, "CONFIG", tmp_path)
-    ship("epochs: 3\noverrides: [{when: {dataset: digits}, set: {lr: 2e-3, epochs: 4}}]")
+    ship(
+        "protocols: {survey: {set: {epochs: 3}, overrides: [{when: {num_classes: 10}, set: {epochs: 4}}]}}\n"
+        "overrides: [{when: {image_size: '< 64'}, set: {lr: 2e-3}}]"
+    )
     raw = minimal()
     defaults = registry.load("defenses", "ft").model_dump()
     here, elsewhere = {"dataset": "digits"}, {"dataset": "other"}
@@ -139,17 +143,103 @@ def test_settings_that_come_along_lie_between_the_class_and_the_study(tmp_path, 
     assert load_study(raw).method("defenses", "ft", here) == defaults | {"epochs": 4, "lr": 0.002}
     raw["defenses"] = {"ft": {"epochs": 7}}
     assert load_study(raw).method("defenses", "ft", here) == defaults | {"epochs": 7, "lr": 0.002}
-    ship("epoch: 3\noverrides: [{when: {dataset: digits}, set: {lr: -1}}]")
+    ship(
+        "protocols: {survey: {set: {epoch: 3}, sources: {epochs: 'yaml', epoch: 'survey: yaml'}}}\n"
+        "overrides: [{when: {dataset: digits}, set: {lr: -1}}]"
+    )
     with pytest.raises(StudyError) as caught:
         feasibility.check(load_study(minimal()))
-    assert caught.value.mistakes == [
-        "config/defenses/ft.yaml.epoch: unknown key 'epoch'; did you mean 'epochs'?",
+    said = "say where the value is from, with survey, paper, ours and a colon in front"
+    survey = "config/defenses/ft.yaml.protocols.survey"
+    where = "config/defenses/ft.yaml.overrides[0].when.dataset"
+    assert {
+        f"{survey}.epoch: unknown key 'epoch'; did you mean 'epochs'?",
+        f"{survey}.sources.epoch: unknown setting 'epoch'; did you mean 'epochs'?",
+        f"{survey}.sources.epochs: {said}",
+        f"{survey}.sources.lr: {said}",
         "config/defenses/ft.yaml.overrides[0].set.lr: should be greater than 0, found -1",
-    ]
+        f"{where}: a data set may have any name: ask for num_classes or image_size",
+    } <= set(caught.value.mistakes)
     ship("overrides: [{set: {lr: 1}}]")
     with pytest.raises(StudyError, match=r"config/defenses/ft\.yaml: 1 validation error"):
         feasibility.check(load_study(minimal()))
     schema.shipped.cache_clear()
+    schema.shipped_file.cache_clear()
+
+
+@pytest.fixture
+def two_protocols(tmp_path, monkeypatch):
+    """Let fine-tuning have two protocols, of which the second sets a rate, halved above ten classes."""
+    (tmp_path / "defenses").mkdir()
+    (tmp_path / "defenses" / "ft.yaml").write_text(
+        "protocols:\n"
+        "  survey: {sources: {lr: 'survey: yaml'}}\n"
+        "  paper:\n"
+        "    set: {lr: 0.5}\n"
+        "    sources: {lr: 'paper: section 1', epochs: 'ours: it does not say'}\n"
+        "    overrides: [{when: {num_classes: '> 10'}, set: {lr: 0.25}}]\n"
+    )
+    for cached in (schema.shipped, schema.shipped_file):
+        cached.cache_clear()
+    monkeypatch.setattr(schema, "CONFIG", tmp_path)
+    yield
+    for cached in (schema.shipped, schema.shipped_file):
+        cached.cache_clear()
+
+
+@pytest.mark.usefixtures("two_protocols")
+def test_a_protocol_sets_and_names_its_sources():
+    study = load_study(minimal(protocols=["survey", "paper"]))
+    survey, paper = ({"dataset": "digits", "protocol": name} for name in ("survey", "paper"))
+    assert (study.method("defenses", "ft", survey)["lr"], study.method("defenses", "ft", paper)["lr"]) == (
+        0.01,
+        0.5,
+    )
+    sources = study.sources("ft", paper)
+    assert (sources["lr"], sources["epochs"], sources["momentum"]) == ("paper", "ours", "paper")
+    assert not study.deviates("ft", paper)
+    raw = minimal(protocols=["paper"]) | {"defenses": {"ft": {"lr": 0.5, "epochs": 7}}}
+    own = load_study(raw)
+    assert own.sources("ft", paper) == sources | {"lr": "study", "epochs": "study"}
+    assert own.deviates("ft", paper)
+    raw["defenses"]["ft"].pop("epochs")  # what is left is the protocol's value, said once more
+    assert not load_study(raw).deviates("ft", paper)
+
+
+@pytest.mark.usefixtures("two_protocols")
+def test_cells_only_of_protocols_that_a_defense_declares():
+    study = load_study(minimal(protocols=["survey", "paper"]))
+    found = {(shard.defense, shard.protocol) for shard in shards(study)}
+    assert found == {("none", "none"), ("ft", "survey"), ("ft", "paper"), ("fp", "survey")}
+    [line] = mistakes(minimal(protocols=["surveys"]))
+    assert line.startswith("grid.protocols[0]: unknown name 'surveys'; did you mean 'survey'?")
+
+
+@pytest.mark.parametrize("num_classes", [10, 43])
+@pytest.mark.usefixtures("two_protocols")
+def test_settings_follow_what_a_data_set_is_and_not_its_name(num_classes):
+    for name in ("gtsrb", "my_gtsrb"):
+        raw = minimal(datasets=[name])
+        raw["datasets"] = {name: {"source": "digits", "image_size": 16}}
+        study = load_study(raw)
+        study.know_classes({name: num_classes})
+        asked = {"dataset": name, "protocol": "paper"}
+        assert study.method("defenses", "ft", asked)["lr"] == {10: 0.5, 43: 0.25}[num_classes]
+
+
+def test_classes_are_counted_if_nobody_has_said():
+    study = load_study(minimal())
+    assert study.num_classes("digits") == 10
+    raw = minimal()
+    raw["datasets"]["digits"]["classes"] = [3, 1, 4]
+    assert load_study(raw).num_classes("digits") == 3
+
+
+def test_filters_of_the_grid_ask_for_axes_alone():
+    [line] = mistakes(minimal(exclude=[{"num_classes": 10}]))
+    assert line.startswith(
+        "grid.exclude[0].num_classes: filters of the grid ask for axes alone: use dataset,"
+    )
 
 
 SHIPPED = sorted((ROOT / "config").glob("[ad]*/*.yaml"))
@@ -159,12 +249,22 @@ SHIPPED = sorted((ROOT / "config").glob("[ad]*/*.yaml"))
 def test_settings_that_come_along_are_allowed_and_change_something(file):
     kind, name = file.parent.name, file.stem
     assert not list(files.wrong_shipped(kind, name))
-    settings = schema.shipped(kind, name)
-    own = registry.declared(kind, name).settings().model_dump()
-    for override in settings.overrides:
-        # Another place is where the class's default does not hold: else the line says nothing.
-        assert set(override.when.conditions) <= {"dataset", "architecture"}
-        assert any(own[key] != value for key, value in override.set.items())
+    file = schema.shipped_file(kind, name)
+    defaults = registry.declared(kind, name).settings().model_dump()
+    for protocol in file.protocols.values():
+        own = defaults | protocol.set
+        assert all(defaults[key] != value for key, value in protocol.set.items())
+        for override in (*protocol.overrides, *file.overrides):
+            # Another place is where the protocol's value does not hold: else the line says nothing.
+            assert any(own[key] != value for key, value in override.set.items())
+
+
+def test_every_defense_declares_the_survey_and_its_paper():
+    for name in registry.names("defenses"):
+        declared = set(schema.protocols(name))
+        assert declared >= ({"survey"} if name == "grad_prune_inverted" else {"survey", "paper"}), name
+        assert ("ours" in declared) == name.startswith("grad_prune")
+        assert not list(files.wrong_shipped("defenses", name))
 
 
 def test_a_trigger_of_an_architecture_may_depend_on_it():
@@ -176,7 +276,8 @@ def test_a_trigger_of_an_architecture_may_depend_on_it():
     assert study.method("attacks", "lf", {"architecture": "vgg19_bn"})["max_passes"] == 50
     override["when"] = {"ratio": 0.1}
     [line] = mistakes(raw)
-    assert line.endswith("one trigger serves every ratio: use dataset, architecture, attack, seed")
+    axes = "dataset, architecture, attack, seed, num_classes, image_size"
+    assert line.endswith(f"one trigger serves every ratio: use {axes}")
 
 
 def test_label_map():

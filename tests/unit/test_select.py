@@ -132,7 +132,7 @@ def test_conditions_that_exclude_each_other(folder, capsys):
 
 def test_paths_of_a_stage(folder, capsys):
     one = ["attack=badnets", "ratio=0.05", "draw=3", "spc=10", "defense=ft"]
-    shard = "digits/preactresnet18/badnets/ratio-0.05/seed-0/ft/spc-10/draws-2-4"
+    shard = "digits/preactresnet18/badnets/ratio-0.05/seed-0/ft/survey/spc-10/draws-2-4"
     assert printed(capsys, *one) == [f"results/defended/{shard}"]
     assert printed(capsys, *one, "--stage", "evaluate") == [f"results/metrics/{shard}/metrics.parquet"]
     assert printed(capsys, *one, "--stage", "train") == [graph.model_card(BADNETS)]
@@ -173,7 +173,7 @@ def test_failed_is_what_died_and_does_not_run(folder, capsys):
         diary.start(mem_mb=None, runtime_min=None)
         return diary
 
-    axes = BADNETS._asdict() | {"defense": "ft", "spc": 10}
+    axes = BADNETS._asdict() | {"defense": "ft", "protocol": "survey", "spc": 10}
     begin("defend", axes | {"draws": FT.draws}).end("failed", "ValueError: no")
     begin("evaluate", axes | {"draws": Draws(0, 1)}).end("stopped", "told to stop by SIGTERM")
     begin("defend", axes | {"spc": 2, "draws": FT.draws})  # runs: it is this process

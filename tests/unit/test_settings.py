@@ -21,7 +21,7 @@ STUDY = load_study(
 
 
 def cell(defense="ft", spc=10, draw=0, code="c", **changed):
-    axes = MODEL | {"defense": defense, "spc": spc, "draw": draw}
+    axes = MODEL | {"defense": defense, "protocol": "survey", "spc": spc, "draw": draw}
     values = {} if defense == NO_METHOD else STUDY.method("defenses", defense, axes)
     return axes | {"hyperparameters": json.dumps(values | changed), "code": code}
 

@@ -23,6 +23,8 @@ def cell(attack, defense, draw=0, *, threat_model="clean_data", spc=2, status="o
         dict.fromkeys(collect.CELLS.names)
         | {"dataset": "digits", "architecture": "net", "attack": attack, "seed": 0, "draw": draw}
         | {"ratio": 0.0 if attack == "none" else 0.05, "defense": defense, "threat_model": threat_model}
+        | {"protocol": "none" if defense == "none" else "survey"}
+        | {"sources": "{}", "deviates": False, "steps": 10}
         | {"spc": spc, "status": status, "reason": reason, "chosen": "{}", "hyperparameters": "{}"}
         | {"seconds": 2.0, "peak_memory_bytes": 1, "forward_passes": 1, "backward_passes": 1, "device": "cpu"}
         | {"num_test": 10, "num_triggered": 9}

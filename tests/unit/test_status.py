@@ -24,8 +24,8 @@ from tests.unit.test_schema import minimal
 CLEAN = Model("digits", "preactresnet18", "none", 0.0, 0)
 BADNETS = CLEAN._replace(attack="badnets", ratio=0.05)
 FT = Shard(BADNETS, "ft", 10, Draws(0, 2))
-FT_PLACE = "digits/preactresnet18/badnets/ratio-0.05/seed-0/ft/spc-10/draws-0-2"
-AXES = BADNETS._asdict() | {"defense": "ft", "spc": 10, "draws": FT.draws}
+FT_PLACE = "digits/preactresnet18/badnets/ratio-0.05/seed-0/ft/survey/spc-10/draws-0-2"
+AXES = BADNETS._asdict() | {"defense": "ft", "protocol": "survey", "spc": 10, "draws": FT.draws}
 RAW = minimal(ratios=[0.05], defenses=["ft", "fp", "clp"], spc=[10], draws=["0-2", "3-9"])
 # Two models with an untouched shard, CLP's, and 2 of FT and of FP each: 1 + 1 + 2 × (3 + 7) cells.
 SHARDS, CELLS = 2 * 6, 2 * 22
@@ -141,7 +141,7 @@ def test_rules_that_another_workflow_calls_by_a_prefix_count_as_ours(results):
         "evaluate_untouched",
         "someone_elses",
     }
-    untouched_place = "digits/preactresnet18/none/ratio-0/seed-0/none/spc-0/draws-0-0"
+    untouched_place = "digits/preactresnet18/none/ratio-0/seed-0/none/none/spc-0/draws-0-0"
     assert untouched_place in {job.place for job in found.jobs}
 
 

@@ -55,7 +55,8 @@ def settings(kind, name, **changed):
 
 def row(draw=0, shard=SHARD, **changed):
     """Return a row of a shard's metrics."""
-    values = shard.model._asdict() | {"defense": shard.defense, "spc": shard.spc, "draw": draw}
+    values = columns.cell_key(shard, draw) | {"sources": "{}", "deviates": False}
+    values |= {"steps": 60, "images_a_step": 20.0, "passes": 60.0}
     values |= {"status": "ok", "reason": None, "chosen": '{"pruned": [1, 2]}', "device": "cpu"}
     values |= {"hyperparameters": json.dumps(settings("defenses", "ft", epochs=20))}
     values |= {"seconds": 3.5, "peak_memory_bytes": 10**9, "forward_passes": 7, "backward_passes": 6}
@@ -179,9 +180,9 @@ def test_a_broken_table_is_one_line(site):
         explain(site, "defense=ft")
 
 
-SHARD_PATH = "digits/preactresnet18/badnets/ratio-0.1/seed-0/ft/spc-10/draws-0-2"
+SHARD_PATH = "digits/preactresnet18/badnets/ratio-0.1/seed-0/ft/survey/spc-10/draws-0-2"
 MODEL_PATH = "digits/preactresnet18/badnets/ratio-0.1/seed-0"
-SHARD_AXES = MODEL._asdict() | {"defense": "ft", "spc": 10, "draws": Draws(0, 2)}
+SHARD_AXES = MODEL._asdict() | {"defense": "ft", "protocol": "survey", "spc": 10, "draws": Draws(0, 2)}
 TRIGGER_AXES = {"dataset": "digits", "attack": "badnets", "seed": 0}
 LEARNED_AXES = TRIGGER_AXES | {"attack": "lf", "architecture": "preactresnet18"}
 SAMPLE_AXES = {"dataset": "digits", "spc": 2, "draws": Draws(0, 2)}
@@ -217,7 +218,7 @@ def test_a_path_names_its_axes(site, path, axes):
             "results/models/digits/preactresnet18",
             "names no artifact: it should go on as results/models/{dataset}",
         ),
-        ("results/metrics/digits/a/b/ratio-x/seed-0/ft/spc-1/draws-0-0", "names no artifact"),
+        ("results/metrics/digits/a/b/ratio-x/seed-0/ft/survey/spc-1/draws-0-0", "names no artifact"),
         ("results/tables/cells.parquet", "is no artifact: name one below datasets, samples"),
         ("elsewhere/models", "is not below results"),
     ],

@@ -12,7 +12,7 @@ COSTS = ["seconds", "peak_memory_bytes"]
 
 
 MODEL = "tiny/preactresnet18/badnets/ratio-0.1/seed-0"
-METRICS = f"results/metrics/{MODEL}/ft/spc-2/draws-0-1/metrics.parquet"
+METRICS = f"results/metrics/{MODEL}/ft/survey/spc-2/draws-0-1/metrics.parquet"
 WEIGHTS = f"results/models/{MODEL}/model.safetensors"
 
 

@@ -217,7 +217,7 @@ def test_another_rule_is_one_edit(workshop):
     assert told["slurm"] == told["all"] - 2 * told["jobs"] - 1  # a shard is one, the targets are none
     assert told["stage"] == 60 * 10  # two draws in each of four shards, and one in each of CLP's
     assert told["asked"] == [5500, 10]
-    place = "tiny/preactresnet18/badnets/ratio-0.1/seed-0/ft/spc-2/draws-0-1"
+    place = "tiny/preactresnet18/badnets/ratio-0.1/seed-0/ft/survey/spc-2/draws-0-1"
     assert f"results/audits/{place}/audit.json" in told["files"]
     assert re.search(r"^audit +60 ", told["costs"], re.M)
     assert told["running"] == 1

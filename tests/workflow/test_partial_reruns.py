@@ -86,8 +86,8 @@ def finish(workshop):
 def let_some_die(workshop):
     for spc in (2, 10):
         dies(workshop, spc)
-        (workshop.folder / metrics("badnets", f"grad_prune/spc-{spc}/draws-0-2")).unlink()
-    (workshop.folder / metrics("blended", "clp/spc-0/draws-0-0")).unlink()
+        (workshop.folder / metrics("badnets", f"grad_prune/survey/spc-{spc}/draws-0-2")).unlink()
+    (workshop.folder / metrics("blended", "clp/survey/spc-0/draws-0-0")).unlink()
     for folder in ("tables", "report"):
         shutil.rmtree(workshop.folder / "results" / folder)
 
@@ -189,7 +189,7 @@ def test_a_mistyped_condition_names_what_there_is_and_runs_nothing(in_state):
 
 
 def test_a_cell_by_its_own_path_is_that_of_its_shard(workshop):
-    folder = workshop.folder / "results/metrics/tiny/preactresnet18/badnets/ratio-0.1/seed-0/ft/spc-2"
+    folder = workshop.folder / "results/metrics/tiny/preactresnet18/badnets/ratio-0.1/seed-0/ft/survey/spc-2"
     tables = workshop.folder / "results/tables/cells.parquet"
     before = tables.stat().st_mtime_ns
     path = (folder / "draws-1-1/metrics.parquet").relative_to(workshop.folder)
@@ -234,7 +234,7 @@ def test_what_died_in_a_rerun_is_found_and_run_again(workshop):
     write(whole)
     assert workshop.planned() == {}
     (died,) = selected(workshop, "--failed")
-    assert died == "results/defended/tiny/preactresnet18/badnets/ratio-0.1/seed-0/ft/spc-2/draws-0-1"
+    assert died == "results/defended/tiny/preactresnet18/badnets/ratio-0.1/seed-0/ft/survey/spc-2/draws-0-1"
     assert workshop.planned("-R", died) == {"defend": 1, "evaluate": 1} | dict.fromkeys(TABLES, 1)
 
 

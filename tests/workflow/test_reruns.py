@@ -121,7 +121,7 @@ def test_a_new_seed_runs_only_its_models(workshop):
 
 
 def test_one_cell_can_be_rerun(workshop):
-    shard = "tiny/preactresnet18/badnets/ratio-0.1/seed-0/ft/spc-2/draws-0-1"
+    shard = "tiny/preactresnet18/badnets/ratio-0.1/seed-0/ft/survey/spc-2/draws-0-1"
     path = f"results/defended/{shard}"
     assert workshop.planned("-R", path) == {"defend": 1, "evaluate": 1} | TABLES
     before = workshop.table("cells")

@@ -40,7 +40,7 @@ def test_measures_follow_from_stored_predictions(finished):
     results = finished.folder / "results"
     test = artifacts.read_images(results / "datasets/tiny/test.parquet")
     triggered = artifacts.read_images(results / "triggered/tiny/badnets/seed-0/test.parquet")
-    shard = results / "metrics/tiny/preactresnet18/badnets/ratio-0.1/seed-0/ft/spc-2/draws-0-1"
+    shard = results / "metrics/tiny/preactresnet18/badnets/ratio-0.1/seed-0/ft/survey/spc-2/draws-0-1"
     rows = records.read_rows(shard / "metrics.parquet", columns.METRICS)
     predictions = records.read_table(shard / "predictions.parquet", columns.PREDICTIONS).to_pandas()
     labels = dict(zip(test.index.tolist(), test.labels.tolist(), strict=True))

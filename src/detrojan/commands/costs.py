@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detrojan import registry
-from detrojan.cells import NO_METHOD, NO_SAMPLES
+from detrojan.cells import NO_METHOD, NO_SAMPLES, SURVEY
 from detrojan.settings import Optimization
 from detrojan.study import conditions
 from detrojan.workflow import graph
@@ -46,7 +46,9 @@ def runs(results: Path) -> Iterator[Run]:
     for row in rows:
         if row["defense"] != NO_METHOD and row["status"] == "ok":
             spc = None if row["spc"] == NO_SAMPLES else row["spc"]
-            yield _run(Key("defend", row["defense"], row["architecture"], row["dataset"], spc), row, 1)
+            protocol = "" if row["protocol"] == SURVEY else row["protocol"]
+            key = Key("defend", row["defense"], row["architecture"], row["dataset"], spc, protocol)
+            yield _run(key, row, 1)
     models = list(_models(results))
     for row in models:
         key = Key("train", row["attack"], row["architecture"], row["dataset"])
@@ -60,7 +62,7 @@ def _run(key: Key, row: Mapping[str, Any], units: int) -> Run:
 
 
 def _cells(results: Path) -> Iterator[dict[str, Any]]:
-    columns = ["dataset", "architecture", "defense", "spc", "status", *MEASURED]
+    columns = ["dataset", "architecture", "defense", "protocol", "spc", "status", *MEASURED]
     table = graph.below(results, graph.table("cells"))
     for file in [table] if table.exists() else graph.find(results, "metrics.metrics"):
         yield from _read(file, columns)
@@ -150,6 +152,7 @@ def _axes(key: Key) -> dict[str, Any]:
         "architecture": key.architecture,
         "dataset": key.dataset,
         "spc": key.spc,
+        "protocol": key.protocol,
     }
     return {axis: value for axis, value in axes.items() if value not in ("", None)}
 

@@ -36,7 +36,7 @@ MODEL_RESULTS = tuple(
     name for name in collect.MODELS.names if name not in (*MODEL_AXES, *MODEL_COST, *Verdict._fields)
 )
 MOST_SHOWN = 5  # conflicts
-GRID_AXES = ("datasets", "architectures", "attacks", "ratios", "seeds", "defenses", "spc")
+GRID_AXES = ("datasets", "architectures", "attacks", "ratios", "seeds", "defenses", "protocols", "spc")
 
 
 class Site(NamedTuple):
@@ -277,7 +277,9 @@ def _place(key: Key) -> str:
     """Return a key, of a model or a cell, as paths write it."""
     own = dict(zip(CELL_AXES[len(MODEL_AXES) :], key[len(MODEL_AXES) :], strict=False))
     model = graph.of_model(Model(*key[: len(MODEL_AXES)]))
-    return f"{model}/{own['defense']}/spc-{own['spc']}/draw-{own['draw']}" if own else model
+    if not own:
+        return model
+    return f"{model}/{own['defense']}/{own['protocol']}/spc-{own['spc']}/draw-{own['draw']}"
 
 
 def _said(sites: Sequence[Site], cells: Joined, models: Joined, folder: Path) -> Iterator[str]:

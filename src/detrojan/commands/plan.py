@@ -238,7 +238,8 @@ def left_out(study: Study) -> list[LeftOut]:
     planned = set(grid.shards(study))
     for shard in grid.shards(bare):
         if shard.model in stays and shard not in planned:
-            axes = shard.model._asdict() | {"defense": shard.defense, "spc": shard.spc}
+            own = {"defense": shard.defense, "protocol": shard.protocol, "spc": shard.spc}
+            axes = shard.model._asdict() | own
             cells[_taken_out_by(study, axes)] += len(shard.draws)
     return [
         LeftOut(_filter_text(study, place), _why(study, place), models[place], cells[place])
@@ -295,6 +296,8 @@ def report(study: Study, plan: Plan, gpus: Sequence[int]) -> list[str]:
         )
         text = f"Left out: {' and '.join(counts)} ({part.filter}){': ' if part.why else ''}{part.why}"
         lines += textwrap.wrap(text, WIDTH, subsequent_indent="  ")
+    for line in grid.undeclared(study):
+        lines += textwrap.wrap(line, WIDTH, subsequent_indent="  ")
     rules = ", ".join(f"{rule} {count:,}" for rule, count in plan.jobs.items())
     text = f"Jobs: {plan.jobs.total():,} of Snakemake, {plan.slurm_jobs:,} of SLURM ({rules})."
     lines += ["", *textwrap.wrap(text, WIDTH, subsequent_indent="  "), ""]

@@ -18,7 +18,7 @@ import click
 import yaml
 
 from detrojan import registry
-from detrojan.cells import NO_SAMPLES, Shard, axes_text
+from detrojan.cells import NO_METHOD, NO_SAMPLES, SURVEY, Shard, axes_text
 from detrojan.commands import why
 from detrojan.storage.columns import OK
 from detrojan.study import files
@@ -86,6 +86,7 @@ def study_of(cell: Shard, site: Site) -> dict[str, Any]:
         "ratios": [model.ratio] if model.ratio else raw["grid"]["ratios"],
         "seeds": [model.seed],
         "defenses": [cell.defense],
+        "protocols": [SURVEY if cell.defense == NO_METHOD else cell.protocol],
         "spc": raw["grid"]["spc"] if cell.spc == NO_SAMPLES else [cell.spc],
         "draws": [str(cell.draws)],
         "controls": False,  # one row needs no baselines beside it

@@ -37,7 +37,12 @@ SHARD_RULES = [name for name, rule in graph.RULES.items() if rule.defenses]
 LAST_FILES = {
     name: next(iter(rule.files)) for name, rule in graph.RULES.items() if rule.files and not rule.axes
 }
-UNTOUCHED_AXES = {"defense": NO_METHOD, "spc": NO_SAMPLES, "draws": str(ONE_DRAW)}
+UNTOUCHED_AXES = {
+    "defense": NO_METHOD,
+    "protocol": NO_METHOD,
+    "spc": NO_SAMPLES,
+    "draws": str(ONE_DRAW),
+}
 
 
 class Job(NamedTuple):

@@ -327,7 +327,8 @@ def explain_cells(lookup: Lookup, shard: Shard, draws: Sequence[int]) -> Facts:
     common = _common_facts(lookup, steps, first, own.get("draw"))
     common["seeds"] = {"seed": shard.model.seed} | own
     what = "cell" if len(draws) == 1 else "shard"
-    axes = {**shard.model._asdict(), "defense": shard.defense, "spc": shard.spc, **own}
+    named = {"defense": shard.defense, "protocol": shard.protocol, "spc": shard.spc}
+    axes = {**shard.model._asdict(), **named, **own}
     return {"what": what, "axes": axes, "results": results, **common}
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ def run_shard(
     weights: Path,
     *,
     code: str,
+    sources: Mapping[str, str] | None = None,
+    deviates: bool = False,
     tries_left: int = 0,
 ) -> list[dict[str, Any]]:
     """Defend ``model`` once a draw; write the repaired weights; return rows of ``RUNS``.
@@ -50,6 +52,8 @@ def run_shard(
         shard: names the random streams.
         weights: a folder that exists, to write them to.
         code: digest of the code that runs, kept with each row.
+        sources: whose value each setting of the defense is, likewise.
+        deviates: whether the study has set others than the protocol's, likewise.
         tries_left: how often the job will be tried again, with more memory, if it fails.
     """
     device = next(model.parameters()).device
@@ -70,9 +74,13 @@ def run_shard(
             artifacts.write_model(repaired, path, cell=cell_key(shard, draw))
         else:
             logger.warning("draw %d: %s: %s", draw, outcome["status"], outcome["reason"])
-        rows.append(
-            run_row(shard, draw, outcome, settings, sample.chosen, cost, code, images=len(sample.everything))
+        row = run_row(
+            *(shard, draw, outcome, settings, sample.chosen, cost, code),
+            images=len(sample.train) + len(sample.validation),
+            sources=sources,
+            deviates=deviates,
         )
+        rows.append(row)
     return rows
 
 

@@ -1,6 +1,7 @@
 """Rows that stages write: how a run of a defense has ended, and what it took."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from detrojan.cells import Shard
@@ -19,6 +20,8 @@ def run_row(
     code: str,
     *,
     images: int = 0,
+    sources: Mapping[str, str] | None = None,
+    deviates: bool = False,
 ) -> dict[str, Any]:
     """Return a row of ``RUNS``.
 
@@ -31,6 +34,8 @@ def run_row(
         cost: what it took.
         code: digest of the code that ran.
         images: clean ones that the defender held.
+        sources: whose value each setting is, see :meth:`.Study.sources`.
+        deviates: whether the study has set others than the protocol's.
     """
     spent = vars(cost)
     return {
@@ -38,6 +43,8 @@ def run_row(
         **outcome,
         "chosen": json.dumps(chosen, sort_keys=True),
         "hyperparameters": json.dumps(settings, sort_keys=True),
+        "sources": json.dumps(dict(sources or {}), sort_keys=True),
+        "deviates": deviates,
         "steps": cost.steps,
         "images_a_step": cost.step_images / cost.steps if cost.steps else None,
         "passes": cost.step_images / images if cost.steps and images else None,

@@ -27,6 +27,7 @@ MODEL_KEYS = [
 CELL_KEYS = [
     *MODEL_KEYS,
     required("defense", pa.string()),
+    required("protocol", pa.string()),
     required("spc", pa.int32()),
     required("draw", pa.int32()),
 ]
@@ -54,6 +55,8 @@ RUNS = pa.schema(
         pa.field("reason", pa.string()),
         required("chosen", pa.string()),
         required("hyperparameters", pa.string()),
+        required("sources", pa.string()),
+        required("deviates", pa.bool_()),
         *STEPS,
         *COST,
         *ORIGIN,
@@ -86,4 +89,5 @@ def model_key(model: Model) -> dict[str, Any]:
 
 def cell_key(shard: Shard, draw: int) -> dict[str, Any]:
     """Return the key columns of a cell's row."""
-    return model_key(shard.model) | {"defense": shard.defense, "spc": shard.spc, "draw": draw}
+    own = {"defense": shard.defense, "protocol": shard.protocol, "spc": shard.spc, "draw": draw}
+    return model_key(shard.model) | own

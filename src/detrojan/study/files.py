@@ -22,16 +22,19 @@ from detrojan.study import yaml_text
 from detrojan.study.schema import (
     ALL,
     BASELINES,
+    FACTS,
     FILTER_AXES,
     LONGEST_NAME,
     OWN_TRIGGER_AXES,
+    PROTOCOLS,
     SECTIONS,
     TRIGGER_AXES,
     Dataset,
     MethodKind,
+    Protocol,
     Strict,
     Study,
-    shipped,
+    shipped_file,
     shown,
 )
 
@@ -160,6 +163,7 @@ def _known(raw: Any) -> dict[str, list[str]]:
         "architecture": registry.names("models"),
         "attack": [NO_METHOD, *registry.names("attacks")],
         "defense": [NO_METHOD, *registry.names("defenses")],
+        "protocol": [*PROTOCOLS],
     }
 
 
@@ -175,7 +179,7 @@ class _Place(NamedTuple):
 def _places(raw: Any) -> Iterator[_Place]:
     """Yield where the study sets something of a known method or of training."""
     study = _mapping(raw)
-    yield _Place("training", _mapping(study.get("training")), Optimization, MODEL_AXES)
+    yield _Place("training", _mapping(study.get("training")), Optimization, (*MODEL_AXES, *FACTS))
     axes = {"models": MODEL_AXES, "attacks": TRIGGER_AXES, "defenses": FILTER_AXES}
     for kind, section in SECTIONS.items():
         for name, settings in _mapping(study.get(section)).items():
@@ -183,7 +187,7 @@ def _places(raw: Any) -> Iterator[_Place]:
                 declared = registry.declared(kind, name).settings
                 own = kind == "attacks" and registry.trigger_owner(name) == "architecture"
                 allowed = OWN_TRIGGER_AXES if own else axes[kind]
-                yield _Place(f"{section}.{name}", _mapping(settings), declared, allowed)
+                yield _Place(f"{section}.{name}", _mapping(settings), declared, (*allowed, *FACTS))
 
 
 def _filters(raw: Any) -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
@@ -202,8 +206,10 @@ def _wrong_filters(raw: Any) -> Iterator[str]:
     """Say which overrides depend on what can't be known where their settings are used."""
     for path, condition, axes in _filters(raw):
         for axis in condition:
-            if axis in FILTER_AXES and axis not in axes:
-                shared = "trigger" if axes in (TRIGGER_AXES, OWN_TRIGGER_AXES) else "model"
+            if axis in FACTS and axis not in axes:
+                yield f"{path}.{axis}: filters of the grid ask for axes alone: use {', '.join(axes)}"
+            elif axis in FILTER_AXES and axis not in axes:
+                shared = "model" if "ratio" in axes else "trigger"
                 only = ", ".join(axes)
                 yield f"{path}.{axis}: one {shared} serves every {axis}: use {only}"
 
@@ -235,11 +241,34 @@ def wrong_shipped(kind: MethodKind, name: str) -> Iterator[str]:
     """Say what is wrong in the file of ``config/`` that comes along with a method."""
     where = f"config/{SECTIONS[kind]}/{name}.yaml"
     try:
-        settings = shipped(kind, name)
+        file = shipped_file(kind, name)
     except (pydantic.ValidationError, yaml.YAMLError, TypeError) as error:
         yield f"{where}: {str(error).splitlines()[0]}"
         return
-    yield from wrong_values(where, settings.model_dump(), registry.declared(kind, name).settings)
+    settings = registry.declared(kind, name).settings
+    parts = [(where, {"overrides": file.overrides})]
+    for key, protocol in file.protocols.items():
+        parts.append((f"{where}.protocols.{key}", {**protocol.set, "overrides": protocol.overrides}))
+        yield from _wrong_sources(f"{where}.protocols.{key}", protocol, settings)
+    for path, values in parts:
+        overrides = [override.model_dump() for override in values.pop("overrides")]
+        yield from wrong_values(path, {**values, "overrides": overrides}, settings)
+        for number, override in enumerate(overrides):
+            if override["when"]["dataset"] is not None:
+                yield (
+                    f"{path}.overrides[{number}].when.dataset: a data set may have any name: ask for "
+                    f"{' or '.join(FACTS)}"
+                )
+
+
+def _wrong_sources(path: str, protocol: Protocol, settings: type[BaseModel]) -> Iterator[str]:
+    """Say of which settings a protocol has no source, or none that says whose value it is."""
+    for field in settings.model_fields:
+        if protocol.sources.get(field, "").partition(":")[0] not in PROTOCOLS:
+            first = ", ".join(PROTOCOLS)
+            yield f"{path}.sources.{field}: say where the value is from, with {first} and a colon in front"
+    for name in protocol.sources.keys() - settings.model_fields.keys():
+        yield f"{path}.sources.{name}: {no_such(name, settings.model_fields, 'setting')}"
 
 
 def _check(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from detrojan import registry
 from detrojan.cells import NO_METHOD, NO_SAMPLES, ONE_DRAW, Model, Shard, untouched
-from detrojan.study.schema import Axis, Grid, Study
+from detrojan.study.schema import Axis, Grid, Study, protocols
 
 
 def models(study: Study) -> list[Model]:
@@ -38,9 +38,23 @@ def shards(study: Study) -> Iterator[Shard]:
         yield untouched(model)
         for defense in defenses:
             data_free = registry.threat_model("defenses", defense) == "data_free"
-            for spc, ranges in without if data_free else with_data:
-                if _planned(grid, model._asdict() | {"defense": defense, "spc": spc}):
-                    yield from (Shard(model, defense, spc, draws) for draws in ranges)
+            declared = [protocol for protocol in grid.protocols if protocol in protocols(defense)]
+            for protocol, (spc, ranges) in itertools.product(declared, without if data_free else with_data):
+                own = {"defense": defense, "protocol": protocol, "spc": spc}
+                if _planned(grid, model._asdict() | own):
+                    yield from (Shard(model, defense, spc, draws, protocol) for draws in ranges)
+
+
+def undeclared(study: Study) -> list[str]:
+    """Return which defenses have no cells under a protocol that the study names, a sentence a protocol."""
+    lines = []
+    for protocol in study.grid.protocols:
+        names = [
+            name for name in study.grid.defenses if name != NO_METHOD and protocol not in protocols(name)
+        ]
+        if names:
+            lines.append(f"No cells under protocol {protocol}, which they don't declare: {', '.join(names)}.")
+    return lines
 
 
 def _planned(grid: Grid, axes: dict[str, Axis]) -> bool:

@@ -13,17 +13,17 @@ from typing import Annotated, Any, Literal, get_args
 
 import pydantic
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from detrojan import registry
-from detrojan.cells import MODEL_AXES, NO_METHOD, Draws
+from detrojan.cells import MODEL_AXES, NO_METHOD, SURVEY, Draws
 from detrojan.settings import Augmentation, Gate, Optimization
 
 ATTEMPTS = 3  # of a job, before `close: true` gives it up: the first, and two retries of the SLURM profile
 ALL = "all"  # in place of a list of attacks or defenses
 BASELINES = ("ft", "fp")  # the two seminal defenses that every comparison needs
-NAMED_AXES = ("dataset", "architecture", "attack", "defense")  # the others are numbers
-FILTER_AXES = (*MODEL_AXES, "defense", "spc")
+NAMED_AXES = ("dataset", "architecture", "attack", "defense", "protocol")  # the others are numbers
+FILTER_AXES = (*MODEL_AXES, "defense", "protocol", "spc")
 FACTS = ("num_classes", "image_size")  # of a data set, whatever its name; overrides may ask for them
 CONDITIONS = (*FILTER_AXES, *FACTS)
 TRIGGER_AXES = ("dataset", "attack", "seed")  # of a trigger that all architectures and ratios share
@@ -31,7 +31,7 @@ OWN_TRIGGER_AXES = ("dataset", "architecture", "attack", "seed")  # of one that 
 CONFIG = registry.CHECKOUT / "config"
 MethodKind = Literal["models", "attacks", "defenses"]
 ProtocolName = Literal["survey", "paper", "ours"]
-SURVEY: ProtocolName = "survey"
+PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 SECTIONS: dict[MethodKind, str] = {"models": "architectures", "attacks": "attacks", "defenses": "defenses"}
 LARGEST = 2**31 - 1  # of all whole numbers: what numpy, torch and Parquet take for one everywhere
 LONGEST_NAME = 64  # of a data set: it is part of paths, of which file systems take 255 bytes a part
@@ -122,6 +122,7 @@ class Filter(Strict):
     ratio: NumberCondition = None
     seed: NumberCondition = None
     defense: NameCondition = None
+    protocol: NameCondition = None
     spc: NumberCondition = None
     num_classes: NumberCondition = None
     image_size: NumberCondition = None
@@ -176,6 +177,9 @@ class Grid(Strict):
         [0], min_length=1, description="drive poisoning, trigger and training: a model each"
     )
     defenses: list[str] = Field(min_length=1, description="names of files in defenses/, or none; or all")
+    protocols: list[str] = Field(
+        [SURVEY], min_length=1, description="sets of settings that each defense runs with"
+    )
     spc: list[Annotated[int, Field(ge=1)]] = Field(
         min_length=1, description="clean samples per class that the defender holds"
     )
@@ -297,6 +301,11 @@ class Settings(Strict):
                 values |= override.set
         return values
 
+    @property
+    def asks_classes(self) -> bool:
+        """Whether an override depends on how many classes a data set has."""
+        return any(override.when.num_classes is not None for override in self.overrides)
+
 
 class Protocol(Strict):
     """With which settings a defense runs: those of its class, but for what is set here.
@@ -372,6 +381,7 @@ class Study(Strict):
         description="give up jobs that time or memory limits killed so many times, true for 3: their cells "
         "become rows",
     )
+    _num_classes: dict[str, int] = PrivateAttr(default_factory=dict)
 
     @property
     def kills(self) -> int:
@@ -384,17 +394,72 @@ class Study(Strict):
         return {"target": self.target, "kind": self.label_map}
 
     def method(self, kind: MethodKind, name: str, axes: Mapping[str, Axis]) -> dict[str, Any]:
-        """Return all settings of a method at ``axes``: the class's, the shipped ones, the study's.
+        """Return all settings of a method at ``axes``: the class's, the shipped, the study's.
 
-        Where ``smoke`` is set, the quick ones of an attack or a defense come before the study's.
+        Those of a defense are its protocol's. Where ``smoke`` is set, the quick ones of an attack or a
+        defense come before the study's.
+
+        Raises:
+            ValueError: a setting depends on the number of classes, and the data set's source can't be read.
         """
+        values = self._declared(kind, name, axes) | self._own(kind, name, axes)
+        return registry.declared(kind, name).settings(**values).model_dump(mode="json")
+
+    def sources(self, defense: str, axes: Mapping[str, Axis]) -> dict[str, str]:
+        """Return whose value each setting of a defense is: ``survey``, ``paper``, ``ours`` or ``study``.
+
+        ``study`` is what is set here. Where a file is silent, a setting is the protocol's own.
+        """
+        file = shipped_file("defenses", defense)
+        named = {str(key): protocol.sources for key, protocol in file.protocols.items()}
+        protocol = str(axes.get("protocol", SURVEY))
+        said = {key: text.partition(":")[0] for key, text in named.get(protocol, {}).items()}
+        fields = registry.declared("defenses", defense).settings.model_fields
+        own = self._own("defenses", defense, axes)
+        return {name: "study" if name in own else said.get(name, protocol) for name in fields}
+
+    def deviates(self, defense: str, axes: Mapping[str, Axis]) -> bool:
+        """Return whether a defense runs with other settings than its protocol's."""
+        kind = registry.declared("defenses", defense).settings
+        declared = kind(**self._declared("defenses", defense, axes)).model_dump(mode="json")
+        return declared != self.method("defenses", defense, axes)
+
+    def _declared(self, kind: MethodKind, name: str, axes: Mapping[str, Axis]) -> dict[str, Any]:
+        return self._resolved(shipped(kind, name, str(axes.get("protocol", SURVEY))), axes)
+
+    def _own(self, kind: MethodKind, name: str, axes: Mapping[str, Axis]) -> dict[str, Any]:
+        """Return the settings of a method that this study sets at ``axes``."""
+        smoke = registry.declared(kind, name).constants["smoke"] if self.smoke and kind != "models" else {}
         own: dict[str, Settings] = getattr(self, SECTIONS[kind])
-        declared = registry.declared(kind, name)
-        values = shipped(kind, name).resolve(axes)
-        values |= declared.constants["smoke"] if self.smoke and kind != "models" else {}
-        values |= own[name].resolve(axes) if name in own else {}
-        return declared.settings(**values).model_dump(mode="json")
+        return {**smoke, **(self._resolved(own[name], axes) if name in own else {})}
+
+    def _resolved(self, settings: Settings, axes: Mapping[str, Axis]) -> dict[str, Any]:
+        name = axes.get("dataset")
+        if name in self.datasets:
+            facts: dict[str, Axis] = {"image_size": self.datasets[str(name)].image_size}
+            if settings.asks_classes:
+                facts["num_classes"] = self.num_classes(str(name))
+            axes = {**facts, **axes}
+        return settings.resolve(axes)
+
+    def num_classes(self, dataset: str) -> int:
+        """Return how many classes a data set has, from its source if nobody has said.
+
+        Raises:
+            ValueError, OSError: the source can't be read.
+        """
+        asked = self.datasets[dataset]
+        if asked.classes is not None:
+            return len(asked.classes)
+        if dataset not in self._num_classes:
+            source = registry.load("datasets", asked.source, asked.source_settings)
+            self._num_classes[dataset] = len(source.class_names())
+        return self._num_classes[dataset]
+
+    def know_classes(self, counts: Mapping[str, int]) -> None:
+        """Take the number of classes of data sets as given, for where their sources may not be at hand."""
+        self._num_classes.update(counts)
 
     def optimization(self, axes: Mapping[str, Axis]) -> dict[str, Any]:
         """Return all settings of training at ``axes``, defaults included."""
-        return Optimization(**self.training.resolve(axes)).model_dump(mode="json")
+        return Optimization(**self._resolved(self.training, axes)).model_dump(mode="json")

@@ -188,11 +188,23 @@ def _with(record: Record | None, event: dict[str, Any]) -> Record | None:
     known = {field.name: event[field.name] for field in dataclasses.fields(Attempt) if field.name in event}
     if event["event"] == "start":
         attempt = Attempt(**known)
-        record = record or Record(_known(event["rule"]), dict(event["axes"]), event["log"], attempts=[])
+        record = record or Record(_known(event["rule"]), _axes(event), event["log"], attempts=[])
         record.attempts.append(attempt)
     elif record and event["event"] == "end":
         record.attempts[-1] = dataclasses.replace(record.attempts[-1], **known)
     return record
+
+
+def _axes(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the axes of a job.
+
+    Raises:
+        KeyError: an earlier version had no such axis, so that nothing is known of the job's place.
+    """
+    axes, rule = dict(event["axes"]), graph.RULES.get(_known(event["rule"]))
+    if rule and not axes.keys() >= set(rule.axes):
+        raise KeyError(rule.name)
+    return axes
 
 
 def _known(rule: str) -> str:

@@ -71,6 +71,7 @@ def _cells(shard: Shard, verdict: Verdict) -> Iterator[dict[str, Any]]:
     for draw in shard.draws.numbers():
         yield shard.model._asdict() | {
             "defense": shard.defense,
+            "protocol": shard.protocol,
             "spc": shard.spc,
             "draw": draw,
             **verdict._asdict(),

@@ -52,8 +52,8 @@ POISONED = "{dataset}/{attack}/ratio-{ratio}/seed-{seed}"
 MODEL = "{dataset}/{architecture}/{attack}/ratio-{ratio}/seed-{seed}"
 STAMPED = f"{TRIGGER}/spc-{{spc}}/draws-{{draws}}"
 OWN_STAMPED = f"{MODEL}/spc-{{spc}}/draws-{{draws}}"
-SHARD = f"{MODEL}/{{defense}}/spc-{{spc}}/draws-{{draws}}"
-UNTOUCHED = f"{MODEL}/{NO_METHOD}/spc-{NO_SAMPLES}/draws-{ONE_DRAW}"
+SHARD = f"{MODEL}/{{defense}}/{{protocol}}/spc-{{spc}}/draws-{{draws}}"
+UNTOUCHED = f"{MODEL}/{NO_METHOD}/{NO_METHOD}/spc-{NO_SAMPLES}/draws-{ONE_DRAW}"
 
 # What a wildcard may be.
 WILDCARDS = {
@@ -63,6 +63,7 @@ WILDCARDS = {
     "ratio": r"[0-9.]+",
     "seed": "[0-9]+",
     "defense": f"(?!{NO_METHOD}/)[a-z0-9_]+",
+    "protocol": "[a-z]+",
     "spc": "[0-9]+",
     "draws": "[0-9]+-[0-9]+",
 }
@@ -717,7 +718,8 @@ def all_code() -> dict[str, str]:
 
 def shard_axes(shard: Shard) -> dict[str, Any]:
     """Return the axes of a shard."""
-    return shard.model._asdict() | {"defense": shard.defense, "spc": shard.spc, "draws": shard.draws}
+    own = {name: getattr(shard, name) for name in ("defense", "protocol", "spc", "draws")}
+    return shard.model._asdict() | own
 
 
 def shard_job(shard: Shard) -> Job:

@@ -9,7 +9,7 @@ Its name is a digest of what is in it: a later run, of another study, leaves it 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -17,17 +17,38 @@ from detrojan.workflow import graph
 
 FOLDER = Path(".snakemake", "runs")
 # Beside the keys of a study.
-CODE, IMAGES, RETRIES = "planned_code", "planned_images", "retries"
+CODE, IMAGES, CLASSES, RETRIES = "planned_code", "planned_images", "planned_classes", "retries"
 
 
-def give(workflow: Any, raw: Mapping[str, Any], images: Mapping[str, str]) -> None:
+class Planned(NamedTuple):
+    """What a run has planned with: nothing in the run itself, which finds out.
+
+    Attributes:
+        code: digests, by :func:`.graph.code_key`.
+        images: which ones each data set has, see :mod:`detrojan.workflow.sources`.
+        classes: how many each data set has.
+    """
+
+    code: dict[str, str]
+    images: dict[str, str]
+    classes: dict[str, int]
+
+
+def give(
+    workflow: Any, raw: Mapping[str, Any], images: Mapping[str, str], classes: Mapping[str, int]
+) -> None:
     """Let the jobs of Snakemake's ``workflow`` have the study ``raw``, as parsed, and what is there now.
 
-    That is the code, and which ``images`` each data set has, see :mod:`detrojan.workflow.sources`.
+    That is the code, and the ``images`` and ``classes`` of each data set, see :class:`Planned`.
     """
     from detrojan.storage import records  # pyarrow, which each of a cluster's jobs would load
 
-    own = {CODE: graph.all_code(), IMAGES: dict(images), RETRIES: workflow.execution_settings.retries}
+    own = {
+        CODE: graph.all_code(),
+        IMAGES: dict(images),
+        CLASSES: dict(classes),
+        RETRIES: workflow.execution_settings.retries,
+    }
     text = yaml.safe_dump({**raw, **own}, sort_keys=False, allow_unicode=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = FOLDER / f"{name}.yaml"
@@ -36,12 +57,9 @@ def give(workflow: Any, raw: Mapping[str, Any], images: Mapping[str, str]) -> No
     workflow.config_settings.configfiles = [path.absolute()]
 
 
-def take(config: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the planned digests of code and the images; leave the study in ``config``.
-
-    None in the run itself, which plans with those of now.
-    """
-    return config.pop(CODE, {}), config.pop(IMAGES, {})
+def take(config: dict[str, Any]) -> Planned:
+    """Return what the run has planned with; leave the study in ``config``."""
+    return Planned(config.pop(CODE, {}), config.pop(IMAGES, {}), config.pop(CLASSES, {}))
 
 
 def given(folder: Path) -> dict[str, str]:

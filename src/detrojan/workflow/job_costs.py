@@ -11,6 +11,7 @@ row holds for all jobs that its filled-in keys match:
     architecture  the network
     dataset       name of the data set in the study file
     spc           clean samples per class, up to so many
+    protocol      of the defense; none for ``survey``, and for what has no row of its own
     seconds       wall time of one unit (``UNITS``), such as a draw or an epoch
     memory_mb     of the host, for the whole job, in MB of 10^6 bytes, without Snakemake's own processes
     disk_mb       that one unit leaves, or for ``defend`` holds until it is evaluated, likewise
@@ -31,13 +32,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from detrojan.cells import SURVEY
 from detrojan.registry import CHECKOUT
 from detrojan.workflow import graph
 
 TABLE = CHECKOUT / "slurm" / "costs.csv"
-KEYS = ("rule", "method", "architecture", "dataset", "spc")
+KEYS = ("rule", "method", "architecture", "dataset", "spc", "protocol")
 NUMBERS = ("seconds", "memory_mb", "disk_mb")
 COLUMNS = (*KEYS, *NUMBERS, "device", "source")
+WITHOUT_PROTOCOL = tuple(name for name in COLUMNS if name != "protocol")
 ASSUMED = "assumed"
 CPU, GPU = "cpu", "GPU"
 # What a row's seconds are of, by stage; `job` is what a cluster's job takes besides.
@@ -73,6 +76,7 @@ class Key(NamedTuple):
     architecture: str = ""
     dataset: str = ""
     spc: int | None = None
+    protocol: str = ""
 
     def matches(self, job: "Key") -> bool:
         """Return whether a row with this key holds for ``job``."""
@@ -81,18 +85,27 @@ class Key(NamedTuple):
             and self.method in ("", job.method)
             and self.architecture in ("", job.architecture)
             and self.dataset in ("", job.dataset)
+            and self.protocol in ("", job.protocol)
             and (self.spc is None or (job.spc is not None and job.spc <= self.spc))
         )
 
     @property
     def rank(self) -> tuple[Any, ...]:
         """What compares rows that hold for one job: the largest wins."""
-        given = [bool(self.method), bool(self.architecture), bool(self.dataset), self.spc is not None]
+        named = (self.protocol, self.method, self.architecture, self.dataset)
+        given = [*map(bool, named), self.spc is not None]
         return (sum(given), given, -(self.spc or 0))
 
     def __str__(self) -> str:
         spc = "" if self.spc is None else f"spc {self.spc}"
-        words = [self.rule, self.method, self.architecture, self.dataset or "any data set", spc]
+        words = [
+            self.rule,
+            self.method,
+            self.protocol,
+            self.architecture,
+            self.dataset or "any data set",
+            spc,
+        ]
         return " ".join(filter(None, words))
 
 
@@ -118,7 +131,8 @@ class Row:
         if texts["rule"] not in UNITS:
             raise ValueError(f"no rule {texts['rule']!r}: there are {', '.join(UNITS)}")
         spc = int(texts["spc"]) if texts["spc"] else None
-        key = Key(texts["rule"], texts["method"], texts["architecture"], texts["dataset"], spc)
+        named = {name: texts[name] for name in ("rule", "method", "architecture", "dataset")}
+        key = Key(**named, spc=spc, protocol=texts.get("protocol", ""))
         return cls(key, estimate, texts["device"], texts["source"])
 
     def texts(self) -> list[str]:
@@ -160,7 +174,8 @@ class Costs:
         try:
             with path.open(encoding="utf-8", newline="") as file:
                 reader = csv.DictReader(file)
-                if tuple(reader.fieldnames or ()) != COLUMNS:
+                # Tables of versions without protocols lack that column.
+                if tuple(reader.fieldnames or ()) not in (COLUMNS, WITHOUT_PROTOCOL):
                     raise ValueError(f"{path}, line 1: the columns should be {','.join(COLUMNS)}")
                 return cls([_parsed(path, reader.line_num, line) for line in reader], path)
         except FileNotFoundError:
@@ -180,6 +195,8 @@ class Costs:
         """
         method = axes.get(method_axis(rule), "")
         job = Key(rule, method, axes.get("architecture", ""), axes.get("dataset", ""), axes.get("spc"))
+        if method_axis(rule) == "defense" and axes.get("protocol", SURVEY) != SURVEY:
+            job = job._replace(protocol=axes["protocol"])
         if job not in self._found:
             if (rule, method) not in self._candidates:
                 self._candidates[rule, method] = [
@@ -204,7 +221,12 @@ class Costs:
         order = list(UNITS)
         rows = sorted(
             self.rows.values(),
-            key=lambda row: (order.index(row.key.rule), *row.key[1:4], row.key.spc or math.inf),
+            key=lambda row: (
+                order.index(row.key.rule),
+                *row.key[1:4],
+                row.key.protocol,
+                row.key.spc or math.inf,
+            ),
         )
         with records.whole(self.path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")

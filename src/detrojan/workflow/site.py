@@ -15,7 +15,7 @@ from detrojan.storage import records
 from detrojan.storage.columns import cell_key
 from detrojan.study import conditions, files, grid
 from detrojan.study.schema import Axis, Study
-from detrojan.workflow import graph
+from detrojan.workflow import graph, sources
 
 Axes = Mapping[str, Axis]
 
@@ -67,10 +67,12 @@ class Site:
         if not (self.results / files.KEPT).exists():
             return None
         try:
-            return files.load_study(files.kept(self.results))
+            study = files.load_study(files.kept(self.results))
+            study.know_classes(sources.classes_read(study, self.results))
         except files.StudyError as error:
             where = self.results / files.KEPT
             raise ValueError(f"{where}, by today's code: {'; '.join(error.mistakes)}") from None
+        return study
 
     def table(self, name: str) -> Path:
         """Return the path of one of the study's tables."""
@@ -98,7 +100,8 @@ class Site:
         """Yield the shards of the study that hold cells with the values ``given``."""
         draw = given.get("draw")
         for shard in grid.shards(self.study) if self.study else ():
-            named = shard.model._asdict() | {"defense": shard.defense, "spc": shard.spc}
+            own = {"defense": shard.defense, "protocol": shard.protocol, "spc": shard.spc}
+            named = shard.model._asdict() | own
             if _has(named, given) and (draw is None or draw in shard.draws.numbers()):
                 yield shard
 
@@ -177,7 +180,8 @@ def find_model(site: Site, given: Axes) -> Model:
 
 def _cell(axes: Mapping[str, Any]) -> Shard:
     named = Model(*(axes[axis] for axis in MODEL_AXES))
-    return Shard(named, axes["defense"], axes["spc"], Draws(axes["draw"], axes["draw"]))
+    draws = Draws(axes["draw"], axes["draw"])
+    return Shard(named, axes["defense"], axes["spc"], draws, axes["protocol"])
 
 
 def _has(axes: Axes, given: Axes) -> bool:

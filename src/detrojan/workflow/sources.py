@@ -163,6 +163,19 @@ def load(dataset: Dataset) -> "Source":
     return source
 
 
+def classes_read(study: Study, results: Path = Path(graph.RESULTS)) -> dict[str, int]:
+    """Return how many classes each data set of a study has by its card, if it was read already.
+
+    Results may lie where their images do not.
+    """
+    found = {}
+    for name in study.datasets:
+        card = _json(graph.below(results, graph.job("dataset", {"dataset": name}).file("card")))
+        if "classes" in card:
+            found[name] = len(card["classes"])
+    return found
+
+
 def of(study: Study) -> list[str]:
     """Return the data sets that a study has models of."""
     return list(dict.fromkeys(model.dataset for model in grid.models(study)))

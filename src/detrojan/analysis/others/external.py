@@ -23,7 +23,7 @@ from detrojan.analysis.statistics.collect import CELLS, NOTHING_MEASURED
 from detrojan.analysis.statistics.gate import verdict
 from detrojan.analysis.statistics.ranking import RANKED
 from detrojan.analysis.statistics.relative import MEASURED, relative
-from detrojan.cells import CELL_AXES, MODEL_AXES, NO_METHOD, NO_SAMPLES
+from detrojan.cells import CELL_AXES, MODEL_AXES, NO_METHOD, NO_SAMPLES, SURVEY
 from detrojan.settings import Augmentation, Gate
 from detrojan.storage.columns import COST, MISSING, OK
 from detrojan.study import yaml_text
@@ -36,7 +36,7 @@ SCALES = {"fraction": 1.0, "percent": 100.0}
 WHOLE_AXES = ("seed", "spc", "draw")
 # Seconds that are not known are not 0, which would be a cost.
 COST_UNKNOWN: dict[str, Any] = {**NOTHING_MEASURED, "seconds": float("nan")}
-UNKNOWN = (*(field.name for field in COST if field.name != "device"), "num_test", "num_triggered")
+UNKNOWN = ("steps", *(field.name for field in COST if field.name != "device"), "num_test", "num_triggered")
 SHOWN = 3  # examples in a message
 SLACK = 1e-9  # of a share that was written in percent
 
@@ -154,6 +154,7 @@ class TableMapping(Strict):
     )
     scale: Literal["fraction", "percent"] = Field(description="of the measures")
     budget: Name = Field(description="what the defender holds, in words")
+    protocol: Name = Field(SURVEY, description="whose settings the defenses run with, as ours are called")
     threat_models: Annotated[dict[str, ThreatModel], BeforeValidator(_texts)] = Field(
         {}, description="what a defense is given, by our name; ours have theirs"
     )
@@ -189,7 +190,7 @@ def _misplaced_axes(raw: dict[str, Any]) -> Iterator[str]:
     """Say which axes have no value, or two."""
     columns, constants = (raw.get(key) for key in ("columns", "constants"))
     columns, constants = (given if isinstance(given, dict) else {} for given in (columns, constants))
-    for axis in CELL_AXES:
+    for axis in (axis for axis in CELL_AXES if axis != "protocol"):
         if axis in columns and axis in constants:
             yield f"constants.{axis}: columns.{axis} is given too: keep one of them"
         elif axis not in columns and axis not in constants:
@@ -363,7 +364,7 @@ def _axes(table: pd.DataFrame, mapping: TableMapping, mistakes: list[str]) -> pd
     axes = {}
     no_ratio = pd.Series(False, table.index)
     for axis in CELL_AXES:
-        constant = getattr(mapping.constants, axis)
+        constant = mapping.protocol if axis == "protocol" else getattr(mapping.constants, axis)
         if constant is not None:
             axes[axis] = pd.Series(constant, table.index)
             continue
@@ -383,6 +384,7 @@ def _axes(table: pd.DataFrame, mapping: TableMapping, mistakes: list[str]) -> pd
     # A clean model has no ratio; tables write 0, a blank, or that of the models beside it.
     frame["ratio"] = frame["ratio"].where(attacked, 0.0)
     frame.loc[frame["defense"] == NO_METHOD, ["spc", "draw"]] = NO_SAMPLES
+    frame.loc[frame["defense"] == NO_METHOD, "protocol"] = NO_METHOD
     if (attacked & no_ratio).any():
         mistakes.append(f"ratio: {_rows(attacked & no_ratio)} blank: only a clean model has none")
     outside = attacked & ~((frame["ratio"] > 0) & (frame["ratio"] < 1)) & frame["ratio"].notna()

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from scipy import stats
 
+from detrojan.analysis import protocols
 from detrojan.analysis.others.external import TableMapping, TheirSetting
 from detrojan.analysis.report import views
 from detrojan.analysis.report.listings import LATEX
@@ -173,6 +174,7 @@ def parity(theirs: pa.Table, ours: Ours, mapping: TableMapping) -> Parity:
         ours: a study of ours.
         mapping: of their table.
     """
+    ours = ours._replace(cells=protocols.only(ours.cells, mapping.protocol))
     candidates = _grouped(_summary(ours.cells, theirs).to_pylist(), _named)
     settings = _OurSettings(ours)
     num_theirs = theirs.group_by([*SETTING, "defense", "spc"]).aggregate([]).num_rows

@@ -33,7 +33,8 @@ SCRIPTS = ("data.js", "text.js", "cells.js", "heatmap.js", "settings.js", "figur
 SETTING = ("dataset", "architecture", "attack", "ratio", "attack_took")
 # What the page shows of a cell; the relative measures follow from the others.
 SHOWN = (
-    *("dataset", "architecture", "attack", "ratio", "seed", "attack_took", "defense", "spc", "draw"),
+    *("dataset", "architecture", "attack", "ratio", "seed", "attack_took", "defense", "protocol", "spc"),
+    "draw",
     *("status", "reason", "acc", "asr", "ra", "der", "seconds", "peak_memory_bytes"),
     *("forward_passes", "backward_passes", "num_test", "num_triggered"),
     *("device", "code", "versions", "git_commit", "hyperparameters"),
@@ -52,6 +53,18 @@ THEMED = (
 )
 
 
+class Protocol(NamedTuple):
+    """What a page says of its protocol, where there are several.
+
+    Attributes:
+        name: of it.
+        others: the addresses of the others' pages, from this one, by name.
+    """
+
+    name: str
+    others: Mapping[str, str]
+
+
 class About(NamedTuple):
     """What a page says beside its tables.
 
@@ -61,12 +74,14 @@ class About(NamedTuple):
         gate: the sentence that says which attacks count.
         draws: the ranges of draws that shards have, as the study file writes them; None if the cells
             were not made here, so that nothing can explain or recompute them.
+        protocol: of its defenses, where the study has several.
     """
 
     title: str
     lines: Sequence[str]
     gate: str
     draws: Sequence[str] | None
+    protocol: Protocol | None = None
 
 
 def of_study(tables: Tables, gate: Gate, draws: Sequence[str]) -> About:
@@ -86,13 +101,32 @@ def write(
 ) -> None:
     """Write a report into ``folder``: ``index.html``, ``figures/`` and ``tables/``.
 
+    It is of one protocol. Where there are several, those after the first have such a report each, in a
+    folder of their own below, and the pages lead to one another.
+
     Args:
         tables: what to show.
         about: what to say beside it.
         folder: where to write.
         sheets: by data set, its triggers.
     """
-    folder = Path(folder)
+    names = tables.protocols
+    for name in names:
+        own = about._replace(protocol=_protocol_of(name, names))
+        _write(tables.of_protocol(name), own, Path(folder, "" if name == names[0] else name), sheets)
+
+
+def _protocol_of(name: str, names: Sequence[str]) -> Protocol | None:
+    """Return what the page of one of the protocols says of it and the others; None if there is no other."""
+    if len(names) == 1:
+        return None
+    up = "" if name == names[0] else "../"
+    pages = {other: f"{up}{'' if other == names[0] else f'{other}/'}index.html" for other in names}
+    return Protocol(name, {other: page for other, page in pages.items() if other != name})
+
+
+def _write(tables: Tables, about: About, folder: Path, sheets: Mapping[str, Sheet] | None) -> None:
+    """Write the report of one protocol."""
     figures = base.on_paper(tables)
     drawn = {name: vega.files(figure) for name, figure in figures.items()}
     for name, files in drawn.items():
@@ -140,6 +174,7 @@ def page(
     return environment.get_template(TEMPLATE).render(
         title=about.title,
         about=about.lines,
+        protocol=about.protocol,
         gate=about.gate,
         own=own,
         facts=_facts(tables),

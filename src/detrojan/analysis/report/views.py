@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from detrojan import registry
+from detrojan.analysis import protocols
 from detrojan.cells import NO_METHOD, ratio_text
 from detrojan.storage.columns import OK
 
@@ -39,6 +40,21 @@ class Tables:
     cells: pa.Table
     models: pa.Table | None
     made: Mapping[str, pa.Table]
+
+    @property
+    def protocols(self) -> list[str]:
+        """The protocols of its defenses, in their order."""
+        return protocols.of(self.cells)
+
+    def of_protocol(self, protocol: str) -> "Tables":
+        """Return what it has of one protocol; tables that compare protocols stay whole."""
+        from detrojan.analysis import derived  # with pandas, which `detrojan status` does without
+
+        made = {
+            name: table if derived.TABLES[name].table.across else protocols.only(table, protocol)
+            for name, table in self.made.items()
+        }
+        return Tables(protocols.only(self.cells, protocol), self.models, made)
 
     def __getattr__(self, name: str) -> Any:
         if name not in registry.names(registry.TABLES):

@@ -59,7 +59,11 @@ MODELS = pa.schema(
 
 # Of a cell whose job never came to its end.
 NOTHING_MEASURED = {
-    **dict.fromkeys(("chosen", "hyperparameters", "versions"), "{}"),
+    **dict.fromkeys(("chosen", "hyperparameters", "sources", "versions"), "{}"),
+    "deviates": False,
+    "steps": 0,
+    "images_a_step": None,
+    "passes": None,
     **dict.fromkeys(("device", "code", "git_commit"), ""),
     **dict.fromkeys(("seconds", "peak_memory_bytes", "forward_passes", "backward_passes"), 0),
     **dict.fromkeys(("num_test", "num_triggered"), 0),

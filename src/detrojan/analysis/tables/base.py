@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from detrojan import registry
+from detrojan.analysis import protocols
 from detrojan.analysis.statistics.collect import CELLS
 
 AS_ABOVE = "as above"
@@ -64,17 +65,25 @@ class Table:
         holds: what its numbers are, in a few words, for lists of tables.
         columns: in their order.
         about: what a reader must know before the columns, as Markdown.
+        across: whether it is made of all protocols at once, which it sets side by side. Any other is made of
+            each protocol for itself, and its file has a column more, the first.
     """
 
     row: str
     holds: str
     columns: Sequence[Columns]
     about: str = ""
+    across: bool = False
 
     @functools.cached_property
     def schema(self) -> pa.Schema:
-        """The columns as Arrow has them."""
+        """The columns as ``make`` returns them."""
         return pa.schema([field for each in self.columns for field in each.fields])
+
+    @property
+    def file_schema(self) -> pa.Schema:
+        """The columns that the file has."""
+        return self.schema if self.across else self.schema.insert(0, protocols.COLUMN)
 
     @property
     def words(self) -> frozenset[str]:
@@ -84,7 +93,8 @@ class Table:
     def section(self, name: str) -> str:
         """Return what ``docs/tables.md`` says of it, as Markdown; ``name`` is the table's."""
         head = f"## `results/tables/{name}.parquet`: a row {self.row}"
-        rows = [
+        rows = [] if self.across else ["| `protocol` | string | of the defenses of this row |"]
+        rows += [
             f"| {', '.join(f'`{field.name}`' for field in each.fields)} | {each.kind} | {each.meaning} |"
             for each in self.columns
         ]
@@ -100,8 +110,8 @@ class Derived(NamedTuple):
 
     @property
     def schema(self) -> pa.Schema:
-        """Its columns."""
-        return self.table.schema
+        """The columns that its file has."""
+        return self.table.file_schema
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ const CELL_COLUMNS = [
   ["der", "DER, %", share],
   ["seconds", "seconds", seconds],
 ];
-const AXES = ["dataset", "architecture", "attack", "ratio", "seed", "defense", "spc", "draw"];
+const AXES = ["dataset", "architecture", "attack", "ratio", "seed", "defense", "protocol", "spc", "draw"];
 const MODEL_AXES = AXES.slice(0, 5);
 class CellsDialog {
   constructor(page) {
@@ -178,7 +178,7 @@ class CellsDialog {
     if (!draws) return null;
     const range = draws.includes("-") ? draws : `${draws}-${draws}`;
     const model = `${cell.dataset}/${cell.architecture}/${cell.attack}/ratio-${cell.ratio}/seed-${cell.seed}`;
-    return `${model}/${cell.defense}/spc-${cell.spc}/draws-${range}`;
+    return `${model}/${cell.defense}/${cell.protocol}/spc-${cell.spc}/draws-${range}`;
   }
 
   commands(cell) {
