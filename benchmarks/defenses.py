@@ -28,7 +28,7 @@ from detrojan import registry
 from detrojan import rng as streams
 from detrojan.defenses.base import Defense
 from detrojan.errors import DivergedError, NotApplicableError
-from detrojan.images import DefenderSample
+from detrojan.images import DefenderSample, num_batches, passes
 from detrojan.learning.meter import Cost, device_name, meter
 from detrojan.models.base import Classifier
 from detrojan.study.schema import shipped
@@ -67,15 +67,21 @@ def _steps(count: int, batch_size: int) -> int:
     return math.ceil(count / batch_size)
 
 
+def _floored(epochs: int, min_steps: int, count: int, batch_size: int) -> int:
+    """Passes over ``count`` images that take so many steps at least."""
+    return passes(epochs, min_steps, num_batches(count, batch_size))
+
+
 def _training(epochs: float, images: float) -> Passes:
     """Each image of each epoch, once forward and once backward."""
     return Passes(epochs * images, epochs * images)
 
 
 def _fp(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
-    """Activity on training images, features of validation images once for the whole sweep, fine-tuning."""
-    tuning = _training(d.epochs, n.train)
-    return Passes(n.train + n.validation + tuning.forward, tuning.backward)
+    """Activity on training images, features of those that judge once for the whole sweep, fine-tuning."""
+    tuning = _training(_floored(d.epochs, d.min_steps, n.train, d.batch_size), n.train)
+    judges = n.all if d.judge_on == "all" else n.validation
+    return Passes(n.train + judges + tuning.forward, tuning.backward)
 
 
 def _nad(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
@@ -90,16 +96,22 @@ def _anp(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
     """
     masks = d.iterations * d.batch_size * (d.steps + 2)
     thresholds = math.floor(d.max_threshold / d.threshold_step + 1e-9) + 1
-    return Passes(masks + thresholds * n.validation, masks)
+    judged = thresholds * n.validation if d.thresholding == "sweep" else 2 * n.all
+    return Passes(masks + judged, masks)
 
 
 def _awn(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
-    """A pass for pseudo-labels, one to perturb, and two losses of the masks; ``passes`` of each a round.
+    """A pass for pseudo-labels, one to perturb, and two losses of the masks; the images of half a round each.
 
     All of it again with SGD, where Adam has cost too much accuracy.
     """
-    runs = 2 if c.get("optimizer") == "sgd" else 1
-    rounds = runs * d.epochs * d.passes * n.all
+    if n.all < d.small_sample:
+        d = d.model_copy(update={"batch_size": d.small_batch_size})
+    half = _floored(d.passes, d.min_steps, n.all, d.batch_size) * n.all
+    if d.replacement:
+        half = max(d.min_steps, d.passes * (n.all // d.batch_size)) * d.batch_size
+    runs = 2 if d.optimizer == "adam" and c.get("optimizer") == "sgd" else 1
+    rounds = runs * d.epochs * half
     return Passes(4 * rounds, 3 * rounds)
 
 
@@ -148,10 +160,29 @@ def _npd(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
 
 
 def _rnp(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
-    """Unlearn until the accuracy is low, recover the masks, a pass for each threshold that is tried."""
-    epochs = c.get("unlearning_epochs", d.unlearning_epochs) + d.recovery_epochs
-    thresholds = _steps(1, d.threshold_step)
+    """Unlearn until the accuracy is low, recover the masks, a pass for each threshold that is tried.
+
+    One by one, a pass for each neuron that goes; how many, only the run can tell: here as many as a sweep.
+    """
+    unlearning = _floored(d.unlearning_epochs, d.unlearning_min_steps, n.all, d.batch_size)
+    recovery = _floored(d.recovery_epochs, d.recovery_min_steps, n.all, d.batch_size)
+    epochs = c.get("unlearning_epochs", unlearning) + recovery
+    one_by_one = d.thresholding == "one_by_one" and "num_pruned" in c
+    thresholds = c["num_pruned"] + 2 if one_by_one else _steps(1, d.threshold_step)
     return Passes((epochs + thresholds) * n.all, epochs * n.all, bound=True)
+
+
+def _mm_bd(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
+    """Logits and largest activations of the model as it is; then the bounds are fitted.
+
+    Varied images need the logits of the model as it is, too. The accuracy is asked for at the end and where
+    the norms' weight changes, or after each pass if it says which bounds are kept. With the images that the
+    model has right alone, fewer.
+    """
+    epochs = _floored(d.epochs, d.min_steps, n.all, d.batch_size)
+    judged = epochs if d.keep_last_good else len(d.adjust_at) + 1
+    forward = 1 + epochs * (1 + d.augment) + judged + d.only_right
+    return Passes(forward * n.all, epochs * n.all, bound=d.only_right)
 
 
 def _sau(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
@@ -209,9 +240,7 @@ FORMULAS: dict[str, Formula] = {
     "pbe": lambda n, d, c: _training(d.epochs * (d.steps + 2), n.all),
     "rnp": _rnp,
     "sau": _sau,
-    # Logits and largest activations of the model as it is; then the bounds are fitted, and after each
-    # epoch the accuracy says whether they may be kept.
-    "mm_bd": lambda n, d, c: Passes((1 + 2 * d.epochs) * n.all, d.epochs * n.all),
+    "mm_bd": _mm_bd,
     "grad_prune": _grad_prune,
     "grad_prune_inverted": _grad_prune_inverted,
 }
@@ -303,8 +332,8 @@ def _run(defense: Defense, model: Classifier, sample: DefenderSample) -> str:
 def _row(cost: Cost, expected: Passes | None) -> str:
     measured = (cost.forward_passes, cost.backward_passes)
     cells = [f"{cost.seconds:8.1f} {cost.peak_memory_bytes / 2**20:6.0f}"]
-    for passes, predicted in zip(measured, expected[:2] if expected else (None, None), strict=True):
-        cells.append(f"{passes:10d} {_shown(predicted, expected):>12} {_ratio(passes, predicted):>6}")
+    for found, predicted in zip(measured, expected[:2] if expected else (None, None), strict=True):
+        cells.append(f"{found:10d} {_shown(predicted, expected):>12} {_ratio(found, predicted):>6}")
     return " ".join(cells)
 
 

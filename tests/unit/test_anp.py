@@ -173,9 +173,9 @@ def test_sets_are_nested_and_the_sweep_equals_pruning_one_by_one(toy_model, toy_
 
     def fingerprint(model, images):  # tells apart what accuracy on so few images does not
         calls.append(1)
-        return float(inference.logits(model, images).square().sum()), 0.0
+        return float(inference.logits(model, images).square().sum())
 
-    monkeypatch.setattr(inference, "evaluate", fingerprint)
+    monkeypatch.setattr(inference, "num_right", fingerprint)
     expected, previous, num_sets = [], torch.zeros(len(masks), dtype=torch.bool), 1
     for threshold in thresholds:
         pruned = anp_module.at_most(masks, threshold)
@@ -184,7 +184,7 @@ def test_sets_are_nested_and_the_sweep_equals_pruning_one_by_one(toy_model, toy_
         previous = pruned
         alone = copy.deepcopy(toy_model)
         Channels(alone).prune(pruned, shift=False)
-        expected.append(fingerprint(alone, images)[0])
+        expected.append(fingerprint(alone, images))
     assert 3 < num_sets == len(set(expected)) < len(thresholds)
     calls.clear()
     assert anp_module.sweep(toy_model, masks, thresholds, images) == expected
@@ -193,24 +193,47 @@ def test_sets_are_nested_and_the_sweep_equals_pruning_one_by_one(toy_model, toy_
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "threshold", "last_passing"),
+    ("right", "threshold", "last_passing"),
     [
-        ([1.0] + [1.0] * 4 + [0.89] + [0.95] * 2 + [0.5] * 12, 0.15, 0.3),
-        ([1.0] + [0.9] * 19, -1, -1),  # a drop of exactly a tenth is one too many
-        ([0.5] + [0.9] * 18 + [0.46], 0.9, 0.9),  # a gain refuses nothing
-        ([0.0] + [0.0] * 19, -1, -1),  # nothing to lose: no pruning
+        # Of 16 images, with a tolerance of an eighth.
+        ([16] + [16] * 4 + [13] + [15] * 2 + [8] * 12, 0.15, 0.3),
+        ([16] + [14] * 19, 0.9, 0.9),  # a drop of exactly the tolerance is within it
+        ([8] + [15] * 18 + [6], 0.85, 0.85),  # a gain refuses nothing; the drop is relative to 8
+        ([0] + [0] * 19, -1, -1),  # nothing to lose: no pruning
     ],
 )
 def test_the_largest_threshold_before_the_first_refusal_is_taken(
-    sensitive, red_sample, monkeypatch, accuracies, threshold, last_passing
+    sensitive, red_sample, monkeypatch, right, threshold, last_passing
 ):
-    masks = torch.tensor([0.95, 0.1, 0.9, 0.0])
+    masks = torch.tensor([0.95, 0.1, 0.88, 0.0])
     monkeypatch.setattr(type(load()), "learn_masks", lambda *_args, **_keywords: masks)
-    monkeypatch.setattr(anp_module, "sweep", lambda *_args: accuracies)
-    repaired = load()(sensitive, red_sample, rng=rng.stream("test"))
-    assert red_sample.chosen["threshold"] == threshold
-    assert red_sample.chosen["last_passing_threshold"] == last_passing
+    monkeypatch.setattr(anp_module, "sweep", lambda *_args: right)
+    repaired = load(tolerance=0.125)(sensitive, red_sample, rng=rng.stream("test"))
+    chosen = red_sample.chosen
+    assert chosen["threshold"] == threshold
+    assert chosen["last_passing_threshold"] == last_passing
+    assert (chosen["num_judged"], chosen["allowed_errors"]) == (16, right[0] // 8)
     assert torch.equal(repaired.network.bn.weight == 0, masks <= threshold)
+
+
+def test_a_fixed_threshold_holds_nothing_back_and_judges_nothing(sensitive, red_sample, monkeypatch):
+    taught = []
+
+    def learn(_self, _model, images, *, rng):
+        taught.append(len(images))
+        return torch.tensor([0.21, 0.2, 0.0, 0.3])
+
+    monkeypatch.setattr(type(load()), "learn_masks", learn)
+    defense = load(thresholding="fixed", learn_on="all")
+    repaired = defense(sensitive, red_sample, rng=rng.stream("test"))
+    assert taught == [len(red_sample.everything)]
+    assert torch.equal(repaired.network.bn.weight == 0, torch.tensor([False, True, True, False]))
+    chosen = red_sample.chosen
+    assert (chosen["threshold"], chosen["num_pruned"]) == (0.2, 2)
+    assert chosen["accuracy"] == [
+        inference.evaluate(m, red_sample.everything)[0] for m in (sensitive, repaired)
+    ]
+    assert not {"num_judged", "allowed_errors"} & set(chosen)
 
 
 def test_pruning_zeroes_scales_and_touches_nothing_else(sensitive, red_sample):

@@ -23,6 +23,9 @@ BOUNDS = {"rnp", "sau", "npd", "nc", "grad_prune", "grad_prune_inverted"}  # the
 CIFAR10_SPC_10, CIFAR10_SPC_100, GTSRB_SPC_100 = (90, 10, 10), (900, 100, 10), (3870, 430, 43)
 
 
+AWN_PAPER = {"passes": 5, "min_steps": 15, "replacement": True, "batch_size": 128, "optimizer": "adam"}
+
+
 def predict(name, sizes, chosen=None, **settings):
     return benchmark.prediction(
         name, benchmark.Sizes(*sizes), registry.load("defenses", name, settings), chosen
@@ -48,8 +51,22 @@ def test_every_method_has_a_formula():
         # Independent of the number of images, but for the validation images of the 19 thresholds.
         ("anp", CIFAR10_SPC_10, {}, {}, 2000 * 256 * 9 + 19 * 10),
         ("anp", GTSRB_SPC_100, {}, {}, 2000 * 256 * 9 + 19 * 430),
-        ("awn", CIFAR10_SPC_10, {"passes": 1}, {}, 20 * 100 * 10),
-        ("awn", CIFAR10_SPC_10, {}, {"optimizer": "sgd"}, 2 * 5 * 20 * 100 * 10),
+        ("awn", CIFAR10_SPC_10, {}, {"optimizer": "sgd"}, 20 * 100 * 10),
+        ("awn", CIFAR10_SPC_10, AWN_PAPER, {"optimizer": "adam"}, 20 * 15 * 128 * 10),
+        ("awn", CIFAR10_SPC_10, AWN_PAPER, {"optimizer": "sgd"}, 2 * 20 * 15 * 128 * 10),
+        ("awn", CIFAR10_SPC_10, AWN_PAPER | {"small_sample": 101}, {}, 20 * 15 * 32 * 10),
+        ("fp", CIFAR10_SPC_10, {"judge_on": "all", "min_steps": 1000}, {}, 90 + 100 + 1000 * 90 * 3),
+        ("anp", CIFAR10_SPC_10, {"thresholding": "fixed"}, {}, 2000 * 256 * 9 + 2 * 100),
+        (
+            *("rnp", CIFAR10_SPC_10, {"unlearning_min_steps": 84, "recovery_min_steps": 80}),
+            {},
+            164 * 100 * 3 + 50 * 100,
+        ),
+        (
+            *("rnp", CIFAR10_SPC_10, {"thresholding": "one_by_one"}),
+            {"num_pruned": 7},
+            40 * 100 * 3 + 9 * 100,
+        ),
         ("bnp", GTSRB_SPC_100, {}, {}, 4300),
         ("clp", GTSRB_SPC_100, {}, {}, 0),
         ("fst", CIFAR10_SPC_10, {"epochs": 15}, {}, 15 * 100 * 3),
@@ -58,7 +75,13 @@ def test_every_method_has_a_formula():
         ("rnp", CIFAR10_SPC_100, {}, {}, 40 * 1000 * 3 + 50 * 1000),
         ("rnp", CIFAR10_SPC_100, {}, {"unlearning_epochs": 3}, 23 * 1000 * 3 + 50 * 1000),
         ("sau", CIFAR10_SPC_100, {}, {}, 1000 + 100 * 1000 * (14 + 2 * 12)),
-        ("mm_bd", CIFAR10_SPC_100, {}, {}, 1000 + 50 * 1000 * 4),
+        # Varied images: the original's logits too; five looks at the accuracy.
+        ("mm_bd", CIFAR10_SPC_100, {}, {}, 1000 + 50 * 1000 * 4 + 5 * 1000),
+        (
+            *("mm_bd", CIFAR10_SPC_10, {"augment": False, "min_steps": 150, "keep_last_good": True}),
+            {},
+            100 + 150 * 100 * 4,
+        ),
         ("npd", CIFAR10_SPC_100, {}, {}, 1000 + 50 * 1000 * (7 + 2 * 4)),
         # 80 epochs of each class over the images and a last look; 200 of 1,000 images stamped for one class.
         ("nc", CIFAR10_SPC_100, {"min_steps": 1}, {}, 10_000 * (80 * 3 + 1) + 100 * 1000 * 3),

@@ -14,7 +14,7 @@ from detrojan.defenses.clean_data import bnp as bnp_module
 from detrojan.errors import NotApplicableError
 from detrojan.images import DefenderSample, Loader, to_float
 from detrojan.settings import Augmentation
-from detrojan.study.schema import shipped
+from detrojan.study import protocols
 
 
 def defend(model, clean, **settings):
@@ -192,13 +192,27 @@ def test_a_network_without_running_statistics_is_refused(layer):
         defend(layer[0][:1], layer[1])
 
 
-def test_tiny_imagenet_has_a_wider_margin():
-    def margin(dataset):
-        return registry.declared("defenses", "bnp").settings(
-            **shipped("defenses", "bnp").resolve({"dataset": dataset, "architecture": "vgg19_bn"})
-        )
+def test_the_shift_of_a_pruned_channel_goes_or_stays(layer):
+    model, sample = layer
+    norm = model[1]
+    norm.running_mean[17] += 10 * norm.running_var[17].sqrt()
+    norm.bias.data[17] = 0.5
+    images = to_float(sample.train.images)
+    for zero_shift, constant in ((True, 0.0), (False, 0.5)):
+        with torch.no_grad():
+            maps = defend(model, dataclasses.replace(sample, chosen={}), zero_shift=zero_shift)(images)
+        assert (maps[:, 17] == constant).all()
+        assert maps[:, 16].std() > 0
 
-    assert [margin(name).u for name in ("cifar10", "gtsrb", "tiny_imagenet")] == [3, 3, 4]
+
+def test_two_hundred_classes_have_a_wider_margin():
+    margins = {
+        protocol: [
+            protocols.settings("bnp", protocol, {"num_classes": count})["u"] for count in (10, 43, 200)
+        ]
+        for protocol in ("survey", "paper")
+    }
+    assert margins == {"survey": [3, 3, 4], "paper": [3, 3, 3]}
 
 
 # --- A trained backdoor ----------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """MM-BD: bounds start where they change nothing, and fall as far as the clean images let them."""
 
 import copy
+import dataclasses
+import itertools
 
 import pytest
 import torch
@@ -8,17 +10,22 @@ from torch import nn
 from torch.nn import functional as F
 
 from detrojan import models, registry, rng
+from detrojan.defenses._parts import choices
 from detrojan.defenses.clean_data import mm_bd
 from detrojan.errors import NotApplicableError
-from detrojan.images import to_float
-from detrojan.learning import inference
+from detrojan.images import DefenderSample, to_float
+from detrojan.learning import inference, training
 from detrojan.learning.meter import meter
 from detrojan.models._parts import structure
+from detrojan.models._parts.insertions import Ceiling
+from detrojan.settings import Augmentation
 from detrojan.storage import artifacts
-from detrojan.study.schema import shipped
+from detrojan.study import protocols
 
 ARCHITECTURES = ("preactresnet18", "vgg19_bn", "efficientnet_b3", "mobilenet_v3_large")
 SITES = ["layer1.0.relu1", "layer2.0.relu1", "layer3.0.relu1"]
+# The authors' steps at three activations, and the guard.
+GUARDED = {"sites": SITES, "lr": 0.1, "augment": False, "keep_last_good": True}
 
 
 def load(**settings):
@@ -36,30 +43,66 @@ def bounds_of(model):
 # --- where bounds stand, and where they start ------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_configured_sites_are_early_activations_of_the_trunk(architecture):
-    sites = load(**shipped("defenses", "mm_bd").resolve({"architecture": architecture})).sites
-    with torch.device("meta"):
-        network = registry.load("models", architecture).network(10)
-    trunk = list(structure.norm_activations(network))
-    places = [trunk.index(site) for site in sites]
-    assert len(sites) == 3
-    assert places == sorted(places)
-    assert places[0] < 2
-    assert places[-1] <= len(trunk) / 2
+def settings(protocol, architecture):
+    return protocols.settings("mm_bd", protocol, {"architecture": architecture})
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_first_bounds_change_nothing_on_the_clean_images(architecture, toy_images):
-    settings = {"width": 4} if architecture == "preactresnet18" else {}
-    model = models.build(models.Build(architecture, settings, 4, (0.5,) * 3, (0.25,) * 3))
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def fresh(request):
+    """Return a function that makes an untrained model."""
+    narrow = {"width": 4} if request.param == "preactresnet18" else {}
+    return lambda: models.build(models.Build(request.param, narrow, 4, (0.5,) * 3, (0.25,) * 3))
+
+
+# Activations of the trunk, and the maps at the places of the authors, of images of 32 pixels.
+NUM_ACTIVATIONS = {"preactresnet18": 16, "vgg19_bn": 16, "efficientnet_b3": 52, "mobilenet_v3_large": 31}
+MAPS = {
+    "preactresnet18": [(4, 32), (4, 32), (8, 16)],
+    "vgg19_bn": [(64, 32), (128, 16), (256, 8)],
+    "efficientnet_b3": [(40, 16), (24, 16), (32, 8)],
+    "mobilenet_v3_large": [(16, 16), (16, 16), (24, 8)],
+}
+
+
+def test_sites_and_first_bounds_of_both_protocols(fresh, toy_images):
     images = toy_images(side=32, count=6)
+    model, maps = fresh(), {}
+    architecture, network = model.build.architecture, model.network
+    trunk = list(structure.norm_activations(network))
+    for site in (paper := settings("paper", architecture)["sites"]):
+        network.get_submodule(site).register_forward_hook(
+            lambda _module, _inputs, output, site=site: maps.update({site: tuple(output.shape[1:3])})
+        )
     before = inference.logits(model, images)
-    sites = load(**shipped("defenses", "mm_bd").resolve({"architecture": architecture})).sites
-    _, logits = mm_bd.insert_ceilings(model, sites, images)
-    assert torch.equal(logits, before)
-    assert model.build.inserted == dict.fromkeys(sites, "ceiling")
-    assert torch.equal(inference.logits(model, images), before)
+    assert list(maps.items()) == list(zip(paper, MAPS[architecture], strict=True))
+    # From each site's largest value nothing changes on the clean images.
+    for sites, bounded in ((trunk, copy.deepcopy(model)), (paper, model)):
+        _, logits = mm_bd.insert_ceilings(bounded, sites, images)
+        assert bounded.build.inserted == dict.fromkeys(sites, "ceiling")
+        assert torch.equal(logits, before)
+        assert torch.equal(inference.logits(bounded, images), before)
+    assert settings("survey", architecture)["sites"] == []
+    assert len(trunk) == NUM_ACTIVATIONS[architecture]
+
+
+def test_without_sites_every_activation_of_the_trunk_is_bounded(toy_model, sample):
+    repaired = defend(load(epochs=1), toy_model, sample)
+    trunk = list(structure.norm_activations(toy_model.network))
+    assert list(repaired.build.inserted) == sample.chosen["sites"] == trunk
+
+
+def test_the_authors_bounds_start_at_8_and_clip_the_sum_of_a_block(toy_model, sample):
+    paper = settings("paper", "preactresnet18")
+    ceilings, _ = mm_bd.insert_ceilings(toy_model, paper["sites"], sample.train, paper["start"])
+    assert [bound.unique().tolist() for bound in ceilings.parameters()] == [[8.0]] * 3
+    block, seen = toy_model.network.layer1[1], []
+    block.ceiling.bound.data.fill_(0.5)
+    toy_model.network.layer2[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    # A shortcut that is large goes round no bound.
+    toy_model.network.conv1.register_forward_hook(lambda _, _inputs, maps: maps + 7)
+    with torch.inference_mode():
+        toy_model(to_float(sample.train.images))
+    assert seen[0].max() == 0.5
 
 
 def test_first_bounds_are_the_largest_activation_of_each_site(toy_model, toy_images):
@@ -89,9 +132,23 @@ def test_bounds_act_on_what_no_clean_image_does(toy_model, toy_images):
     assert seen[0].max() == toy_model.network.layer1[0].relu1.ceiling.bound[0]
 
 
-def test_a_model_without_the_sites_is_told_which_setting_to_give(toy_model, sample):
-    with pytest.raises(NotApplicableError, match=r"no features\.5, layer1\.0\.bn1 among its 16: .*sites"):
-        defend(load(sites=["layer1.0.relu1", "features.5", "layer1.0.bn1"]), toy_model, sample)
+@pytest.mark.parametrize(
+    ("sites", "reason"),
+    [
+        (["layer1.0.relu1", "features.5", "nowhere"], r"no features\.5, nowhere: .*sites"),
+        (["layer1"], "no layer1: "),  # a container runs its ceiling as one of its layers
+        (["linear"], "linear puts out none"),
+    ],
+)
+def test_a_model_without_the_sites_is_told_which_setting_to_give(toy_model, sample, sites, reason):
+    with pytest.raises(NotApplicableError, match=reason):
+        defend(load(sites=sites), toy_model, sample)
+
+
+def test_a_layer_that_runs_twice_is_refused(toy_model, sample):
+    toy_model.network.layer1[0].relu2 = toy_model.network.layer1[0].relu1
+    with pytest.raises(NotApplicableError, match="run once"):
+        defend(load(sites=["layer1.0.relu1"]), toy_model, sample)
 
 
 # --- how they fall ---------------------------------------------------------------------------------
@@ -142,7 +199,11 @@ def test_bounds_equal_those_of_a_plain_loop(toy_model, sample, weight, max_drop)
         if epoch % 10 == 0:
             penalty = penalty * 1.2 if good else penalty / 1.2
 
-    repaired = defend(load(norm_weight=weight, max_drop=max_drop, epochs=40), fitted, sample)
+    repaired = defend(
+        load(**GUARDED, norm_weight=weight, max_drop=max_drop, epochs=40, adjust_at=[0.25, 0.5, 0.75]),
+        fitted,
+        sample,
+    )
     assert sample.chosen["epoch"] == kept_epoch
     for found, expected, initial in zip(bounds_of(repaired), kept, start, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
@@ -155,19 +216,129 @@ def test_bounds_equal_those_of_a_plain_loop(toy_model, sample, weight, max_drop)
 
 def test_the_last_good_bounds_are_kept_not_the_last(toy_model, sample):
     fitted = defend(registry.load("defenses", "ft", {"epochs": 30, "lr": 0.05}), toy_model, sample)
-    repaired = defend(load(norm_weight=10.0), fitted, sample)
+    repaired = defend(load(**GUARDED, norm_weight=10.0), fitted, sample)
     before, after = sample.chosen["train_accuracy"]
     assert 0 < sample.chosen["epoch"] < 50
     assert after >= before - 0.05 - 1e-9
     assert inference.evaluate(repaired, sample.everything)[0] == after
-    unguarded = defend(load(norm_weight=10.0, max_drop=0.99), fitted, sample)
-    assert inference.evaluate(unguarded, sample.everything)[0] < before - 0.05
+    unguarded = defend(load(**GUARDED | {"keep_last_good": False}, norm_weight=10.0), fitted, sample)
+    assert inference.evaluate(unguarded, sample.everything)[0] == sample.chosen["train_accuracy"][1]
+    assert sample.chosen["train_accuracy"][1] < before - 0.05
+    assert sample.chosen["epoch"] == 50
     assert all((bound >= 0).all() for bound in bounds_of(unguarded))
+
+
+def test_the_weight_of_the_norms_changes_at_its_shares_of_the_run(planted, planted_sample, monkeypatch):
+    descents = []
+    descend = training.descend
+
+    def watched(*arguments, after_epoch, **options):
+        (run,) = [
+            cell.cell_contents for cell in after_epoch.__closure__ if hasattr(cell.cell_contents, "weight")
+        ]
+        weights = [run.weight]
+
+        def noted(epoch):
+            stop = after_epoch(epoch)
+            weights.append(run.weight)
+            return stop
+
+        descents.append(weights)
+        return descend(*arguments, after_epoch=noted, **options)
+
+    monkeypatch.setattr(training, "descend", watched)
+    paper = {"adjust_at": [0.4, 0.6, 0.8], "min_steps": 150, "batch_size": 200}
+    model = models.Classifier(Bounded(planted.network), planted.build).eval()
+    # Bounds that don't move keep the accuracy; then a rule that accepts nothing.
+    still = {"sites": ["relu"], "lr": 1e-9}
+    defend(load(**still), model, planted_sample)
+    defend(load(**still, **paper), model, planted_sample)
+    monkeypatch.setattr(choices, "accepted", lambda *_: False)
+    defend(load(**still, **paper), model, planted_sample)
+    changes = [
+        [
+            (at, later / before)
+            for at, (before, later) in enumerate(itertools.pairwise(weights), 1)
+            if later != before
+        ]
+        for weights in descents
+    ]
+    assert [[at for at, _ in some] for some in changes] == [[10, 20, 30, 40], [60, 90, 120], [60, 90, 120]]
+    factors = [[factor for _, factor in some] for some in changes]
+    assert factors[0] == pytest.approx([1.2] * 4)
+    assert factors[1] == pytest.approx([1.2] * 3)
+    assert factors[2] == pytest.approx([1 / 1.2] * 3)
+
+
+def test_a_loss_of_exactly_the_tolerance_keeps_bounds(toy_model, sample, monkeypatch):
+    count = len(sample.everything)
+    assert count == 40  # of which 0.05 are two
+    right = iter([40, 38, 37, 39])
+    monkeypatch.setattr(inference, "num_right", lambda *_: next(right))
+    fitted = dataclasses.replace(sample, chosen={})
+    monkeypatch.setattr(
+        inference, "logits", lambda _model, images: F.one_hot(images.labels, 4).float(), raising=True
+    )
+    monkeypatch.setattr(mm_bd, "insert_ceilings", unmeasured)
+    defend(load(**GUARDED, epochs=4), toy_model, fitted)
+    assert fitted.chosen["epoch"] == 4
+    assert fitted.chosen["train_accuracy"] == [1.0, 39 / 40]
+    assert (fitted.chosen["num_judged"], fitted.chosen["allowed_errors"]) == (40, 2)
+    right = iter([40, 38, 37])
+    defend(load(**GUARDED, epochs=3), toy_model, fitted)
+    assert fitted.chosen["epoch"] == 2
+
+
+def unmeasured(model, sites, images, start):
+    """Insert bounds of 1, and take all images for right."""
+    ceilings = [Ceiling(channels) for channels in (4, 4, 8)]
+    for site, ceiling in zip(sites, ceilings, strict=True):
+        ceiling.bound.data.fill_(1)
+        model.insert(site, ceiling)
+    return nn.ModuleList(ceilings), F.one_hot(images.labels, 4).float()
+
+
+def test_only_images_that_the_model_has_right_may_teach(toy_model, sample):
+    right = inference.num_right(toy_model, sample.everything)
+    assert 0 < right < len(sample.everything)
+    defend(load(sites=SITES, only_right=True, epochs=2), toy_model, sample)
+    assert sample.chosen["num_judged"] == right
+    assert sample.chosen["train_accuracy"][0] == 1
+    everything = sample.everything
+    wrong = dataclasses.replace(
+        everything, labels=(inference.logits(toy_model, everything).argmax(1) + 1) % 4
+    )
+    none = DefenderSample(wrong, wrong[torch.arange(0)])
+    with pytest.raises(NotApplicableError, match="there are none"):
+        defend(load(sites=SITES, only_right=True, epochs=2), toy_model, none)
+
+
+def test_varied_images_are_held_against_their_own_logits(toy_model, sample, monkeypatch):
+    varied = dataclasses.replace(
+        sample.everything,
+        info=dataclasses.replace(
+            sample.everything.info, augmentation=Augmentation(crop_padding=2, flip=True)
+        ),
+    )
+    losses = []
+    descend = training.descend
+
+    def watched(*arguments, **options):
+        history = descend(*arguments, **options)
+        losses.append(history[0].loss)
+        return history
+
+    monkeypatch.setattr(training, "descend", watched)
+    given = DefenderSample(varied, varied[torch.arange(0)])
+    for augment in (True, False):
+        # From bounds that nothing reaches, only norms are left in the first loss: of 4, 4 and 8 channels.
+        defend(load(sites=SITES, start=1e3, norm_weight=1e-9, epochs=1, augment=augment), toy_model, given)
+    assert losses == pytest.approx([1e-9 * 1e3 * (2 + 2 + 8**0.5)] * 2, rel=1e-3)
 
 
 def test_weights_are_untouched_and_bounds_survive_a_file(toy_model, sample, tmp_path):
     before = copy.deepcopy(toy_model.state_dict())
-    repaired = defend(load(epochs=12), toy_model, sample)
+    repaired = defend(load(**GUARDED, epochs=12), toy_model, sample)
     after = repaired.state_dict()
     assert set(after) - set(before) == {f"network.{site}.ceiling.bound" for site in SITES}
     assert all(torch.equal(after[name], value) for name, value in before.items())
@@ -179,12 +350,22 @@ def test_weights_are_untouched_and_bounds_survive_a_file(toy_model, sample, tmp_
     assert torch.equal(inference.logits(read, sample.train), inference.logits(repaired, sample.train))
 
 
-def test_passes(toy_model, sample):
+@pytest.mark.parametrize(
+    ("settings", "passes"),
+    [
+        # One that yields logits and largest activations; an epoch's; one to judge each epoch's bounds.
+        (GUARDED, 1 + 3 + 3),
+        # The original's logits of varied images; bounds are judged after an epoch that changes the weight
+        # (here the first and the second), and at the end.
+        ({"sites": SITES}, 1 + 2 * 3 + 2 + 1),
+    ],
+)
+def test_passes(toy_model, sample, settings, passes):
     with meter(torch.device("cpu")) as cost:
-        defend(load(epochs=3, batch_size=16), toy_model, sample)
+        defend(load(**settings, epochs=3, batch_size=16), toy_model, sample)
     count = len(sample.everything)
-    # One that yields logits and largest activations; then an epoch's, and one to judge its bounds.
-    assert (cost.forward_passes, cost.backward_passes) == ((1 + 2 * 3) * count, 3 * count)
+    assert (cost.forward_passes, cost.backward_passes) == (passes * count, 3 * count)
+    assert (cost.steps, cost.step_images) == (3 * 3, 3 * count)
 
 
 # --- what they remove ------------------------------------------------------------------------------
@@ -211,7 +392,9 @@ def test_a_planted_channel_is_bounded_and_the_one_that_shows_the_class_is_not(pl
     assert inference.evaluate(model, planted_sample.validation)[0] == 1
     assert inference.evaluate(model, stamped)[0] == 0.5  # all dark: the trigger wins
     repaired = defend(
-        load(sites=["relu"], norm_weight=0.1, norm_factor=1.0, epochs=150), model, planted_sample
+        load(**GUARDED | {"sites": ["relu"]}, norm_weight=0.1, norm_factor=1.0, epochs=150),
+        model,
+        planted_sample,
     )
     (bound,) = bounds_of(repaired)
     assert bound[0] > 0.9  # red, up to 1 on clean images
@@ -222,8 +405,20 @@ def test_a_planted_channel_is_bounded_and_the_one_that_shows_the_class_is_not(pl
 
 def test_mm_bd_weakens_a_learned_backdoor(backdoored):
     acc, asr, ra = backdoored.rates(backdoored.model)
-    after = backdoored.rates(defend(load(), backdoored.model, backdoored.sample))
+    after = backdoored.rates(defend(load(**GUARDED), backdoored.model, backdoored.sample))
     assert asr > 0.9
     assert after[0] > acc - 0.1
     assert after[1] < asr - 0.15
     assert after[2] > ra + 0.1
+
+
+def test_the_survey_s_steps_are_small(backdoored):
+    """A bound falls by a thousandth a step."""
+    before = backdoored.rates(backdoored.model)
+    after = backdoored.rates(defend(load(epochs=10), backdoored.model, backdoored.sample))
+    assert after[1] > before[1] - 0.05
+    chosen = backdoored.sample.chosen
+    falls = [
+        first - last for first, last in zip(chosen["initial_bounds"], chosen["mean_bounds"], strict=True)
+    ]
+    assert 0 < max(falls) < 0.012

@@ -132,41 +132,60 @@ def test_recovery_changes_only_masks_and_keeps_them_in_bounds(toy_model, toy_ima
         assert parameter.grad is None
 
 
-def sweep_with(monkeypatch, model, masks, accuracies, images):
-    """Return what is chosen where the distinct pruned sets have ``accuracies``, and the sets themselves."""
-    seen, rest = [], list(accuracies)
+def choose_with(monkeypatch, model, masks, right, **settings):
+    """Return what is chosen of 100 images where the distinct pruned sets have ``right``, and those sets."""
+    seen, rest = [], list(right)
 
-    def evaluate(trial, _images):
+    def num_right(trial, _images):
         assert not trial.training
         seen.append(torch.cat([n.weight for n in Channels(trial).norms]) == 0)
-        return rest.pop(0), 0.0
+        return rest.pop(0)
 
-    monkeypatch.setattr(inference, "evaluate", evaluate)
-    return load().choose(model, masks, images), seen
+    monkeypatch.setattr(inference, "num_right", num_right)
+    return *load(**settings).choose(model, masks, range(100)), seen
 
 
+@pytest.mark.parametrize("thresholding", ["sweep", "one_by_one"])
 @pytest.mark.parametrize(
-    ("accuracies", "threshold", "after"),
+    ("right", "threshold", "num_pruned"),
     [
-        ([1.0, 1.0, 0.98, 0.97], 0.5, 0.98),  # a drop of exactly 0.02 is allowed
-        ([1.0, 0.97], 0.1, 1.0),  # the first set already costs too much
-        ([0.5, 0.9, 0.49, 0.48], 0.98, 0.48),  # a gain stops nothing, nor moves what drops count from
-        ([0.9, 0.95, 0.87], 0.3, 0.95),
+        ([100, 100, 98, 97], 0.5, 2),  # a drop of exactly 0.02 is allowed
+        ([100, 97], 0.1, 0),  # the first set already costs too much
+        ([50, 90, 49, 48], 0.98, 3),  # a gain stops nothing, nor moves what drops count from
+        ([90, 95, 87], 0.3, 1),
     ],
 )
-def test_the_last_threshold_before_accuracy_falls_is_taken(
-    sensitive, red_images, monkeypatch, accuracies, threshold, after
+def test_the_last_set_before_accuracy_falls_is_taken(
+    sensitive, monkeypatch, right, threshold, num_pruned, thresholding
 ):
     masks = torch.tensor([0.51, 0.105, 1.0, 0.31])
-    (chosen, shares), seen = sweep_with(monkeypatch, sensitive, masks, accuracies, red_images(16, "x"))
-    assert chosen == pytest.approx(threshold)
-    assert shares == [accuracies[0], after]
+    pruned, chosen, seen = choose_with(monkeypatch, sensitive, masks, right, thresholding=thresholding)
+    assert torch.equal(pruned, masks < masks.sort().values[num_pruned])
+    # One by one there is no threshold: it is the last mask that is pruned.
+    last = threshold if thresholding == "sweep" else [0.0, *masks.sort().values.tolist()][num_pruned]
+    assert chosen["threshold"] == pytest.approx(last)
+    assert chosen["accuracy"] == [right[0] / 100, right[num_pruned] / 100]
+    assert (chosen["num_judged"], chosen["allowed_errors"]) == (100, 2)
     # One pass for each distinct set, each set within the next, and none after the first that fails.
-    assert len(seen) == len(accuracies)
+    assert len(seen) == len(right)
     assert not seen[0].any()
-    assert [int(pruned.sum()) for pruned in seen] == list(range(len(accuracies)))
+    assert [int(tried.sum()) for tried in seen] == list(range(len(right)))
     assert all((later | ~earlier).all() for earlier, later in itertools.pairwise(seen))
-    assert torch.equal(seen[-1], masks < sorted(masks)[len(accuracies) - 1])
+
+
+def test_one_by_one_tells_apart_masks_of_one_value_and_leaves_those_of_one(sensitive, monkeypatch):
+    masks = torch.tensor([0.0, 0.0, 1.0, 0.0])
+    pruned, chosen, seen = choose_with(
+        monkeypatch, sensitive, masks, [100, 100, 97, 97], thresholding="one_by_one"
+    )
+    assert pruned.tolist() == [True, False, False, False]
+    assert chosen["threshold"] == 0
+    pruned, _, seen = choose_with(monkeypatch, sensitive, masks, [100] * 4, thresholding="one_by_one")
+    assert pruned.tolist() == [True, True, False, True]
+    assert len(seen) == 4
+    # A sweep takes all of them or none.
+    pruned, *_ = choose_with(monkeypatch, sensitive, masks, [100, 97])
+    assert not pruned.any()
 
 
 def test_choosing_equals_pruning_at_each_threshold_alone(sensitive, red_images):
@@ -176,14 +195,25 @@ def test_choosing_equals_pruning_at_each_threshold_alone(sensitive, red_images):
     )
     masks = torch.tensor([0.63, 0.2, 0.4, 0.41])
     expected = 0.0
-    first = inference.evaluate(sensitive, sample)[0]
+    first = inference.num_right(sensitive, sample)
     for step in range(50):
         pruned = copy.deepcopy(sensitive)
         Channels(pruned).prune(masks < step * 0.02, shift=False)
-        if inference.evaluate(pruned, sample)[0] < first - 0.02:
+        if first - inference.num_right(pruned, sample) > 1:  # of 64 images 0.02 are one
             break
         expected = step * 0.02
-    assert load().choose(sensitive, masks, sample)[0] == pytest.approx(expected)
+    assert load().choose(sensitive, masks, sample)[1]["threshold"] == pytest.approx(expected)
+
+
+def test_the_ascents_rate_falls_at_its_shares_of_the_run():
+    authors = load(unlearning_schedule="steps", unlearning_lr=0.01)
+    rates = [round(authors._lr_at(0.01, 21, epoch), 9) for epoch in range(21)]
+    assert rates == [0.01] * 10 + [0.001] * 10 + [0.0001]
+    rates = [round(authors._lr_at(0.01, 84, epoch), 9) for epoch in range(84)]
+    assert rates == [0.01] * 40 + [0.001] * 40 + [0.0001] * 4
+    cosine = load()
+    assert cosine._lr_at(0.01, 80, 0) == 0.01
+    assert cosine._lr_at(0.01, 80, 79) == pytest.approx(0.005 * (1 + math.cos(math.pi * 79 / 80)))
 
 
 def test_vanishing_rates_prune_nothing(sensitive, red_sample):

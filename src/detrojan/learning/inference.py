@@ -18,6 +18,11 @@ def logits(model: nn.Module, images: ImageSet) -> Tensor:
     return torch.cat([model(to_float(batch)) for batch in torch.split(images.images, BATCH_SIZE)])
 
 
+def num_right(model: nn.Module, images: ImageSet) -> int:
+    """Return how many of ``images`` get their label; the mode is the caller's."""
+    return int((logits(model, images).argmax(1) == images.labels).sum())
+
+
 def evaluate(model: nn.Module, images: ImageSet) -> tuple[float, float]:
     """Return accuracy in [0, 1] and mean cross-entropy of ``images``; the mode is the caller's."""
     predicted = logits(model, images)

@@ -105,22 +105,22 @@ def _scales_channels(module: nn.Module) -> bool:
     return isinstance(module, nn.GroupNorm) and module.affine
 
 
-def pruned_accuracies(model: nn.Module, sets: Iterable[Tensor], images: ImageSet) -> Iterator[float]:
-    """Yield the accuracy on ``images`` of ``model`` with each of ``sets`` pruned, scales only.
+def pruned_right(model: nn.Module, sets: Iterable[Tensor], images: ImageSet) -> Iterator[int]:
+    """Yield how many of ``images`` ``model`` has right with each of ``sets`` pruned, scales only.
 
-    A set no larger than the one before has its accuracy, without a pass. ``model`` stays as it was.
+    A set no larger than the one before has as many, without a pass. ``model`` stays as it was.
 
     Args:
-        model: a classifier; accuracies are those of eval mode.
+        model: a classifier; it judges in eval mode.
         sets: bool (channels,), each within the next.
         images: with labels.
     """
     trial = copy.deepcopy(model).eval()
     channels = Channels(trial)
-    accuracy, num_pruned = 0.0, -1
+    right, num_pruned = 0, -1
     for pruned in sets:
         if int(pruned.sum()) > num_pruned:
             num_pruned = int(pruned.sum())
             channels.prune(pruned, shift=False)
-            accuracy = inference.evaluate(trial, images)[0]
-        yield accuracy
+            right = inference.num_right(trial, images)
+        yield right

@@ -1,7 +1,8 @@
 """Rules by which methods choose: how far to go, and what stands out."""
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -31,22 +32,24 @@ def accepted(right: int, right_before: int, allowed: int) -> bool:
     return right >= right_before - allowed
 
 
-def last_accepted(accuracies: Sequence[float], tolerance: float) -> int:
-    """Return the last point of a sweep before the accuracy first falls too far.
+def before_refusal(right: Iterable[int], allowed: int) -> Iterator[int]:
+    """Yield the points of a sweep up to the last before the first that is not accepted.
+
+    What comes after that point is not asked for.
 
     Args:
-        accuracies: of each point in [0, 1], the first that of the model as it came; if that is 0,
+        right: images that each point has right, the first that of the model as it came; if that is 0,
             nothing is accepted but it.
-        tolerance: the first drop that is too large, a share of the first accuracy.
+        allowed: as :func:`allowed_errors` returns it.
     """
-    first = accuracies[0]
-    if first == 0:
-        return 0
-    for point, accuracy in enumerate(accuracies):
-        # Shares of a few images: the small term makes 1.0 - 0.9 a drop of 0.1 and not of less.
-        if (first - accuracy) / first >= tolerance - 1e-9:
-            return point - 1
-    return len(accuracies) - 1
+    points = iter(right)
+    yield (first := next(points))
+    yield from itertools.takewhile(lambda point: first > 0 and accepted(point, first, allowed), points)
+
+
+def last_accepted(right: Iterable[int], allowed: int) -> int:
+    """Return the last point of a sweep before the first that is not accepted, see :func:`before_refusal`."""
+    return sum(1 for _ in before_refusal(right, allowed)) - 1
 
 
 def outliers(scores: Tensor, u: float) -> Tensor:

@@ -1,9 +1,10 @@
 """BNP: drop the channels whose input on clean images is not what batch normalization remembers.
 
-Source: Zheng, Tang, Li, Liu, "Pre-activation Distributions Expose Backdoor Neurons", NeurIPS 2022;
-u = 3, and 4 on Tiny-ImageNet, as the survey's benchmark (arXiv 2411.11200) runs it. Running statistics
-were gathered on the poisoned mixture, so a channel that the trigger moves remembers another mean or
-variance than clean images show.
+Source: Zheng, Tang, Li, Liu, "Pre-activation Distributions Expose Backdoor Neurons", NeurIPS 2022, and its
+authors' code; u = 3, and 4 with 200 classes, as the survey's benchmark (arXiv 2411.11200) runs it. Running
+statistics were gathered on the poisoned mixture, so a channel that the trigger moves remembers another mean
+or variance than clean images show. The benchmark zeroes a pruned channel's scale and shift, so it puts out
+nothing; the authors zero the scale alone, so it puts out its shift on every image.
 Departures from that benchmark, each a slip there: the statistics pool all images (there each batch
 overwrites the one before, so only the last counts); the logarithm of the divergence has its 1/2; the
 norm's own epsilon is added to both variances, and divergences that are still not finite don't count, so
@@ -44,9 +45,10 @@ class BNP(Defense):
     smoke: ClassVar[dict[str, object]] = {}
 
     u: float = Field(3, gt=0, description="threshold above the mean, standard deviations of the layer")
+    zero_shift: bool = Field(True, description="zero the shift of a pruned channel too, not its scale alone")
 
     def __call__(self, model: nn.Module, clean: DefenderSample, *, rng: torch.Generator) -> nn.Module:
-        """Return a pruned copy of ``model``: a pruned channel's normalization has zero scale and shift.
+        """Return a pruned copy of ``model``: a pruned channel's normalization has no scale, maybe no shift.
 
         All layers are judged by the inputs that they have in the unpruned model.
         """
@@ -54,7 +56,7 @@ class BNP(Defense):
         channels = Channels(repaired, statistics=True)
         divergences = channel_divergences(repaired, channels.norms, clean.everything, rng)
         pruned = torch.cat([outliers(divergence, self.u) for divergence in divergences])
-        channels.prune(pruned, shift=True)
+        channels.prune(pruned, shift=self.zero_shift)
         names = channels.named(pruned)
         clean.chosen.update({"num_pruned": len(names), "pruned": names})
         return repaired

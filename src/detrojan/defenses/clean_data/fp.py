@@ -4,14 +4,17 @@ Source: Liu, Dolan-Gavitt, Garg, "Fine-Pruning: Defending Against Backdooring At
 Networks", RAID 2018 (arXiv 1805.12185); steps, tolerance and fine-tuning of the survey's benchmark
 (arXiv 2411.11200). The paper prunes one channel at a time and tolerates a drop of about 4 %.
 Departures from that benchmark, whose sweep has slips: the last mask *within* the tolerance is kept,
-not the first beyond it; at step k, k features are masked, not k - 1; a gain in accuracy never stops
-the sweep; and validation images are not augmented, so the points of the sweep are comparable. As
-there, features are ranked by their signed mean.
+not the first beyond it, and a loss of exactly the tolerance is within it, counted in whole images
+(there shares of floating point decide, so a tie counts from some accuracies and not from others); at
+step k, k features are masked, not k - 1; a gain in accuracy never stops the sweep; and images that judge
+are not augmented, so the points of the sweep are comparable. As there, features are ranked by their
+signed mean. Nothing is fitted to the labels before the sweep, so all clean images may judge it: ten
+validation images say little of a loss of a twenty-fifth.
 """
 
 import copy
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -20,7 +23,7 @@ from torch import Tensor, nn
 from detrojan.defenses._parts import choices
 from detrojan.defenses.base import FineTuning
 from detrojan.errors import NotApplicableError
-from detrojan.images import DefenderSample, ImageSet
+from detrojan.images import DefenderSample, ImageSet, num_batches, passes
 from detrojan.learning import inference, training
 from detrojan.models import Classifier
 
@@ -34,10 +37,19 @@ class FP(FineTuning):
     smoke: ClassVar[dict[str, object]] = {"epochs": 2}
 
     step: float = Field(
-        0.01, gt=0, le=1, description="share of the channels pruned from one point to the next"
+        0.01,
+        ge=0,
+        le=1,
+        description="share of the channels pruned from point to point; 0: one channel",
     )
     tolerance: float = Field(
-        0.1, ge=0, lt=1, description="relative drop of validation accuracy that stops it"
+        0.1, ge=0, lt=1, description="largest relative drop of accuracy, on the images that judge"
+    )
+    judge_on: Literal["validation", "all"] = Field(
+        "validation", description="the clean images that judge how far pruning may go"
+    )
+    min_steps: int = Field(
+        0, ge=0, description="fewest optimizer steps; passes are added until they are taken; 0: none"
     )
 
     def __call__(self, model: nn.Module, clean: DefenderSample, *, rng: torch.Generator) -> nn.Module:
@@ -46,14 +58,18 @@ class FP(FineTuning):
         head, groups = _prunable(repaired)
         activity = _features(repaired, clean.train).mean(0).view(groups, -1).mean(1)
         order = activity.argsort(stable=True)
-        accuracies = _sweep(repaired, clean.validation, order, self._step(groups))
-        accepted = choices.last_accepted(accuracies, self.tolerance)
+        judges = clean.everything if self.judge_on == "all" else clean.validation
+        right = _sweep(repaired, judges, order, self._step(groups))
+        allowed = choices.allowed_errors(self.tolerance, right[0])
+        accepted = choices.last_accepted(right, allowed)
         num_pruned = min(accepted * self._step(groups), math.floor(0.99 * groups))
         clean.chosen.update(
             {
                 "num_pruned": num_pruned,
                 "num_channels": groups,
-                "validation_accuracy": [accuracies[0], accuracies[accepted]],
+                "num_judged": len(judges),
+                "allowed_errors": allowed,
+                "accuracy": [right[0] / len(judges), right[accepted] / len(judges)],
             }
         )
         keep = torch.ones(groups, device=order.device)
@@ -68,7 +84,7 @@ class FP(FineTuning):
         training.fit(
             repaired,
             clean.train,
-            self.optimization,
+            self.optimization.model_copy(update={"epochs": self._epochs(len(clean.train))}),
             rng=rng,
             augmentation=clean.train.info.augmentation,
             after_step=prune,
@@ -76,7 +92,10 @@ class FP(FineTuning):
         return repaired
 
     def _step(self, groups: int) -> int:
-        return math.ceil(self.step * groups)
+        return max(1, math.ceil(self.step * groups))
+
+    def _epochs(self, count: int) -> int:
+        return passes(self.epochs, self.min_steps, num_batches(count, self.batch_size))
 
 
 def _prunable(model: nn.Module) -> tuple[nn.Linear, int]:
@@ -115,8 +134,8 @@ def _features(model: nn.Module, images: ImageSet) -> Tensor:
 
 
 @torch.inference_mode()
-def _sweep(model: nn.Module, images: ImageSet, order: Tensor, step: int) -> list[float]:
-    """Return the accuracy on ``images`` with the first 0, step, 2 step, ... channels of ``order`` masked.
+def _sweep(model: nn.Module, images: ImageSet, order: Tensor, step: int) -> list[int]:
+    """Return how many ``images`` are right with the first 0, step, 2 step, ... channels of ``order`` masked.
 
     Setting input columns of the head's first layer to zero is setting those features to zero, so the
     backbone runs once and only the head sees each mask.
@@ -126,10 +145,10 @@ def _sweep(model: nn.Module, images: ImageSet, order: Tensor, step: int) -> list
     rank = torch.empty_like(order)
     rank[order] = torch.arange(groups, device=order.device)
     column_rank = rank.repeat_interleave(features.shape[1] // groups)
-    accuracies = []
+    right: list[int] = []
     points = torch.arange(0, groups, step, device=order.device)
     for some in torch.split(points, max(1, SWEEP_ELEMENTS // features.numel())):
         masked = features * (column_rank >= some[:, None, None])
         predicted = _head(model)(masked.flatten(0, 1)).argmax(1).view(len(some), -1)
-        accuracies += (predicted == images.labels).double().mean(1).tolist()
-    return accuracies
+        right += (predicted == images.labels).sum(1).tolist()
+    return right

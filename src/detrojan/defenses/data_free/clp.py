@@ -1,8 +1,8 @@
 """CLP: channel Lipschitzness pruning, from the weights alone.
 
 Source: Zheng, Tang, Li, Liu, "Data-free Backdoor Removal based on Channel Lipschitzness", ECCV 2022
-(arXiv 2208.03111); u = 3 for all data sets, as the survey (arXiv 2411.11200) runs it (the paper
-takes 5 on Tiny-ImageNet). As in its code, a batch normalization belongs to the convolution
+(arXiv 2208.03111); u = 3 however many classes there are, as the survey (arXiv 2411.11200) runs it (the
+paper takes 5 with 200). As in its code, a batch normalization belongs to the convolution
 registered before it; in a pre-activation network, whose norms see residual sums, that is no strict
 bound. Departures: the norm's own epsilon is added to the running variance, and bounds that are still
 not finite don't count, so dead channels (VGG) no longer break a layer; singular values come from one
