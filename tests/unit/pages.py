@@ -56,6 +56,11 @@ def models_of(cells):
             if row["attack"] != "none":
                 trained |= {"psnr": 21.25, "ssim": 0.876, "linf": 51, "acc_loss": 0.004}
             rows.append(plain | same | trained)
+    return models_table(rows)
+
+
+def models_table(rows):
+    """Return rows as a table of models."""
     return pa.Table.from_pylist(rows, schema=MODELS)
 
 
