@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from detrojan.analysis import derived
-from detrojan.analysis.statistics import collect, settings
+from detrojan.analysis.statistics import collect, gate, settings
 from detrojan.settings import Gate
 from detrojan.storage import records
 from detrojan.study.schema import Study
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 with job.run(snakemake) as cell:
     cells = collect.cells(graph.placed(snakemake.input.metrics), snakemake.params.given_up)
+    limits = Gate(**snakemake.params.gate)
     models = collect.models(
         cells,
         *(graph.placed(snakemake.input[name]) for name in ("models", "triggers", "poisoned", "triggered")),
-        Gate(**snakemake.params.gate),
+        limits,
     )
     study = Study.model_validate_json(snakemake.params.study)
     study.know_classes(sources.classes_read(study))
@@ -25,4 +26,5 @@ with job.run(snakemake) as cell:
     cells = collect.completed(cells, models)
     records.write_table(cells, snakemake.output.cells, collect.CELLS)
     records.write_table(models, snakemake.output.models, collect.MODELS)
-    derived.write({"cells": cells, "models": models}, snakemake.output)
+    judged = gate.table(models.to_pylist(), limits)
+    derived.write({"cells": cells, "models": models, "gate": judged}, snakemake.output)

@@ -7,7 +7,9 @@ import pytest
 
 from detrojan import registry
 from detrojan.analysis import derived
+from detrojan.analysis.statistics import gate
 from detrojan.analysis.statistics.collect import CELLS
+from detrojan.settings import Gate
 from detrojan.workflow import graph
 from tests.unit import pages
 from tests.unit import tables as made
@@ -17,7 +19,8 @@ from tests.unit import tables as made
 def given():
     """The cells and models of a small study with clean models, failures and ties."""
     cells = pages.of_rows(*made.random_study(attacks=("badnets", "sig"), ratios=(0.1,)).to_pylist())
-    return {"cells": cells, "models": pages.models_of(cells)}
+    models = pages.models_of(cells)
+    return {"cells": cells, "models": models, "gate": gate.table(models.to_pylist(), Gate())}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,8 @@ def test_table_of_few_cells(name):
     clean = pages.of_rows(made.untouched(attack="none"))
     failed = pages.of_rows(made.untouched(status="diverged"), made.cell(status="diverged"))
     for cells in (clean, failed, CELLS.empty_table()):
-        given = {"cells": cells, "models": pages.models_of(cells)}
+        models = pages.models_of(cells)
+        given = {"cells": cells, "models": models, "gate": gate.table(models.to_pylist(), Gate())}
         found = derived.make(given)[name]
         assert isinstance(found.select(derived.TABLES[name].schema.names), pa.Table)
 

@@ -5,6 +5,7 @@ import pyarrow as pa
 from detrojan.analysis import derived
 from detrojan.analysis.report import listings, report, views
 from detrojan.analysis.report.figures import base
+from detrojan.analysis.statistics import gate
 from detrojan.analysis.statistics.collect import MODELS
 from detrojan.settings import Gate
 from tests.unit import tables as made
@@ -55,6 +56,11 @@ def models_of(cells):
             if row["attack"] != "none":
                 trained |= {"psnr": 21.25, "ssim": 0.876, "linf": 51, "acc_loss": 0.004}
             rows.append(plain | same | trained)
+    return models_table(rows)
+
+
+def models_table(rows):
+    """Return rows as a table of models."""
     return pa.Table.from_pylist(rows, schema=MODELS)
 
 
@@ -66,7 +72,8 @@ def random_study(**axes):
 def tables_of(cells, models=None):
     """Return all tables of a study."""
     models = models_of(cells) if models is None else models
-    return views.Tables(cells, models, derived.make({"cells": cells, "models": models}))
+    judged = gate.table(models.to_pylist(), Gate())
+    return views.Tables(cells, models, derived.make({"cells": cells, "models": models, "gate": judged}))
 
 
 def without_models(cells):

@@ -20,11 +20,11 @@ GATE = Gate(min_asr=0.8, max_acc_loss=0.1)
 
 def test_an_attack_that_took():
     verdict = gate.verdict(0.875, 0.96, 0.9375, GATE)
-    assert verdict == (0.0625, True, None)
+    assert verdict == (0.0625, True, None, None, False)
 
 
 def test_a_clean_model_has_no_verdict():
-    assert gate.verdict(0.9, None, 0.9, GATE) == (None, None, None)
+    assert gate.verdict(0.9, None, 0.9, GATE) == (None,) * 5
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def test_one_image_in_a_million_too_few_fails_and_shows_in_the_reason():
 
 
 def test_without_a_clean_model_the_asr_alone_decides():
-    assert gate.verdict(0.1, 0.9, None, GATE) == (None, True, None)
-    assert gate.verdict(0.1, 0.7, None, GATE) == (None, False, "ASR 70.0 % is below 80 %")
+    assert gate.verdict(0.1, 0.9, None, GATE)[:3] == (None, True, None)
+    assert gate.verdict(0.1, 0.7, None, GATE)[:3] == (None, False, "ASR 70.0 % is below 80 %")
 
 
 def test_a_model_may_beat_the_clean_one():
@@ -72,6 +72,75 @@ def test_other_limits():
     strict = Gate(min_asr=0.995, max_acc_loss=0.005)
     assert gate.verdict(0.9, 0.99, 0.9, strict).gate_reason == "ASR 99.0 % is below 99.5 %"
     assert "at least 99.5 % and its ACC at most 0.5 points" in gate.describe(strict)
+
+
+def test_a_clean_label_attack_may_cost_the_target_class():
+    of_cifar10 = gate.allowance("sig", 10_000, 9_000)
+    assert of_cifar10 == pytest.approx(0.1)
+    assert gate.verdict(0.75, 0.9, 0.9, GATE, allowance=of_cifar10).attack_took
+    failed = gate.verdict(0.65, 0.9, 0.9, GATE, allowance=of_cifar10)
+    said = "ACC 25.0 points below the clean model's, more than 20 (10 and 10 for the target class)"
+    assert (failed.attack_took, failed.gate_reason) == (False, said)
+    assert gate.allowance("sig", 12_630, 12_570) == pytest.approx(60 / 12_630)
+
+
+@pytest.mark.parametrize(
+    ("attack", "num_test", "num_triggered"),
+    [("badnets", 10_000, 9_000), ("sig", 0, 0), ("sig", 10_000, 0), ("theirs", 10_000, 9_000)],
+)
+def test_no_other_attack_may_cost_more(attack, num_test, num_triggered):
+    assert gate.allowance(attack, num_test, num_triggered) == 0
+
+
+def test_all_to_all_is_judged_by_what_the_clean_model_recognizes():
+    took = gate.verdict(0.52, 0.5, 0.55, GATE, all_to_all=True)
+    assert (took.attack_took, took.asr_relative) == (True, pytest.approx(0.5 / 0.55))
+    assert not gate.verdict(0.52, 0.5, 0.55, GATE).attack_took
+    # Without a clean model it is held against what the model itself recognizes.
+    failed = gate.verdict(0.8, 0.56, None, GATE, all_to_all=True)
+    assert failed.gate_reason == "ASR is 56.0 %, as a share of ACC 70.0 % is below 80 %"
+    assert gate.verdict(0.0, 0.9, 0.0, GATE, all_to_all=True).asr_relative is None
+
+
+def test_a_trigger_that_fools_a_clean_model_too_is_no_backdoor():
+    failed = gate.verdict(0.9, 0.95, 0.9, GATE, clean_asr=0.6)
+    said = "the trigger fools a clean model too: ASR 60.0 %"
+    assert (failed.attack_took, failed.gate_reason) == (False, said)
+    assert gate.verdict(0.9, 0.95, 0.9, GATE, clean_asr=0.45).attack_took
+
+
+@pytest.mark.parametrize(("asr", "near"), [(0.77, True), (0.76, False), (0.83, True), (0.84, False)])
+def test_what_another_seed_may_decide_otherwise(asr, near):
+    assert gate.verdict(0.9, asr, 0.9, GATE).near_gate is near
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("ASR 41.2 % is below 80 %", "more epochs, a larger ratio or a wider model"),
+        ("ACC 12.3 points below the clean model's, more than 10", "a smaller ratio"),
+        ("the trigger fools a clean model too: ASR 60.0 %", "a weaker trigger"),
+        ("something else", ""),
+    ],
+)
+def test_a_failed_gate_has_advice(reason, said):
+    assert said in gate.advice(reason)
+
+
+def test_how_near_each_model_came():
+    rows = [
+        model("none") | {"acc": 0.9, "asr": None, "acc_loss": None},
+        model("badnets") | {"acc": 0.85, "asr": 0.6, "acc_loss": 0.05},
+        model("blended") | {"acc": 0.7, "asr": 0.9, "acc_loss": 0.2},
+        model("sig") | {"acc": 0.75, "asr": 0.9, "acc_loss": 0.15, "acc_allowance": 0.1},
+        model("lf") | {"acc": 0.5, "asr": 0.5, "acc_loss": 0.05, "label_map": "all_to_all"},
+    ]
+    found = {row["attack"]: row for row in gate.table(rows, GATE).cast(gate.GATE).to_pylist()}
+    assert list(found) == ["badnets", "blended", "sig", "lf"]
+    passing = {"badnets": True, "blended": False, "sig": True, "lf": True}
+    assert {name: row["passes_otherwise"] for name, row in found.items()} == passing
+    assert found["lf"]["asr_judged"] == pytest.approx(0.5 / 0.55)
+    assert {row["min_asr"] for row in found.values()} == {0.8}
 
 
 # --- cards and tables ------------------------------------------------------------------------------
@@ -217,6 +286,41 @@ def test_an_attack_that_controls_training_counts_what_it_poisons_itself(cards):
     assert (row["num_poisoned"], row["effective_ratio"]) == (4987, 0.0499)
     assert (row["label_map"], row["target"]) == ("all_to_all", None)
     assert (row["acc_loss"], row["attack_took"]) == (None, True)  # the study has no clean model
+
+
+def test_the_clean_model_may_have_been_trained_otherwise(cards):
+    measures = [(model("none"), 0.9, None), (model("badnets"), 0.9, 0.9), (model("sig"), 0.9, 0.9)]
+    shared = {"ratio": 0.05} | POISON
+    _, models = gathered(
+        cards,
+        measures,
+        poison=[without(model(name), "architecture") | shared for name in ("badnets", "sig")],
+        own={"sig": {"optimization": {"epochs": 1, "schedule": "constant"}}},
+    )
+    found = {row["attack"]: row["clean_matched"] for row in models.to_pylist()}
+    assert found == {"none": None, "badnets": True, "sig": False}
+
+
+@pytest.mark.parametrize(
+    ("attack", "psnr", "weakness", "said"),
+    [
+        ("ssba", 24.9, None, "PSNR 24.9 dB, below 25"),
+        ("ssba", 24.9, "unread bits", "unread bits; PSNR 24.9 dB"),
+        ("ssba", 25.0, None, None),
+        ("badnets", 20.0, None, None),
+    ],
+)
+def test_redrawn_images_may_be_blurred(cards, attack, psnr, weakness, said):
+    axes = without(model(attack), "architecture", "ratio")
+    _, models = gathered(
+        cards,
+        [(model(attack), 0.9, 0.9)],
+        trigger=[axes | TRIGGER | {"weakness": weakness}],
+        poison=[axes | {"ratio": 0.05} | POISON],
+        triggered=[axes | ONE_TARGET | QUALITY | {"psnr": psnr, "hyperparameters": {}}],
+    )
+    (found,) = models["trigger_weakness"].to_pylist()
+    assert found is None if said is None else said in found
 
 
 def test_poisoned_images_that_nobody_counted_are_no_zero(cards):

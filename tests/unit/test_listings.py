@@ -49,7 +49,7 @@ def test_notes_tell_of_what_ranks_rest_on(tables):
     (note,) = {" ".join(block.notes) for block in listings.ranking(tables, "der").blocks if block.spc == 2}
     row = next(r for r in tables.ranks.to_pylist() if r["measure"] == "der" and r["spc"] == 2)
     assert f"Ranked: 4 defenses, all of them in {row['num_shared_all']} settings." in note
-    assert f"{row['defense']} (mean rank {row['mean_rank']:.2f}) is first" in note
+    assert "anp, clp, fp, ft lead together: " in note
     assert "Single seed" not in note  # there are two
 
 
@@ -188,10 +188,10 @@ def test_values_are_written_for_readers(write, value, text):
 @pytest.mark.parametrize(
     ("apart", "rank", "said"),
     [
-        (True, 2.0, "can be told from all others"),
-        (False, 2.0, "can't be told from fp"),
-        (None, 2.0, "can't be told from fp"),
-        (True, 1.0, "can't be told from fp"),  # equal ranks are a tie
+        (True, 2.0, "ft leads: on this grid it can be told from all others"),
+        (False, 2.0, "fp, ft lead together"),
+        (None, 2.0, "fp, ft lead together"),
+        (True, 1.0, "fp, ft lead together"),  # equal ranks are a tie
     ],
 )
 def test_who_leads(apart, rank, said):

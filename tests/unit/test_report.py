@@ -243,7 +243,9 @@ def test_attacks_that_failed_the_gate_are_named(page):
     assert "Attacks that failed the gate: 1 of 1 settings." in page
     setting = "digits · net · sig, ratio 0.1 · attack failed the gate"
     assert f"<li>{setting}: seed 0: ASR 2.0 % is below 80 %</li>" in page
-    assert "No attack took: there is no backdoor to remove." in page
+    said = "No attack took: 0 of 1 model passed the gate. The nearest, sig on digits, has ASR 2.0 %."
+    assert f'<p class="finding">{said}</p>' in page
+    assert "<p>What may help: more epochs, a larger ratio or a wider model.</p>" in page
     assert ["ft", "1", "1"] in rows_of(page)  # counted, and as gate failed
 
 
@@ -378,22 +380,3 @@ def test_budgets_are_pooled_first_unless_there_is_one(tables):
     assert views.budgets(tables) == [None]
     study = pages.random_study(draws=1, defenses=("ft",), attacks=("sig",), ratios=(0.1,), seeds=(0,))
     assert views.budgets(study) == [None, 2, 10]
-
-
-def highlights(*asrs):
-    """Return the first sentence on ft, fp and anp with these attack success rates, on four attacks."""
-    rows = []
-    for attack in ("badnets", "blended", "sig", "lf"):
-        rows += [made.untouched(attack=attack)]
-        rows += [
-            made.cell(name, 0.95, asr, attack=attack)
-            for name, asr in zip(("ft", "fp", "anp"), asrs, strict=True)
-        ]
-    return report._highlights(pages.tables_of(pages.of_rows(*rows)))[0]
-
-
-def test_defenses_that_do_nothing_have_no_leader():
-    said = highlights(1.0, 1.0, 0.995)
-    assert said.startswith("No defense surely repairs anything (anp, fp, ft): ")
-    assert "+0.5 points" in said
-    assert highlights(1.0, 1.0, 0.5).startswith("By DER, anp has the best mean rank")

@@ -64,7 +64,8 @@ def _write(
 ) -> None:
     records.write_table(cells, graph.below(into, graph.table("cells")), CELLS)
     made = derived.write(
-        {"cells": cells}, {name: graph.below(into, graph.table(name)) for name in derived.TABLES}
+        {"cells": cells, "gate": external.gate_table(cells, mapping.gate)},
+        {name: graph.below(into, graph.table(name)) for name in derived.TABLES},
     )
     if both:
         for name, (table, schema) in parity.tables(both).items():

@@ -16,7 +16,8 @@ import yaml
 from detrojan.analysis import derived
 from detrojan.analysis.report.views import counted
 from detrojan.analysis.statistics import collect
-from detrojan.analysis.statistics.gate import Verdict, verdict
+from detrojan.analysis.statistics.gate import Verdict, of_row
+from detrojan.analysis.statistics.gate import table as gate_table
 from detrojan.cells import CELL_AXES, MODEL_AXES, NO_METHOD, Draws, Model
 from detrojan.settings import Gate
 from detrojan.storage import records
@@ -33,7 +34,10 @@ CELL_RESULTS = (
 # Of a model's row, what may differ from site to site: what training took, where, and the verdict.
 MODEL_COST = ("seconds", "images_per_second", "peak_memory_bytes", "device", "versions", "git_commit")
 MODEL_RESULTS = tuple(
-    name for name in collect.MODELS.names if name not in (*MODEL_AXES, *MODEL_COST, *Verdict._fields)
+    name
+    for name in collect.MODELS.names
+    # What a model is beside the clean one isn't known at a site that lacks that one.
+    if name not in (*MODEL_AXES, *MODEL_COST, *Verdict._fields, *collect.BESIDE_CLEAN)
 )
 MOST_SHOWN = 5  # conflicts
 GRID_AXES = ("datasets", "architectures", "attacks", "ratios", "seeds", "defenses", "protocols", "spc")
@@ -151,10 +155,12 @@ def _same_code(axes: Sequence[str], key: Key, code: str, other: str) -> bool:
 def judged(models: pa.Table, gate: Gate) -> pa.Table:
     """Return ``models``, of the schema ``MODELS``, with the gate's verdicts on them, decided anew."""
     rows = models.to_pylist()
-    accuracies = {Model(*(row[axis] for axis in MODEL_AXES)): row["acc"] for row in rows}
-    for row in rows:
-        clean = Model(*(row[axis] for axis in MODEL_AXES))._replace(attack=NO_METHOD, ratio=0.0)
-        row.update(verdict(row["acc"], row["asr"], accuracies.get(clean), gate)._asdict())
+    by_model = {Model(*(row[axis] for axis in MODEL_AXES)): row for row in rows}
+    for model, row in by_model.items():
+        clean = by_model.get(model._replace(attack=NO_METHOD, ratio=0.0))
+        if clean and row["attack"] != NO_METHOD:
+            row["clean_matched"] = row["optimization"] == clean["optimization"]
+        row.update(of_row(row, clean and clean["acc"], gate)._asdict())
     return pa.Table.from_pylist(rows, schema=collect.MODELS)
 
 
@@ -260,7 +266,8 @@ def write(sites: Sequence[Site], cells: Joined, models: Joined, folder: Path) ->
     records.write_table(cells.table, graph.below(folder, graph.table("cells")), collect.CELLS)
     records.write_table(models.table, graph.below(folder, graph.table("models")), collect.MODELS)
     paths = {name: graph.below(folder, graph.table(name)) for name in derived.TABLES}
-    derived.write({"cells": cells.table, "models": models.table}, paths)
+    gate = gate_table(models.table.to_pylist(), sites[0].study.gate)
+    derived.write({"cells": cells.table, "models": models.table, "gate": gate}, paths)
     records.write_text(_study_text(sites), folder / files.KEPT)
 
 

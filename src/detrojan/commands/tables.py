@@ -12,22 +12,28 @@ from detrojan.analysis import derived
 from detrojan.analysis.report import report
 from detrojan.analysis.report.views import Tables, counted
 from detrojan.analysis.statistics import collect
+from detrojan.analysis.statistics.gate import table
 from detrojan.settings import Gate
 from detrojan.storage import records
 from detrojan.study.files import KEPT, kept, load_study
+from detrojan.study.schema import Study
 from detrojan.workflow import graph
 
 GATE_UNKNOWN = "Whether an attack took is as the table of models has it, by a gate that was not copied along."
 
 
-def about(tables: Tables, folder: Path) -> report.About:
-    """Return what the page says beside its tables; less if the study file was not copied along.
+def study_of(folder: Path) -> Study | None:
+    """Return the study whose tables lie in a folder; None if its file was not copied along.
 
     Raises:
-        ValueError: the study file has mistakes, by today's code.
+        ValueError: it has mistakes, by today's code.
     """
-    if (folder / KEPT).exists():
-        study = load_study(kept(folder))
+    return load_study(kept(folder)) if (folder / KEPT).exists() else None
+
+
+def about(tables: Tables, study: Study | None) -> report.About:
+    """Return what the page says beside its tables; less if nobody knows the study file."""
+    if study:
         return report.of_study(tables, study.gate, [str(draws) for draws in study.grid.draws])
     return report.of_study(tables, Gate(), [])._replace(gate=GATE_UNKNOWN, draws=None)
 
@@ -71,7 +77,8 @@ def main(folder: Path) -> None:
     """Make the tables and the report in a folder of results, and say what was made.
 
     Raises:
-        ValueError: a table is missing or broken, or the workflow makes them there itself.
+        ValueError: a table is missing or broken, the study file beside it has mistakes by today's code, or
+            the workflow makes the tables there itself.
     """
     if (folder / "metrics").exists():
         raise ValueError(
@@ -81,8 +88,11 @@ def main(folder: Path) -> None:
     files = {name: graph.below(folder, graph.table(name)) for name in graph.TABLES}
     cells = records.read_table(files["cells"], collect.CELLS)
     models = records.read_table(files["models"], collect.MODELS)
-    made = derived.write({"cells": cells, "models": models}, files)
+    study = study_of(folder)
+    given = {"cells": cells, "models": models}
+    # What other limits would change can't be told without knowing this one.
+    made = derived.write(given | ({"gate": table(models.to_pylist(), study.gate)} if study else {}), files)
     tables = Tables(cells, models, made)
-    report.write(tables, about(tables, folder), folder / "report")
+    report.write(tables, about(tables, study), folder / "report")
     click.echo(f"{folder}: {counted(len(cells), 'cell')} of {counted(len(models), 'model')}.")
     click.echo(f"Made tables/ {', '.join(made)}, and report/index.html.")

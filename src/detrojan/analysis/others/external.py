@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from detrojan import registry
 from detrojan.analysis.escape import UNPRINTABLE
 from detrojan.analysis.statistics.collect import CELLS, NOTHING_MEASURED
+from detrojan.analysis.statistics.gate import table as table_of_gate
 from detrojan.analysis.statistics.gate import verdict
 from detrojan.analysis.statistics.ranking import RANKED
 from detrojan.analysis.statistics.relative import MEASURED, relative
@@ -513,24 +514,44 @@ def _outcome(reasons: dict[str, str | None]) -> tuple[str, str | None]:
     return OK, f"without {' and '.join(name.upper() for name in missing)}: {why}"
 
 
+def _untouched(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a row an untouched model: its axes, ``acc`` and ``asr``, and ``acc_loss``; None if unknown."""
+    rows = frame.loc[frame["defense"] == NO_METHOD, [*MODEL_AXES, "acc", "asr"]].to_dict("records")
+    known: list[dict[str, Any]] = [
+        {str(name): None if value is None or value != value else value for name, value in row.items()}
+        for row in rows
+    ]
+    by_model = {tuple(row[axis] for axis in MODEL_AXES): row["acc"] for row in known}
+    for row in known:
+        clean = by_model.get(tuple({**row, "attack": NO_METHOD, "ratio": 0.0}[axis] for axis in MODEL_AXES))
+        row["acc_loss"] = None if clean is None or row["acc"] is None else clean - row["acc"]
+    return known
+
+
 def _took(frame: pd.DataFrame, gate: Gate) -> "pd.Series[Any]":
     """Return of each row whether its model's attack took; None where nobody knows, or nobody attacked."""
-    untouched = {
-        tuple(row[axis] for axis in MODEL_AXES): row
-        for row in frame[frame["defense"] == NO_METHOD].to_dict("records")
+    took = {
+        tuple(row[axis] for axis in MODEL_AXES): verdict(*_judged_by(row), gate).attack_took
+        for row in _untouched(frame)
     }
-    took = {}
-    for model, row in untouched.items():
-        clean = untouched.get(
-            tuple({**row, "attack": NO_METHOD, "ratio": 0.0}[axis] for axis in MODEL_AXES), {}
-        )
-        acc, asr, clean_acc = (
-            None if value is None or value != value else value
-            for value in (row["acc"], row["asr"], clean.get("acc"))
-        )
-        took[model] = verdict(acc or 0.0, asr, clean_acc if acc is not None else None, gate).attack_took
     keys = zip(*(frame[axis] for axis in MODEL_AXES), strict=True)
     return pd.Series([took.get(key) for key in keys], frame.index, dtype=object)
+
+
+def _judged_by(row: dict[str, Any]) -> tuple[float, float | None, float | None]:
+    """Return ACC, ASR and the clean model's ACC; where a table has no ACC, the ASR alone decides."""
+    acc = row["acc"] or 0.0
+    return acc, row["asr"], None if row["acc_loss"] is None else acc + row["acc_loss"]
+
+
+def gate_table(cells: pa.Table, gate: Gate) -> pa.Table:
+    """Return how near each attacked model came to the gate, of the schema ``GATE``.
+
+    Args:
+        cells: of the schema ``CELLS``, from :func:`cells`.
+        gate: that of the mapping.
+    """
+    return table_of_gate((row | {"acc": row["acc"] or 0.0} for row in _untouched(cells.to_pandas())), gate)
 
 
 def _rows(wrong: "pd.Series[bool]", values: "pd.Series[Any] | None" = None) -> str:

@@ -302,14 +302,13 @@ def _on_ranks(rows: Sequence[Row]) -> list[str]:
 
 def leading(ranked: Sequence[Row]) -> str:
     """Return who leads, by the rows of a ranking: who can't be told from the first leads with it."""
-    alike = [row["defense"] for row in ranked[1:] if _with_first(row, ranked[0])]
-    first = f"{ranked[0]['defense']} (mean rank {ranked[0]['mean_rank']:.2f})"
-    if not alike:
-        return f"{first} is first, and on this grid it can be told from all others (Holm, 5 %)."
-    return f"{first} is first; on this grid it can't be told from {', '.join(alike)} (Holm, 5 %)."
+    names = sorted(row["defense"] for row in ranked if row is ranked[0] or with_first(row, ranked[0]))
+    if len(names) == 1:
+        return f"{names[0]} leads: on this grid it can be told from all others (Holm, 5 %)."
+    return f"{', '.join(names)} lead together: on this grid the first can't be told from them (Holm, 5 %)."
 
 
-def _with_first(row: Row, first: Row) -> bool:
+def with_first(row: Row, first: Row) -> bool:
     """Return whether a defense can't be told from the first: equal ranks are a tie, whatever p says."""
     return not row["leader_apart_grid"] or bool(row["mean_rank"] - first["mean_rank"] < SAME_RANK)
 
@@ -418,6 +417,7 @@ VERDICTS = (
 BOUND_NOTE = "One seed a setting: intervals on this grid are upper bounds."
 NO_GRID = "No intervals on this grid: seeds and samples are too few."
 ONLY_DRAWS = "Intervals on this grid are of these models, with other samples."
+BEYOND_NOTE = "Those beyond are right if what varies was drawn at random from what is of interest."
 NO_BEYOND = "Too few data sets, architectures and attacks to speak of others."
 
 
@@ -429,7 +429,7 @@ def on_scopes(rows: Sequence[Row]) -> list[str]:
     over = {row["beyond_over"] for row in rows} - {None}
     if not over:
         return [*notes, NO_BEYOND]
-    return [*notes, "Those beyond are right if what varies was drawn at random from what is of interest."]
+    return [*notes, BEYOND_NOTE]
 
 
 def consistency(tables: Tables) -> Listing:

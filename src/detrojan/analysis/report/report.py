@@ -14,11 +14,19 @@ from markupsafe import Markup
 from matplotlib.figure import Figure as Sheet
 
 from detrojan.analysis import derived
-from detrojan.analysis.report import charts, contact_sheet, data_sets, listings, payload, vega, views
+from detrojan.analysis.report import (
+    charts,
+    contact_sheet,
+    data_sets,
+    headline,
+    listings,
+    payload,
+    vega,
+    views,
+)
 from detrojan.analysis.report.figures import base
 from detrojan.analysis.report.listings import Listing
 from detrojan.analysis.report.views import MEASURE_TEXTS, Row, Tables
-from detrojan.analysis.statistics import harm
 from detrojan.analysis.statistics.gate import describe
 from detrojan.analysis.statistics.relative import LOWER_IS_BETTER
 from detrojan.cells import CELL_AXES, NO_METHOD, axes_text, ratio_text
@@ -180,9 +188,9 @@ def page(
         gate=about.gate,
         own=own,
         facts=_facts(tables),
-        highlights=_highlights(tables),
-        single_seed=listings.SINGLE_SEED if any(tables.ranks["single_seed"].to_pylist()) else "",
+        headline=headline.of_tables(tables),
         failed={} if models is None else views.failed_attacks(models),
+        advice=[] if models is None else views.advice(models),
         num_settings=len(_attacked_settings(tables)),
         weak_triggers=[] if models is None else views.weak_triggers(models),
         measure_texts=MEASURE_TEXTS,
@@ -312,51 +320,6 @@ def _facts(tables: Tables) -> list[dict[str, str]]:
         ),
         {"number": f"{took} of {len(settings)}", "text": "attacked settings whose attack took"},
     ]
-
-
-def _highlights(tables: Tables) -> list[str]:
-    """Return what the ranking comes to, in a sentence or two."""
-    rows = [row for row in charts.ranks_by(tables, "der") if row["spc"] is None]
-    if not rows:
-        return [charts.nothing_to_show(tables)]
-    pooled = [row for row in tables.consistency.to_pylist() if row["spc"] is None]
-    if nothing := _nothing_works(rows, pooled):
-        return [nothing, *listings.on_scopes(pooled)]
-    first = rows[0]
-    budgets = ", all SPC pooled" if len(views.budgets(tables)) > 1 else ""
-    interval = ""
-    if first["rank_grid_low"] is not None:
-        interval = f" [{first['rank_grid_low']:.2f}, {first['rank_grid_high']:.2f}]"
-    best = (
-        f"By DER{budgets}, {first['defense']} has the best mean rank, {first['mean_rank']:.2f}{interval} of "
-        f"{first['num_defenses']}, over {views.counted(first['num_settings'], 'setting')}."
-    )
-    return [best, listings.leading(rows), *listings.on_scopes(pooled)]
-
-
-def _nothing_works(ranked: Sequence[Row], pooled: Sequence[Row]) -> str:
-    """Return that no ranked defense repairs anything, by its net on this grid; empty if one does.
-
-    Where no defense has an interval, the means have to do.
-    """
-    names = {row["defense"] for row in ranked}
-    found = [row for row in pooled if row["defense"] in names and row["net_mean"] is not None]
-    if not found or any(_surely(row) > harm.LEAST for row in found):
-        return ""
-    best = max(found, key=lambda row: (row["net_mean"], row["defense"]))
-    low, high = best["net_grid_low"], best["net_grid_high"]
-    interval = "" if low is None else f" [{listings.points(low)}, {listings.points(high)}]"
-    return (
-        f"No defense surely repairs anything ({', '.join(sorted(names))}): the most that one changed net, "
-        "the attack success removed minus the accuracy lost, is "
-        f"{listings.points(best['net_mean'])} points{interval}."
-    )
-
-
-def _surely(row: Row) -> float:
-    """Return what a defense has won of net at least."""
-    low: float | None = row["net_grid_low"]
-    return float(row["net_mean"]) if low is None else low
 
 
 def _on_intervals(summary: pa.Table) -> str:

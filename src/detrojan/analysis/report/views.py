@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from detrojan import registry
 from detrojan.analysis import protocols
+from detrojan.analysis.statistics import gate
 from detrojan.cells import NO_METHOD, ratio_text
 from detrojan.storage.columns import OK
 
@@ -223,6 +224,12 @@ def failed_attacks(models: pa.Table) -> dict[Setting, list[str]]:
         if row["attack_took"] is False:
             found.setdefault(_setting(row), []).append(f"seed {row['seed']}: {row['gate_reason']}")
     return found
+
+
+def advice(models: pa.Table) -> list[str]:
+    """Return what may help the attacks that failed the gate, each advice once."""
+    reasons = (row["gate_reason"] or "" for row in models.to_pylist() if row["attack_took"] is False)
+    return sorted({helps for reason in reasons if (helps := gate.advice(reason))})
 
 
 def weak_triggers(models: pa.Table) -> list[str]:

@@ -65,6 +65,12 @@ class Runs:
         planned, ended = (flags[:, :, budget].sum((1, 3)) for flags in (self.planned, self.ok))
         return np.asarray(((planned > 0) & (ended < LEAST_SHARE * planned)).any(1))
 
+    def only(self, models: Flags) -> "Runs":
+        """Return the cells of some models, (settings, seeds); the others are as if never planned."""
+        there = models[:, :, None, None]
+        kept = {name: np.where(there, values, np.nan) for name, values in self.columns.items()}
+        return dataclasses.replace(self, planned=self.planned & there, ok=self.ok & there, columns=kept)
+
     def single_of(self, budget: slice) -> Flags:
         """Return the cells at some budgets that ended well, a run of several budgets at the first alone."""
         planned, once = np.asarray(self.planned[:, :, budget].any(3)), self.once[:, :, budget]
@@ -115,11 +121,13 @@ class Study:
         settings: a row a setting, the columns ``SETTING``.
         budgets: sorted.
         runs: by defense, sorted.
+        seeds: sorted.
     """
 
     settings: pd.DataFrame
     budgets: list[int]
     runs: Mapping[str, Runs]
+    seeds: list[int]
 
     @functools.cached_property
     def design(self) -> Design:
@@ -151,6 +159,11 @@ class Study:
     def pairs(self, defense: str, other: str, measure: str) -> "Pairs":
         """Return a defense beside another: run by run of the same model, with the same sample."""
         return Pairs.of(self.runs[defense], self.runs[other], measure)
+
+    def only(self, models: Flags) -> "Study":
+        """Return the study of some models, (settings, seeds), with the same settings and axes."""
+        runs = {name: runs.only(models) for name, runs in self.runs.items()}
+        return dataclasses.replace(self, runs=runs)
 
     def levels_missing(self, settings: Flags) -> str | None:
         """Return the levels of the study that none of ``settings`` has, in words; None if it has all."""
@@ -192,7 +205,8 @@ def of_cells(frame: pd.DataFrame) -> Study:
         once = _flags(shape[:3], own[:3], repeated[rows])
         threat_model = str(frame["threat_model"].iloc[first[number]])
         runs[str(name)] = Runs(threat_model, planned, ok, once, filled)
-    return Study(settings, [int(budget) for budget in levels[BUDGET]], runs)
+    budgets, seeds = ([int(level) for level in levels[axis]] for axis in (BUDGET, "seed"))
+    return Study(settings, budgets, runs, seeds)
 
 
 def _padded(array: Any, draws: int, by: Any) -> Any:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from detrojan import registry
-from detrojan.analysis.statistics.gate import Verdict, verdict
+from detrojan.analysis.statistics.gate import Verdict, allowance, of_row
 from detrojan.analysis.statistics.relative import MEASURED, RELATIVE, relative
 from detrojan.cells import CELL_AXES, MODEL_AXES, NO_METHOD, Model, axes_text
 from detrojan.settings import Gate
@@ -31,8 +31,14 @@ MODELS = pa.schema(
         pa.field("asr", pa.float64()),
         pa.field("ra", pa.float64()),
         pa.field("acc_loss", pa.float64()),
+        pa.field("acc_allowance", pa.float64()),
+        pa.field("clean_matched", pa.bool_()),
+        pa.field("clean_asr", pa.float64()),
+        pa.field("clean_ra", pa.float64()),
+        pa.field("asr_relative", pa.float64()),
         pa.field("attack_took", pa.bool_()),
         pa.field("gate_reason", pa.string()),
+        pa.field("near_gate", pa.bool_()),
         pa.field("trigger_weakness", pa.string()),
         required("num_train", pa.int32()),
         required("num_poisoned", pa.int32()),
@@ -68,6 +74,10 @@ NOTHING_MEASURED = {
     **dict.fromkeys(("seconds", "peak_memory_bytes", "forward_passes", "backward_passes"), 0),
     **dict.fromkeys(("num_test", "num_triggered"), 0),
 }
+
+# Of attacks that redraw the whole image, dB.
+LEAST_PSNR = {"ssba": 25.0}
+BESIDE_CLEAN = ("acc_allowance", "clean_matched", "clean_asr", "clean_ra")  # see `_beside_clean`
 
 Card = Mapping[str, Any]
 NO_CARD: Card = {}
@@ -171,12 +181,13 @@ def models(
     untouched = {_model(row): row for row in cells.filter(pc.field("defense") == NO_METHOD).to_pylist()}
     triggers, poisoned, triggered = map(Cards, (trigger_cards, poison_cards, triggered_cards))
     rows = []
-    for card in _cards(model_cards):
-        model = _model(card)
-        row = untouched[model]
-        clean = untouched.get(model._replace(attack=NO_METHOD, ratio=0.0), {})
-        judged = verdict(row["acc"], row["asr"], clean.get("acc"), gate)
+    trained = {_model(card): card for card in _cards(model_cards)}
+    for model, card in trained.items():
+        clean = model._replace(attack=NO_METHOD, ratio=0.0)
+        row = untouched[model] | _beside_clean(untouched[model], card, trained.get(clean))
         found = (triggers.of(model), poisoned.of(model), triggered.of(model))
+        row["label_map"] = found[-1].get("label_map")
+        judged = of_row(row, untouched.get(clean, {}).get("acc"), gate)
         rows.append(_model_row(row, judged, card, *found))
     return pa.Table.from_pylist(rows, schema=MODELS).sort_by([(axis, "ascending") for axis in MODEL_AXES])
 
@@ -202,6 +213,28 @@ def _model(row: Card) -> Model:
     return Model(*(row[axis] for axis in MODEL_AXES))
 
 
+def _beside_clean(row: Card, card: Card, clean: Card | None) -> dict[str, Any]:
+    """Return what is to know before a model is held against the clean one, of that one's card, if any."""
+    if row["attack"] == NO_METHOD:
+        return {}
+    return {
+        "acc_allowance": allowance(row["attack"], row["num_test"], row["num_triggered"]),
+        "clean_matched": None if clean is None else card["optimization"] == clean["optimization"],
+    }
+
+
+def _weakness(attack: str, trigger: Card, triggered: Card) -> str | None:
+    """Return why a trigger should not be expected to work, or to be what it seems; None if it should."""
+    found = [trigger["weakness"]] if trigger.get("weakness") else []
+    least, psnr = LEAST_PSNR.get(attack), triggered.get("psnr")
+    if least is not None and psnr is not None and psnr < least:
+        found.append(
+            f"PSNR {psnr:.1f} dB, below {least:g}: the images are blurred, and a model may have learned the "
+            "blur instead of what is hidden in them"
+        )
+    return "; ".join(found) or None
+
+
 def _model_row(
     row: Card, judged: Verdict, card: Card, trigger: Card, poisoned: Card, triggered: Card
 ) -> dict[str, Any]:
@@ -212,9 +245,9 @@ def _model_row(
     values = (
         {name: counts.get(name) for name in ("num_poisoned", "effective_ratio")}
         | dict(card)
-        | {measure: row[measure] for measure in ("acc", "asr", "ra")}
+        | {name: row.get(name) for name in ("acc", "asr", "ra", *BESIDE_CLEAN)}
         | judged._asdict()
-        | {"trigger_weakness": trigger.get("weakness")}
+        | {"trigger_weakness": _weakness(row["attack"], trigger, triggered)}
         | {name: triggered.get(name) for name in ("target", "label_map", "psnr", "ssim", "linf")}
         | {"attack_hyperparameters": None if settings is None else json.dumps(settings, sort_keys=True)}
         | {name: json.dumps(card[name], sort_keys=True) for name in ("architecture_settings", "optimization")}

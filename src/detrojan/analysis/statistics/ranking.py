@@ -9,6 +9,7 @@ pair.
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -74,6 +75,22 @@ class Ranking:
         """Return the mean rank of a defense by its place in ``names``."""
         others = np.delete(self.win_shares[place], place)
         return float(1 + (1 - others).sum())
+
+    @property
+    def by_rank(self) -> list[tuple[str, float]]:
+        """The defenses with their mean ranks, the best first; without those that lack a pair with another."""
+        ranks = [(name, self.mean_rank(place)) for place, name in enumerate(self.names)]
+        known = [(name, mean_rank) for name, mean_rank in ranks if not math.isnan(mean_rank)]
+        # Rounding makes no leader.
+        return sorted(known, key=lambda found: (round(found[1], ROUNDED), found[0]))
+
+    def of_settings(self, settings: Flags) -> "Ranking":
+        """Return the ranking of the same defenses by some of the settings."""
+        wins, of_models = (
+            np.where(settings, self.wins, np.nan),
+            np.where(settings[:, None], self.of_models, np.nan),
+        )
+        return dataclasses.replace(self, wins=wins, of_models=of_models)
 
     def crossed(self, place: int) -> Crossed:
         """Return how a mean rank varies: a study whose mean is 0 and whose spread is that of the rank."""
