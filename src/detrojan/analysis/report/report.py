@@ -103,7 +103,7 @@ def of_study(tables: Tables, gate: Gate, draws: Sequence[str], cards: Sequence[d
         f"A Detrojan study of {datasets}.",
         f"Over all jobs, {training:.2f} h of training and {defending:.2f} h of defending.",
     ]
-    return About("What is left of the backdoor", lines, describe(gate), draws, cards)
+    return About("What is left of the backdoor", lines, describe(gate), draws, cards=cards)
 
 
 def write(
