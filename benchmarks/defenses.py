@@ -116,7 +116,7 @@ def _awn(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
 
 
 def _ibau(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
-    """Perturb once over the images; then for each batch its loss, the first batch's, and products.
+    """Perturb over the images; then for each batch its loss, the first batch's, and products.
 
     A product with a second derivative passes the output of the first batch's images once more.
     """
@@ -125,7 +125,8 @@ def _ibau(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
     products = d.iterations + 1
     forward = 2 * n.all + n.all + batches * first
     backward = n.all + n.all + batches * first * (1 + products)
-    return Passes(d.rounds * forward, d.rounds * backward)
+    times = d.rounds * passes(1, d.min_steps, batches)
+    return Passes(times * forward, times * backward)
 
 
 def _inversion(n: Sizes, d: Any, images: int, steps: int | None = None) -> Passes:
@@ -139,8 +140,8 @@ def _inversion(n: Sizes, d: Any, images: int, steps: int | None = None) -> Passe
     if steps is None:
         each_epoch = max(batches, _steps(d.min_steps, d.inversion_epochs))
         steps = min(d.max_steps, d.inversion_epochs * each_epoch)
-    passes = n.classes * steps * used / batches
-    return Passes(passes + n.classes * used, passes, bound=True)
+    passed = n.classes * steps * used / batches
+    return Passes(passed + n.classes * used, passed, bound=True)
 
 
 def _nc(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
@@ -196,15 +197,17 @@ def _sau(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
 
 
 def _grad_prune(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
-    """A round scores on triggered images and looks at both validation sets; an epoch fits both sets.
+    """A round scores on triggered images and looks at what it judges by; an epoch fits both sets.
 
     The method notes how many filters it removed and which epoch was best. Before it stops, as many more
     rounds or epochs go by as it has patience.
     """
     rounds = min(d.max_rounds, c.get("num_pruned", d.max_rounds) + d.patience)
     epochs = min(d.max_epochs, c.get("tuning_epoch", d.max_epochs) + d.tuning_patience)
+    judged = n.all if d.accuracy_images == "all" else n.validation
+    looked = rounds * (judged + n.validation) + epochs * n.validation * (2 if d.criterion == "joint" else 1)
     backward = rounds * n.train + epochs * 2 * n.train
-    return Passes(backward + rounds * 2 * n.validation + epochs * n.validation, backward, bound=True)
+    return Passes(backward + looked, backward, bound=True)
 
 
 def _grad_prune_inverted(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:

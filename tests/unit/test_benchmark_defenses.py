@@ -99,6 +99,11 @@ def test_every_method_has_a_formula():
             40 * (900 * 3 + 2 * 100) + 50 * (900 * 6 + 100),
         ),
         ("grad_prune", CIFAR10_SPC_100, {}, {}, 500 * (900 * 3 + 2 * 100) + 200 * (900 * 6 + 100)),
+        # All 1,000 images are judged, and an epoch looks at both validation sets.
+        (
+            *("grad_prune", CIFAR10_SPC_100, {"accuracy_images": "all", "criterion": "joint"}),
+            *({"num_pruned": 30, "tuning_epoch": 40}, 40 * (900 * 3 + 1100) + 50 * (900 * 6 + 200)),
+        ),
         # 3 searches on 90 training images; 2 turns: 12 and 11 rounds, 15 and 10 epochs.
         (
             *("grad_prune_inverted", CIFAR10_SPC_10, {}),
@@ -107,6 +112,11 @@ def test_every_method_has_a_formula():
         ),
         # 5 rounds: 4 batches, the first of 256 images, and 6 products.
         ("ibau", CIFAR10_SPC_100, {}, {}, 5 * (3000 + 4 * 256 + 2 * (2000 + 4 * 256 * 7))),
+        # One batch ten times over in each round.
+        (
+            *("ibau", CIFAR10_SPC_10, {"min_steps": 10, "batch_size": 100}, {}),
+            50 * (300 + 100 + 2 * (200 + 100 * 7)),
+        ),
     ],
 )
 def test_costs_by_hand(name, sizes, settings, chosen, total):

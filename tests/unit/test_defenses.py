@@ -140,6 +140,7 @@ INVERSION = {"inversion_epochs": 80, "inversion_batch_size": 256, "inversion_lr"
 INVERSION |= {"mask_weight": 1e-3, "weight_patience": 5, "stop_patience": 25, "anomaly_threshold": 2}
 PRUNING = {"max_drop": 0.1, "patience": 10, "lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
 PRUNING |= {"batch_size": 128, "tuning_patience": 10, "criterion": "clean"}
+PRUNING |= {"scores": "eval", "tuning_batch": "two_passes", "accuracy_images": "validation"}
 
 
 @pytest.mark.parametrize(
@@ -159,6 +160,7 @@ PRUNING |= {"batch_size": 128, "tuning_patience": 10, "criterion": "clean"}
         ("clp", {"u": 3}),
         ("fst", {"epochs": 10, "batch_size": 256, "lr": 0.01, "momentum": 0.9, "alpha": 0.2}),
         ("ibau", {"rounds": 5, "iterations": 5, "batch_size": 256, "lr": 1e-4, "share": 0.01}),
+        ("ibau", {"inner_lr": 10, "penalty": 0.001, "fixed_point_step": 0.1, "units": "normalized"}),
         (
             "npd",
             {"epochs": 50, "batch_size": 128, "lr": 0.01, "eps": 3, "attack_steps": 2, "attack_step": 0.1},

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detrojan import registry, rng
-from detrojan.defenses._parts.gradient_pruning import Filters, GradientPruning
+from detrojan.defenses._parts.gradient_pruning import Filters, GradientPruning, Tuned
 from detrojan.defenses._parts.inversion import TriggerInversion, Triggers
 from detrojan.defenses.clean_data import grad_prune_inverted as module
 from detrojan.defenses.clean_data.grad_prune_inverted import GradPruneInverted
@@ -50,15 +50,15 @@ def script(monkeypatch):
             grey = torch.full((1, 3, side, side), (number + 1) / 5)
             return found(rounds[number], torch.ones(1, 1, side, side), grey)
 
-        def prune(self, model, filters, clean, triggered, *, accuracy):
-            calls["pruned"].append((triggered, accuracy))
+        def prune(self, model, filters, limit, triggered, *, rng):
+            calls["pruned"].append((triggered, limit))
             scores = torch.arange(len(filters)).neg().float()
             scores[: len(filters.removed)] = -torch.inf
             filters.remove(scores)  # the next one, layer by layer
 
         def tune(self, model, filters, clean, triggered, *, rng):
             calls["tuned"].append((triggered, rng.initial_seed()))
-            return 3
+            return Tuned(3, capped=len(calls["tuned"]) == 2)
 
         monkeypatch.setattr(TriggerInversion, "invert", invert)
         monkeypatch.setattr(GradientPruning, "prune", prune)
@@ -89,13 +89,17 @@ def test_rounds_grow_a_pool_until_no_class_is_flagged(script, backdoored):
     assert [triggered for triggered, _ in calls["tuned"]] == [first, second]
     # Each round has streams of its own, and the drop of accuracy counts from the model as it came.
     assert len({seed for _, _, seed in calls["searched"]} | {seed for _, seed in calls["tuned"]}) == 5
-    assert len({accuracy for _, accuracy in calls["pruned"]}) == 1
+    (first_limit, second_limit) = (limit for _, limit in calls["pruned"])
+    assert first_limit is second_limit
+    assert first_limit.images is clean.validation
     chosen = clean.chosen
     assert chosen["flagged"] == [[0], [1], []]
     assert chosen["trigger_label"] == [0, 1]
     assert chosen["num_pruned"] == [1, 2]
     assert chosen["pruned"] == ["conv1:0", "conv1:1"]
     assert chosen["tuning_epoch"] == [3, 3]
+    assert chosen["tuning_capped"] == [False, True]
+    assert (chosen["num_judged"], chosen["allowed_errors"]) == (10, 1)
     assert (chosen["any_flagged"], chosen["outcome"]) == (True, "no class flagged")
     assert json.loads(json.dumps(chosen)) == chosen
 

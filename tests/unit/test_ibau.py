@@ -15,8 +15,12 @@ from detrojan.defenses.clean_data import ibau as module
 from detrojan.defenses.clean_data.ibau import IBAU, hypergradient, twice_differentiable
 from detrojan.images import Batch, Loader, to_float
 from detrojan.learning import inference
-from detrojan.settings import Augmentation
+from detrojan.settings import NO_AUGMENTATION, Augmentation
 from detrojan.stages import sampling
+from detrojan.study import protocols
+
+FACTS = {"num_classes": 10, "image_size": 32, "architecture": "preactresnet18", "attack": "badnets"}
+FACTS |= {"ratio": 0.1, "seed": 0, "spc": 10}
 
 
 @pytest.fixture
@@ -222,15 +226,51 @@ def test_perturbation_ascends_the_loss_of_the_predictions_a_step_a_batch():
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_defaults_are_the_published_steps_behind_a_normalization():
+def test_defaults_are_the_published_steps_behind_a_normalization(toy_images):
     # The same network reads images divided by 1/4: there lr is 10 and the penalty 0.001.
     inside = linear_classifier()
     outside = models.Classifier(inside.network, dataclasses.replace(inside.build, std=(0.25,) * 3))
     batches = batches_of(3)
     normalized = [dataclasses.replace(batch, images=batch.images / 0.25) for batch in batches]
-    theirs = IBAU(inner_lr=10, penalty=0.001).perturb(inside, normalized)
-    torch.testing.assert_close(IBAU().perturb(outside, batches), 0.25 * theirs)
-    assert IBAU().fixed_point_step == 0.1 * 0.25**2
+    theirs = IBAU(units="pixels").perturb(inside, normalized)
+    ours = IBAU().in_pixels(with_deviation(toy_images, 0.25, 0.25, 0.25))
+    torch.testing.assert_close(ours.perturb(outside, batches), 0.25 * theirs)
+    assert ours.fixed_point_step == 0.1 * 0.25**2
+
+
+def with_deviation(toy_images, *std):
+    return dataclasses.replace(toy_images().info, std=std)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "std", "expected"),
+    [
+        ("survey", (0.5, 0.5, 0.5), (2.5, 0.004, 0.025)),
+        # The mean of the squares, 0.18, and not the square of a mean.
+        ("survey", (0.1, 0.2, 0.7), (1.8, 0.001 / 0.18, 0.018)),
+        ("survey", (1.0, 1.0, 1.0), (10, 0.001, 0.1)),  # no normalization
+        ("paper", (0.5, 0.5, 0.5), (10, 0.001, 0.1)),
+        ("paper", (1.0, 1.0, 1.0), (10, 0.001, 0.1)),
+    ],
+)
+def test_steps_follow_the_deviation_of_the_images_and_no_name(toy_images, protocol, std, expected):
+    defense = IBAU(**protocols.settings("ibau", protocol, FACTS))
+    found = defense.in_pixels(with_deviation(toy_images, *std))
+    assert (found.inner_lr, found.penalty, found.fixed_point_step) == pytest.approx(expected)
+    assert found.in_pixels(with_deviation(toy_images, *std)) == found
+    assert found.model_copy(update=defense.model_dump()) == defense  # nothing else has changed
+
+
+def test_a_run_takes_the_steps_of_its_images(toy_model, toy_images):
+    """The same pixels under two deviations: where they differ fourfold, so do the first steps, 16 times."""
+    norms = []
+    for deviation in (0.25, 1.0):
+        images = toy_images(count=40)
+        images = dataclasses.replace(images, info=with_deviation(toy_images, *[deviation] * 3))
+        clean = sampling.draw_samples(images, "toy", 8, [0])[0]
+        defend(clean, toy_model, rounds=1, iterations=0, penalty=0.0)
+        norms += clean.chosen["perturbation_norms"]
+    assert norms[1] == pytest.approx(16 * norms[0], rel=1e-4)
 
 
 def test_loss_at_no_perturbation_can_be_differentiated_twice(toy_model, sample):
@@ -273,9 +313,51 @@ def test_without_stamps_it_is_adam_on_the_same_batches_every_round(toy_model, sa
     assert sample.chosen["num_stamped"] == [0, 0, 0]
 
 
+def test_without_stamps_the_authors_is_plain_adam_on_plain_batches_in_one_order(toy_model, sample):
+    """For four steps a round there are two passes over three batches; crops and flips are off."""
+    own = {**protocols.settings("ibau", "paper", FACTS), "batch_size": 12, "min_steps": 4, "rounds": 2}
+    own["share"] = 0
+    repaired = defend(sample, toy_model, **own)
+    expected = copy.deepcopy(toy_model)
+    optimizer = torch.optim.Adam(expected.parameters(), lr=1e-3)
+    loader = Loader(sample.everything, 12, NO_AUGMENTATION)
+    batches = list(loader.epoch(rng.child(rng.stream("test"), "outer")))
+    assert len(batches) == 3
+    for batch in batches * 4:
+        optimizer.zero_grad()
+        F.cross_entropy(expected(batch.images), batch.labels).backward()
+        optimizer.step()
+    torch.testing.assert_close(repaired.state_dict(), expected.state_dict(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_the_perturbation_sees_new_batches_or_those_that_unlearn_it(toy_model, sample, monkeypatch, fixed):
+    seen = {"inner": [], "outer": []}
+
+    def perturb(self, model, batches):
+        seen["inner"].append([batch.rows.tolist() for batch in batches])
+        return torch.zeros(1, 3, 8, 8)
+
+    def outer_loss(model, batch, mask, perturbation):
+        seen["outer"].append(batch.rows.tolist())
+        return model(batch.images).square().sum()
+
+    monkeypatch.setattr(IBAU, "perturb", perturb)
+    monkeypatch.setattr(module, "_outer_loss", outer_loss)
+    defend(sample, toy_model, rounds=2, batch_size=12, min_steps=5, iterations=0, fixed_batches=fixed)
+    assert [len(batches) for batches in seen["inner"]] == [6, 6]  # two passes over three batches
+    outer = seen["outer"]
+    assert len(outer) == 12
+    assert outer[:3] == outer[3:6] == outer[6:9] == outer[9:]
+    inner = [batches[start : start + 3] for batches in seen["inner"] for start in (0, 3)]
+    assert all((batches == outer[:3]) == fixed for batches in inner)
+    assert len({str(batches) for batches in inner}) == (1 if fixed else 4)
+
+
 def test_the_step_holds_the_implicit_term(toy_model, sample, monkeypatch):
     """A round's steps are Adam's on the hypergradient, with the first batch's inner loss throughout."""
     settings = {"rounds": 1, "batch_size": 12, "share": 0.5, "inner_lr": 5.0, "fixed_point_step": 5.0}
+    settings["units"] = "pixels"
     calls = []
 
     def recorded(outer, inner, perturbation, parameters, **kwargs):
@@ -335,6 +417,7 @@ def test_it_removes_a_patch_backdoor_and_its_batches_alone_do_not(backdoored):
     """One of ten images a step carries the perturbation; the same steps without it are the control."""
     assert backdoored.rates(backdoored.model)[1] > 0.95
     settings = {"rounds": 8, "batch_size": 10, "inner_lr": 5.0, "penalty": 0.1, "iterations": 2, "lr": 2e-3}
+    settings["units"] = "pixels"
     accuracy, success, recovery = backdoored.rates(defend(backdoored.sample, backdoored.model, **settings))
     assert backdoored.sample.chosen["num_stamped"] == [1] * 10
     assert success < 0.3

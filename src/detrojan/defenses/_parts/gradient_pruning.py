@@ -3,15 +3,25 @@
 Source: Dunnett, Arablouei, Miller, Dedeoglu, Jurdak, "Unlearning Backdoor Attacks through
 Gradient-Based Model Pruning", 2024 (arXiv 2405.03918), and its authors' code. What stamps the
 defender's images, the real trigger or an estimate of it, is the affair of the methods that use this.
-Departures from the code, each a slip there: scores are taken in eval mode (there the first batch
-updates the running statistics with triggered images); a removed filter is never scored again and
-can't grow back; removing it zeroes the filter, its bias and the batch normalization that alone reads
-it, read from the data flow (there: whatever tensor is registered next); gates of squeeze-and-
-excitation are no candidates. Caps on rounds and epochs are ours, the code has none.
+
+Each step that the code takes in a way of its own is a setting, and three sets of them are declared in
+``config/defenses/``. ``paper`` is the code as it is. ``survey``, the class's own values, mends its slips:
+scores are taken in eval mode (there the first batch updates the running statistics with triggered images);
+a removed filter is never scored again and can't grow back; removing it zeroes the filter, its bias and the
+batch normalization that alone reads it, read from the data flow (there: whatever tensor is registered
+next); gates of squeeze-and-excitation are no candidates; a loss of exactly the tolerance is tolerated,
+counted in whole images. ``ours`` mends besides why the tuning leaves backdoors in. In a batch that is
+triggered throughout, batch normalization subtracts much of the trigger, so the tuning learns to be right
+under statistics that no test image meets: clean and triggered images go through the network together. The
+clean validation loss is near zero from the start, so its minimum tells little of the backdoor: the loss of
+triggered validation images counts too. And where ten validation images allow one error, all clean images
+of a sample of a hundred allow ten; nothing was fitted to them yet.
+``docs/grad_prune.md`` measures what each of these does. Caps on rounds and epochs are ours, the code has
+none.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
@@ -19,6 +29,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detrojan import rng as streams
+from detrojan.defenses._parts.choices import accepted, allowed_errors
 from detrojan.defenses.base import Defense
 from detrojan.errors import DivergedError, NotApplicableError
 from detrojan.images import Batch, DefenderSample, ImageSet, TriggeredSample, to_float
@@ -29,18 +41,76 @@ from detrojan.settings import Optimization
 BATCH_SIZE = 512  # images a pass that takes no step; it bounds the memory, not the result
 
 
+class Limit(NamedTuple):
+    """How many clean images pruning may lose.
+
+    Attributes:
+        images: clean, on which it is judged.
+        right: those of them that the model as it came has right.
+        allowed: how many fewer are tolerated.
+    """
+
+    images: ImageSet
+    right: int
+    allowed: int
+
+    def allows(self, model: nn.Module) -> bool:
+        """Return whether ``model``, in eval mode, has enough images right."""
+        return accepted(_num_right(model, self.images), self.right, self.allowed)
+
+
+class Tuned(NamedTuple):
+    """How a fine-tuning ended.
+
+    Attributes:
+        epoch: that of the lowest validation loss, whose weights were kept; 0 is the model before tuning.
+        capped: whether the cap on epochs ended it, so that a longer one might have found a lower loss.
+    """
+
+    epoch: int
+    capped: bool
+
+
 class GradientPruning(Defense):
     """Hyperparameters and the two phases of gradient-based pruning, given stamped images."""
 
     min_spc: ClassVar[int] = 2
 
-    max_drop: float = Field(0.1, gt=0, le=1, description="drop of validation accuracy that ends pruning")
+    scores: Literal["eval", "train"] = Field(
+        "eval",
+        description="mode in which filters are scored; train: the first batch of a round in training mode, "
+        "which moves the running statistics, the others in eval mode",
+    )
+    reselect: bool = Field(False, description="whether a removed filter may be picked again")
+    removal: Literal["filter", "next_tensor"] = Field(
+        "filter",
+        description="what is zeroed; filter: kernel, bias, and the batch normalization that alone reads it, "
+        "gates being no candidates; next_tensor: kernel, and its row of the parameter registered next",
+    )
+    max_drop: float = Field(
+        0.1, gt=0, le=1, description="drop of the accuracy on clean images that is tolerated"
+    )
+    accuracy_images: Literal["validation", "all"] = Field(
+        "validation", description="clean images on which that accuracy is judged"
+    )
+    ties: Literal["counted", "float"] = Field(
+        "counted",
+        description="counted: a drop of exactly the tolerance is tolerated, in whole images; float: only a "
+        "smaller one, as a subtraction of rounded shares has it",
+    )
     patience: int = Field(10, ge=1, description="rounds without a better unlearning loss that end pruning")
     max_rounds: int = Field(500, ge=1, description="cap on filters removed, one a round")
     lr: float = Field(1e-3, gt=0, description="learning rate of the fine-tuning, constant")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="on all parameters")
-    batch_size: int = Field(128, ge=2, description="clean images a step of the fine-tuning")
+    batch_size: int = Field(
+        128, ge=2, description="clean images a step of the fine-tuning, and as many triggered ones"
+    )
+    tuning_batch: Literal["two_passes", "mixed"] = Field(
+        "two_passes",
+        description="how a step's images pass the network: clean ones, then triggered ones; or together",
+    )
+    regrow: bool = Field(False, description="whether the fine-tuning may move what was removed")
     tuning_patience: int = Field(10, ge=1, description="epochs without a lower validation loss that end it")
     max_epochs: int = Field(200, ge=1, description="cap on epochs of fine-tuning")
     # The code looks at clean images only, so where these are fitted already it returns a model that
@@ -49,32 +119,45 @@ class GradientPruning(Defense):
         "clean", description="validation loss that picks the epoch: of clean images, or of triggered ones too"
     )
 
+    def limit(self, model: nn.Module, clean: DefenderSample) -> Limit:
+        """Return what pruning may lose of what ``model``, as it came and in eval mode, has right."""
+        images = clean.everything if self.accuracy_images == "all" else clean.validation
+        right = _num_right(model, images)
+        if self.ties == "counted":
+            allowed = allowed_errors(self.max_drop, len(images))
+        else:
+            shares = [count / len(images) for count in range(right + 1)]
+            # The shares fall with the count, so the last that is near enough is the most that may be lost.
+            allowed = sum(shares[right] - share < self.max_drop for share in shares) - 1
+        return Limit(images, right, allowed)
+
     def prune(
         self,
         model: nn.Module,
         filters: "Filters",
-        clean: DefenderSample,
+        limit: Limit,
         triggered: TriggeredSample,
         *,
-        accuracy: float,
+        rng: torch.Generator,
     ) -> None:
         """Remove filters one by one; leave ``model`` and ``filters`` at the best unlearning loss.
 
         Args:
             model: in eval mode.
             filters: its filters; those removed before stay so.
-            clean: whose validation images bound the loss of accuracy.
+            limit: bounds the loss of accuracy.
             triggered: stamped copies with true labels; the training split scores the filters, the
                 validation split tells when to stop.
-            accuracy: on validation images, in [0, 1], from which the allowed drop counts.
+            rng: drives dropout where filters are scored in training mode.
         """
         _, best_loss = inference.evaluate(model, triggered.validation)
-        # Shares of a few images: the small term keeps 1.0 - 0.9 a drop of 0.1 and not of less.
-        lowest, best = accuracy - self.max_drop + 1e-9, _snapshot(model)
-        best_count, waited = len(filters.removed), 0
-        for _ in range(min(self.max_rounds, len(filters) - len(filters.removed))):
-            filters.remove(filters.scores(model, triggered.train))
-            drop_allowed = inference.evaluate(model, clean.validation)[0] > lowest
+        best, best_count, waited = _snapshot(model), len(filters.removed), 0
+        rounds = self.max_rounds
+        if not self.reselect:
+            rounds = min(rounds, len(filters) - len(filters.removed))
+        for number in range(rounds):
+            filters.remove(self._scores(model, filters, triggered.train, streams.child(rng, number)))
+            drop_allowed = limit.allows(model)
             _, loss = inference.evaluate(model, triggered.validation)
             if loss < best_loss and drop_allowed:
                 best_loss, best, best_count, waited = loss, _snapshot(model), len(filters.removed), 0
@@ -85,6 +168,17 @@ class GradientPruning(Defense):
         model.load_state_dict(best)
         del filters.removed[best_count:]
 
+    def _scores(
+        self, model: nn.Module, filters: "Filters", triggered: ImageSet, rng: torch.Generator
+    ) -> Tensor:
+        """Return the scores of a round, (filters,): minus infinity for what may not be picked again."""
+        if self.scores == "eval":
+            scores = filters.scores(model, triggered)
+        else:
+            with streams.global_stream(rng):
+                scores = filters.training_scores(model, triggered, self.batch_size)
+        return scores if self.reselect else filters.without_removed(scores)
+
     def tune(
         self,
         model: nn.Module,
@@ -93,27 +187,25 @@ class GradientPruning(Defense):
         triggered: TriggeredSample,
         *,
         rng: torch.Generator,
-    ) -> int:
-        """Fine-tune on clean and triggered images; leave ``model`` at its lowest validation loss.
-
-        Returns the epoch of that loss; 0 is the model before tuning.
-        """
+    ) -> Tuned:
+        """Fine-tune on clean and triggered images; leave ``model`` at its lowest validation loss."""
         stamped_images = triggered.train.images
         best, best_loss, best_epoch = _snapshot(model), self.tuning_loss(model, clean, triggered), 0
+        capped = True
 
         def both(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-            # Two passes, so that batch normalization sees a clean batch and then a triggered one.
-            logits = network(batch.images)
-            stamped = network(to_float(stamped_images[batch.rows]))
+            logits, stamped = self.logits(network, batch.images, to_float(stamped_images[batch.rows]))
             loss = F.cross_entropy(logits, batch.labels) + F.cross_entropy(stamped, batch.labels)
             return loss, logits
 
         def keep_best(epoch: training.Epoch) -> bool:
-            nonlocal best, best_loss, best_epoch
+            nonlocal best, best_loss, best_epoch, capped
             loss = self.tuning_loss(model.eval(), clean, triggered)
             if loss < best_loss:
                 best, best_loss, best_epoch = _snapshot(model), loss, epoch.epoch
-            return epoch.epoch - best_epoch >= self.tuning_patience
+            stop = epoch.epoch - best_epoch >= self.tuning_patience
+            capped = not stop
+            return stop
 
         optimization = Optimization(
             epochs=self.max_epochs,
@@ -129,11 +221,20 @@ class GradientPruning(Defense):
             optimization,
             rng=rng,
             loss=both,
-            after_step=filters.keeper(),
+            after_step=None if self.regrow else filters.keeper(),
             after_epoch=keep_best,
         )
         model.load_state_dict(best)
-        return best_epoch
+        return Tuned(best_epoch, capped)
+
+    def logits(self, network: nn.Module, clean: Tensor, stamped: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of a step's clean images and of their triggered copies, as many."""
+        if self.tuning_batch == "mixed":
+            # One batch for batch normalization, whose statistics are then near those of clean images.
+            together = network(torch.cat([clean, stamped]))
+            return together[: len(clean)], together[len(clean) :]
+        # Batch normalization sees a clean batch and then a triggered one.
+        return network(clean), network(stamped)
 
     def tuning_loss(self, model: nn.Module, clean: DefenderSample, triggered: TriggeredSample) -> float:
         """Return the validation loss by which the epoch is picked."""
@@ -141,6 +242,10 @@ class GradientPruning(Defense):
         if self.criterion == "joint":
             loss += inference.evaluate(model, triggered.validation)[1]
         return loss
+
+    def candidates(self, model: nn.Module) -> "Filters":
+        """Return the filters of ``model`` that may be removed, and what goes with each."""
+        return Filters(model) if self.removal == "filter" else NextTensorFilters(model)
 
 
 class Filter(NamedTuple):
@@ -151,20 +256,32 @@ class Filter(NamedTuple):
 
 
 class Filters:
-    """The filters of all candidate convolutions of a model, scored together and removed one by one."""
+    """The filters of all candidate convolutions of a model, scored together and removed one by one.
+
+    Which convolutions are candidates, and what goes with a filter, is read from the data flow.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         network = getattr(model, "network", model)
-        pairs = convolution_norms(network)
-        if not pairs:
+        found = self._find(network)
+        if not found:
             raise NotApplicableError("gradient-based pruning needs convolutions; this model has none")
-        self.names = list(pairs)
-        self.layers = [cast("nn.Conv2d", network.get_submodule(name)) for name in pairs]
-        self.norms = [
-            cast("nn.BatchNorm2d", network.get_submodule(norm)) if norm else None for norm in pairs.values()
-        ]
+        self.names = list(found)
+        self.layers = [cast("nn.Conv2d", network.get_submodule(name)) for name in found]
+        self.zeroed = list(found.values())
         self.sizes = [len(layer.weight) for layer in self.layers]
         self.removed: list[Filter] = []
+
+    @staticmethod
+    def _find(network: nn.Module) -> dict[str, list[Tensor]]:
+        """Return the candidates by name, with the tensors whose row is zeroed with a filter."""
+        found = {}
+        for name, norm in convolution_norms(network).items():
+            modules = [network.get_submodule(part) for part in (name, norm) if part]
+            # Kernel, bias, its norm's scale and shift.
+            tensors = [cast("Tensor | None", t) for m in modules for t in (m.weight, m.bias)]
+            found[name] = [tensor for tensor in tensors if tensor is not None]
+        return found
 
     def __len__(self) -> int:
         return sum(self.sizes)
@@ -172,17 +289,41 @@ class Filters:
     def scores(self, model: nn.Module, triggered: ImageSet) -> Tensor:
         """Return each filter's mean absolute gradient of the unlearning loss, (filters,), layer by layer.
 
-        The unlearning loss is the mean cross-entropy of triggered images against their true labels;
-        removed filters score minus infinity. One pass over the images, no optimizer step.
+        The unlearning loss is the mean cross-entropy of triggered images against their true labels.
+        One pass over the images, no optimizer step.
         """
+        losses = (
+            F.cross_entropy(model(images), labels, reduction="sum") / len(triggered)
+            for images, labels in _batches(triggered, BATCH_SIZE)
+        )
+        return self._of_losses(losses)
+
+    def training_scores(self, model: nn.Module, triggered: ImageSet, batch_size: int) -> Tensor:
+        """Return the scores as the authors' code takes them: of the sum of the batches' mean losses.
+
+        The first batch passes ``model`` in training mode, and moves its running statistics; the others
+        pass in eval mode, in which ``model`` is left. Batches are in the order of the images.
+        """
+
+        def losses() -> Iterator[Tensor]:
+            model.train()
+            for images, labels in _batches(triggered, batch_size):
+                yield F.cross_entropy(model(images), labels)
+                model.eval()
+
+        return self._of_losses(losses())
+
+    def _of_losses(self, losses: Iterator[Tensor]) -> Tensor:
         weights = [layer.weight for layer in self.layers]
         totals = [torch.zeros_like(weight) for weight in weights]
-        batches = (torch.split(part, BATCH_SIZE) for part in (triggered.images, triggered.labels))
-        for images, labels in zip(*batches, strict=True):
-            loss = F.cross_entropy(model(to_float(images)), labels, reduction="sum") / len(triggered)
+        for loss in losses:
             for total, gradient in zip(totals, torch.autograd.grad(loss, weights), strict=True):
                 total.add_(gradient)
-        scores = torch.cat([total.abs().flatten(1).mean(1) for total in totals])
+        return torch.cat([total.abs().flatten(1).mean(1) for total in totals])
+
+    def without_removed(self, scores: Tensor) -> Tensor:
+        """Return ``scores`` with minus infinity for the removed filters."""
+        scores = scores.clone()
         if self.removed:
             scores[[sum(self.sizes[: f.layer]) + f.channel for f in self.removed]] = -math.inf
         return scores
@@ -197,47 +338,66 @@ class Filters:
                 self.removed.append(Filter(layer, place))
                 break
             place -= size
-        self._clear(self.removed[-1:])
+        with torch.no_grad():
+            for tensor, row in self.rows(self.removed[-1]):
+                tensor[row] = 0
+
+    def rows(self, removed: Filter) -> list[tuple[Tensor, int]]:
+        """Return the tensors, and of each the row, that are zero once a filter is removed."""
+        # Only the next tensor of any kind may have fewer rows than there are filters.
+        return [
+            (tensor, removed.channel)
+            for tensor in self.zeroed[removed.layer]
+            if removed.channel < len(tensor)
+        ]
 
     def keeper(self) -> Callable[[], None]:
         """Return a function that sets all that removing has zeroed to zero again, after a step moved it."""
-        masks = []
-        for layer, channels in self._by_layer(self.removed).items():
-            for parameter in self._parameters(layer):
-                keep = torch.ones_like(parameter)
-                keep[channels] = 0
-                masks.append((parameter, keep))
+        masks: dict[Tensor, Tensor] = {}
+        for removed in self.removed:
+            for tensor, row in self.rows(removed):
+                masks.setdefault(tensor, torch.ones_like(tensor))[row] = 0
 
         @torch.no_grad()
         def clear() -> None:
-            for parameter, keep in masks:
+            for parameter, keep in masks.items():
                 parameter.mul_(keep)
 
         return clear
 
     def removed_names(self) -> list[str]:
-        """Return the removed filters, in order, as ``layer:channel``."""
-        return [f"{self.names[f.layer]}:{f.channel}" for f in self.removed]
+        """Return the removed filters, each once and in order, as ``layer:channel``."""
+        return [f"{self.names[f.layer]}:{f.channel}" for f in dict.fromkeys(self.removed)]
 
-    @torch.no_grad()
-    def _clear(self, filters: list[Filter]) -> None:
-        for layer, channels in self._by_layer(filters).items():
-            for parameter in self._parameters(layer):
-                parameter[channels] = 0
+
+class NextTensorFilters(Filters):
+    """Filters as the authors' code has them: every convolution's, each with a row of what is registered next.
+
+    That is the normalization's scale in most places, but a bias, another convolution or the classifier in
+    others. Where the next tensor has no such row, the code stops with an error; here it stays as it is.
+    """
 
     @staticmethod
-    def _by_layer(filters: list[Filter]) -> dict[int, list[int]]:
+    def _find(network: nn.Module) -> dict[str, list[Tensor]]:
+        parameters = dict(network.named_parameters())
+        names = list(parameters)
+        following = {name: names[place + 1 : place + 2] for place, name in enumerate(names)}
         return {
-            layer: [f.channel for f in filters if f.layer == layer] for layer in {f.layer for f in filters}
+            name: [parameters[part] for part in (f"{name}.weight", *following[f"{name}.weight"])]
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Conv2d)
         }
 
-    def _parameters(self, layer: int) -> list[Tensor]:
-        """Return the tensors whose row is zeroed with a filter: kernel, bias, its norm's scale and shift."""
-        modules = (self.layers[layer], self.norms[layer])
-        tensors = [
-            tensor for module in modules if module is not None for tensor in (module.weight, module.bias)
-        ]
-        return [tensor for tensor in tensors if tensor is not None]
+
+def _batches(images: ImageSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield images as float in [0, 1] and labels, in order."""
+    parts = (torch.split(part, batch_size) for part in (images.images, images.labels))
+    for pixels, labels in zip(*parts, strict=True):
+        yield to_float(pixels), labels
+
+
+def _num_right(model: nn.Module, images: ImageSet) -> int:
+    return int((inference.logits(model, images).argmax(1) == images.labels).sum())
 
 
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:

@@ -22,10 +22,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from detrojan import rng as streams
-from detrojan.defenses._parts.gradient_pruning import Filters, GradientPruning
+from detrojan.defenses._parts.gradient_pruning import GradientPruning
 from detrojan.defenses._parts.inversion import TriggerInversion, stamp
 from detrojan.images import DefenderSample, ImageSet, TriggeredSample, to_device
-from detrojan.learning import inference
 
 
 class GradPruneInverted(GradientPruning, TriggerInversion):
@@ -43,13 +42,12 @@ class GradPruneInverted(GradientPruning, TriggerInversion):
     max_inversions: int = Field(5, ge=1, description="rounds of inversion, pruning and fine-tuning, at most")
 
     def __call__(self, model: nn.Module, clean: DefenderSample, *, rng: torch.Generator) -> nn.Module:
-        """Return a pruned and fine-tuned copy of ``model``; pruned filters stay exactly zero."""
+        """Return a pruned and fine-tuned copy of ``model``; without ``regrow`` pruned filters stay zero."""
         repaired = copy.deepcopy(model).eval()
-        filters = Filters(repaired)
-        accuracy, _ = inference.evaluate(repaired, clean.validation)
+        filters, limit = self.candidates(repaired), self.limit(repaired, clean)
         masks, patterns = [], []
         searches: list[dict[str, object]] = []
-        labels, num_pruned, epochs = [], [], []
+        labels, num_pruned, epochs, capped = [], [], [], []
         for number in range(self.max_inversions):
             stream = streams.child(rng, "round", number)
             triggers = self.invert(repaired, clean.train, rng=streams.child(stream, "invert"))
@@ -63,11 +61,12 @@ class GradPruneInverted(GradientPruning, TriggerInversion):
             triggered = _stamped(
                 clean, torch.stack(masks), torch.stack(patterns), streams.child(stream, "members")
             )
-            self.prune(repaired, filters, clean, triggered, accuracy=accuracy)
-            epoch = self.tune(repaired, filters, clean, triggered, rng=streams.child(stream, "tune"))
+            self.prune(repaired, filters, limit, triggered, rng=streams.child(stream, "prune"))
+            tuned = self.tune(repaired, filters, clean, triggered, rng=streams.child(stream, "tune"))
             labels.append(label)
-            num_pruned.append(len(filters.removed))
-            epochs.append(epoch)
+            num_pruned.append(len(filters.removed_names()))
+            epochs.append(tuned.epoch)
+            capped.append(tuned.capped)
         clean.chosen.update({key: [search[key] for search in searches] for key in searches[0]})
         clean.chosen.update(
             {
@@ -75,7 +74,10 @@ class GradPruneInverted(GradientPruning, TriggerInversion):
                 "any_flagged": bool(searches[0]["flagged"]),
                 "num_pruned": num_pruned,
                 "pruned": filters.removed_names(),
+                "num_judged": len(limit.images),
+                "allowed_errors": limit.allowed,
                 "tuning_epoch": epochs,
+                "tuning_capped": capped,
                 "outcome": "no class flagged" if len(searches) > len(labels) else "last round",
             }
         )

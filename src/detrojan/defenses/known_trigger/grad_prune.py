@@ -3,7 +3,8 @@
 Source: Dunnett, Arablouei, Miller, Dedeoglu, Jurdak, "Unlearning Backdoor Attacks through
 Gradient-Based Model Pruning", 2024 (arXiv 2405.03918), and its authors' code. The defender knows the
 trigger: it stamps copies of its own images, with their true labels, as the paper evaluates it. The
-steps, and what departs from the code, stand in :mod:`detrojan.defenses._parts.gradient_pruning`.
+steps, and what departs from the code under which protocol, stand in
+:mod:`detrojan.defenses._parts.gradient_pruning`.
 """
 
 import copy
@@ -13,10 +14,9 @@ import torch
 from torch import nn
 
 from detrojan import rng as streams
-from detrojan.defenses._parts.gradient_pruning import Filters, GradientPruning
+from detrojan.defenses._parts.gradient_pruning import GradientPruning
 from detrojan.errors import NotApplicableError
 from detrojan.images import DefenderSample
-from detrojan.learning import inference
 
 
 class GradPrune(GradientPruning):
@@ -25,15 +25,23 @@ class GradPrune(GradientPruning):
     smoke: ClassVar[dict[str, object]] = {"max_rounds": 3, "max_epochs": 2, "patience": 2}
 
     def __call__(self, model: nn.Module, clean: DefenderSample, *, rng: torch.Generator) -> nn.Module:
-        """Return a pruned and fine-tuned copy of ``model``; pruned filters stay exactly zero."""
+        """Return a pruned and fine-tuned copy of ``model``; without ``regrow`` pruned filters stay zero."""
         triggered = clean.triggered
         if triggered is None:
             raise NotApplicableError("Grad-Prune needs triggered copies of the sample: no attack, no trigger")
         repaired = copy.deepcopy(model).eval()
-        filters = Filters(repaired)
-        accuracy, _ = inference.evaluate(repaired, clean.validation)
-        self.prune(repaired, filters, clean, triggered, accuracy=accuracy)
-        epoch = self.tune(repaired, filters, clean, triggered, rng=streams.child(rng, "tune"))
+        filters, limit = self.candidates(repaired), self.limit(repaired, clean)
+        self.prune(repaired, filters, limit, triggered, rng=streams.child(rng, "prune"))
+        tuned = self.tune(repaired, filters, clean, triggered, rng=streams.child(rng, "tune"))
         pruned = filters.removed_names()
-        clean.chosen.update({"num_pruned": len(pruned), "pruned": pruned, "tuning_epoch": epoch})
+        clean.chosen.update(
+            {
+                "num_pruned": len(pruned),
+                "pruned": pruned,
+                "num_judged": len(limit.images),
+                "allowed_errors": limit.allowed,
+                "tuning_epoch": tuned.epoch,
+                "tuning_capped": tuned.capped,
+            }
+        )
         return repaired
