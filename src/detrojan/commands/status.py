@@ -100,6 +100,7 @@ class Status:
         tabled: when that table was made.
         jobs: the jobs that run or died.
         data_sets: what was read as data sets, of those that are there.
+        undeclared: sentences about defenses that have no cells under some protocol of the study.
     """
 
     results: Path
@@ -115,6 +116,7 @@ class Status:
     tabled: float
     jobs: Sequence[Job]
     data_sets: Sequence[DataSet]
+    undeclared: Sequence[str]
 
     @property
     def over(self) -> bool:
@@ -187,6 +189,7 @@ def look(results: Path, now: float) -> Status:
         tabled=tabled or now,
         jobs=found,
         data_sets=_data_sets(results, study.grid.datasets),
+        undeclared=grid.undeclared(study),
     )
 
 
@@ -276,6 +279,7 @@ def show(status: Status, console: Console) -> None:
     _print(console, f"The study in {status.results}; its last run began {_date(status.began)}.", "")
     console.print(_stages(status))
     _print(console, "", f"Cells: {done:,} of {planned:,} measured{share}.", _rate(status))
+    _print(console, *status.undeclared)
     if status.endings:
         endings = ", ".join(f"{count:,} {ending}" for ending, count in status.endings.items())
         _print(console, f"Table of cells, made {_date(status.tabled)}: {endings}.")
