@@ -598,7 +598,7 @@ class Assumptions:
         passes = defenses.prediction(method, sizes, defense)
         if isinstance(defense, TriggerInversion):
             batch = PIXELS / images.side**2  # of the search, which is nearly all of it
-        elif method == "anp":
+        elif method == "anp" or getattr(defense, "replacement", False):
             batch = defense.batch_size  # drawn with replacement
         else:
             size = getattr(defense, "batch_size", sizes.all)
