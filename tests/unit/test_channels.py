@@ -35,6 +35,8 @@ def test_channels_of_a_transformer_are_those_of_layer_normalizations():
     assert channels.kind == "layer"
     assert len(channels) == 11 * 16  # two norms of each of five blocks, and one behind them
     ones = torch.ones(len(channels))
+    for norm in channels.norms:
+        nn.init.normal_(norm.bias, generator=streams.stream("shifts"))
     with torch.inference_mode():
         logits = network(images)
         assert torch.equal(channels.logits(network, images, ones, ones), logits)

@@ -120,6 +120,13 @@ NETWORKS = {
         "late": "conv3.conv",
         "head": ["fc"],
     }),
+    # Its blocks have two branches: only what both join in counts.
+    "shufflenet": (functools.partial(torchvision.models.ShuffleNetV2, [1, 1, 1], [4, 8, 12, 16, 24], 5), 64, {
+        "stages": ["maxpool", "stage2", "stage3"],
+        "early": ["conv1.2"],
+        "late": "conv5.0",
+        "head": ["fc"],
+    }),
     "convnext": (convnext, 32, {
         "stages": ["features.1", "features.3", "features.5"],
         "early": ["features.1.0.block.4", "features.3.0.block.4", "features.5.1.block.4"],
@@ -293,6 +300,28 @@ def test_a_removed_filter_of_a_fused_norm_puts_out_nothing(functional):
     assert (maps[:, :3] > 0).any()
 
 
+def test_a_hidden_unit_of_a_transformer_goes_with_its_row_and_its_column():
+    with streams.global_stream(streams.stream("init")):
+        network = vit().eval()
+        nn.init.xavier_uniform_(network.heads.head.weight)
+    block = "encoder.layers.encoder_layer_1.mlp"
+    unit = structure.units(network)[2]
+    assert unit == Unit(f"{block}.0", None, "gelu", f"{block}.3")
+    images = torch.rand(2, 3, 32, 32, generator=streams.stream("images"))
+    seventh = torch.tensor([7])
+    with torch.inference_mode():
+        whole = network(images)
+        activation = network.get_submodule(f"{block}.1")
+        hook = activation.register_forward_hook(lambda _, i, output: output.index_fill(-1, seventh, 0))
+        without = network(images)
+        hook.remove()
+        layer, reader = network.get_submodule(unit.layer), network.get_submodule(unit.reader)
+        for tensor in (layer.weight, layer.bias, reader.weight.T):
+            tensor[seventh] = 0
+        assert torch.equal(network(images), without)
+        assert not torch.equal(without, whole)
+
+
 @pytest.mark.parametrize("host", ["bn3", "bn4"])
 def test_a_bound_before_a_shared_activation_bounds_what_it_puts_out(functional, host):
     images, seen = torch.rand(2, 3, 8, 8, generator=streams.stream("images")), []
@@ -313,21 +342,24 @@ def test_a_bound_before_a_shared_activation_bounds_what_it_puts_out(functional, 
 
 
 class Layered(nn.Module):
-    """A layer that two norms read, and one that stands in two places with one norm each."""
+    """A layer that two norms read, one in two places with a norm each, a norm with two readers."""
 
     def __init__(self):
         super().__init__()
         self.conv, self.bn1, self.bn2 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
         self.twice, self.bn3, self.bn4 = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.relu = nn.ReLU()
 
     def forward(self, images):
         maps = self.conv(images)
         maps = self.bn1(maps) + self.bn2(maps)
-        return self.bn4(self.twice(self.bn3(self.twice(maps)))).mean((2, 3))
+        maps = self.bn4(self.twice(self.bn3(self.twice(maps))))
+        return (maps + self.relu(maps)).mean((2, 3))
 
 
-def test_a_norm_that_does_not_read_alone_is_no_pair():
+def test_a_layer_that_does_not_read_alone_is_no_pair():
     assert structure.convolution_norms(Layered()) == {"conv": None, "twice": None}
+    assert structure.activations(Layered()) == []
 
 
 class Doubled(torch.autograd.Function):
