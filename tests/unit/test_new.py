@@ -350,7 +350,7 @@ def test_the_page_s_settings_are_allowed(clone, monkeypatch):
     folder.mkdir(exist_ok=True)
     (folder / "bold_tuning.yaml").write_text(overrides)
     assert not list(study_files.wrong_shipped("defenses", "bold_tuning"))
-    assert schema.shipped("defenses", "bold_tuning").resolve({"dataset": "gtsrb"}) == {"epochs": 10}
+    assert schema.shipped("defenses", "bold_tuning").resolve({"num_classes": 43}) == {"epochs": 10}
 
 
 # --- what is refused -------------------------------------------------------------------------------

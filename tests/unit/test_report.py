@@ -145,7 +145,9 @@ def test_controls_provenance_and_commands(page):
     assert ["the baseline fp", "missing", ""] in rows
     assert ["a clean model (attack none)", "there", "ACC 99.1 %, mean of 1 setting"] in rows
     assert "<code>abc123</code>" in page
-    axes = "dataset=digits architecture=net attack=sig ratio=0.05 seed=0 defense=ft spc=2 draw=0"
+    axes = (
+        "dataset=digits architecture=net attack=sig ratio=0.05 seed=0 defense=ft protocol=survey spc=2 draw=0"
+    )
     assert f"detrojan reproduce {axes}" in page
 
 

@@ -1,6 +1,7 @@
 """Study files: what is read, what is refused, and that one error says it all with YAML paths."""
 
 import copy
+import itertools
 import re
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 
 from detrojan import registry, settings
 from detrojan.cells import NO_METHOD, Draws
-from detrojan.study import feasibility, files, schema
+from detrojan.study import feasibility, files, grid, schema
 from detrojan.study.files import StudyError, load_study
 from detrojan.study.grid import shards
 from detrojan.study.schema import Filter
@@ -196,7 +197,7 @@ def test_a_protocol_sets_and_names_its_sources():
         0.5,
     )
     sources = study.sources("ft", paper)
-    assert (sources["lr"], sources["epochs"], sources["momentum"]) == ("paper", "ours", "paper")
+    assert (sources["lr"], sources["epochs"], sources["momentum"]) == ("paper", "ours", "ours")
     assert not study.deviates("ft", paper)
     raw = minimal(protocols=["paper"]) | {"defenses": {"ft": {"lr": 0.5, "epochs": 7}}}
     own = load_study(raw)
@@ -210,7 +211,12 @@ def test_a_protocol_sets_and_names_its_sources():
 def test_cells_only_of_protocols_that_a_defense_declares():
     study = load_study(minimal(protocols=["survey", "paper"]))
     found = {(shard.defense, shard.protocol) for shard in shards(study)}
-    assert found == {("none", "none"), ("ft", "survey"), ("ft", "paper"), ("fp", "survey")}
+    # One that declares nothing runs as its class is, whichever of the two is asked for.
+    assert found == {("none", "none"), *itertools.product(("ft", "fp"), ("survey", "paper"))}
+    other = load_study(minimal(protocols=["ours"]))
+    assert {shard.defense for shard in shards(other)} == {"none"}
+    [line] = grid.undeclared(other)
+    assert line == "No cells under protocol ours, which they don't declare: ft, fp."
     [line] = mistakes(minimal(protocols=["surveys"]))
     assert line.startswith("grid.protocols[0]: unknown name 'surveys'; did you mean 'survey'?")
 

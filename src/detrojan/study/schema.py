@@ -353,8 +353,11 @@ def shipped(kind: MethodKind, name: str, protocol: str = SURVEY) -> Settings:
 
 
 def protocols(defense: str) -> list[str]:
-    """Return the protocols that a defense declares; one that comes without a file has the first alone."""
-    return list(shipped_file("defenses", defense).protocols) or [SURVEY]
+    """Return the protocols that a defense declares.
+
+    One that declares none, as one that was just written, runs as its class is under either of the first two.
+    """
+    return [*shipped_file("defenses", defense).protocols] or ["survey", "paper"]
 
 
 class Study(Strict):
@@ -408,7 +411,7 @@ class Study(Strict):
     def sources(self, defense: str, axes: Mapping[str, Axis]) -> dict[str, str]:
         """Return whose value each setting of a defense is: ``survey``, ``paper``, ``ours`` or ``study``.
 
-        ``study`` is what is set here. Where a file is silent, a setting is the protocol's own.
+        ``study`` is what is set here; ``ours`` the value of a class that declares no source.
         """
         file = shipped_file("defenses", defense)
         named = {str(key): protocol.sources for key, protocol in file.protocols.items()}
@@ -416,7 +419,7 @@ class Study(Strict):
         said = {key: text.partition(":")[0] for key, text in named.get(protocol, {}).items()}
         fields = registry.declared("defenses", defense).settings.model_fields
         own = self._own("defenses", defense, axes)
-        return {name: "study" if name in own else said.get(name, protocol) for name in fields}
+        return {name: "study" if name in own else said.get(name, "ours") for name in fields}
 
     def deviates(self, defense: str, axes: Mapping[str, Axis]) -> bool:
         """Return whether a defense runs with other settings than its protocol's."""

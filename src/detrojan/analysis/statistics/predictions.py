@@ -309,7 +309,7 @@ def rows(reader: Reader, shard: Shard, draws: Sequence[int], measures: Mapping[s
     )
     widths = [block[0].shape[1] for block in blocks]
     which = np.repeat(np.arange(len(blocks), dtype=np.int32), np.multiply(widths, len(draws)))
-    keys = model_key(shard.model) | {"defense": shard.defense, "spc": shard.spc}
+    keys = model_key(shard.model) | {name: getattr(shard, name) for name in ("defense", "protocol", "spc")}
     repeated = {
         name: pa.repeat(pa.scalar(key, MEASURES.field(name).type), len(value)) for name, key in keys.items()
     }
