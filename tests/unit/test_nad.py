@@ -241,6 +241,8 @@ def test_a_hole_is_a_black_square_anywhere_cut_off_at_the_border():
     assert (rows == 1).double().mean().item() == pytest.approx(1 / 6, abs=0.03)
     assert (columns == 1).double().mean().item() == pytest.approx(1 / 8, abs=0.03)
     assert {int(rows.max()), int(columns.max())} == {2}
+    assert black[rows == 1, 0, 0].any(1).all()
+    assert black[columns == 1, 0, :, 0].any(1).all()
     assert (images == 1).all()
 
 
