@@ -261,6 +261,15 @@ def test_steps_follow_the_deviation_of_the_images_and_no_name(toy_images, protoc
     assert found.model_copy(update=defense.model_dump()) == defense  # nothing else has changed
 
 
+@pytest.mark.parametrize("protocol", ["survey", "paper"])
+def test_large_images_take_fewer_in_the_inner_loss_under_every_protocol(protocol):
+    inner = [
+        protocols.settings("ibau", protocol, FACTS | {"image_size": side})["inner_images"]
+        for side in (32, 64)
+    ]
+    assert inner == [256, 128]
+
+
 def test_a_run_takes_the_steps_of_its_images(toy_model, toy_images):
     """The same pixels under two deviations: where they differ fourfold, so do the first steps, 16 times."""
     norms = []
