@@ -8,7 +8,7 @@ import pytest
 
 from detrojan.analysis.report import listings, views
 from detrojan.analysis.report.listings import Block, Column, Listing
-from tests.unit import pages
+from tests.unit import cases, pages
 from tests.unit import tables as made
 
 
@@ -49,8 +49,32 @@ def test_notes_tell_of_what_ranks_rest_on(tables):
     (note,) = {" ".join(block.notes) for block in listings.ranking(tables, "der").blocks if block.spc == 2}
     row = next(r for r in tables.ranks.to_pylist() if r["measure"] == "der" and r["spc"] == 2)
     assert f"Ranked: 4 defenses, all of them in {row['num_shared_all']} settings." in note
-    assert "anp, clp, fp, ft lead together: " in note
+    assert "None of them surely repairs anything, so nobody leads." in note
     assert "Single seed" not in note  # there are two
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        (cases.too_little, "Too few settings, or samples alone, to call one better"),
+        (cases.nothing_works, "None of them surely repairs anything, so nobody leads."),
+        (cases.one_seed, "ibau leads: on this grid"),
+    ],
+)
+def test_notes_say_no_more_than_the_first_sentence(case, said):
+    notes = " ".join(listings.ranking(case(), "der").blocks[0].notes)
+    assert said in notes
+    assert ("(Holm, 5 %)" in notes) == (case is cases.one_seed)
+
+
+def test_no_share_changes_by_more_than_all_of_it():
+    rows = listings.ranking(cases.too_little(), "der").blocks[0].rows
+    assert min(row["asr_change_low"] for row in rows if row["asr_change_low"] is not None) >= -1
+    of_ft = next(row for row in rows if row["defense"] == "ft")
+    assert of_ft["asr_change"] == pytest.approx(-of_ft["asr_reduction_mean"])
+    assert of_ft["asr_change_low"] == pytest.approx(-of_ft["asr_reduction_grid_high"])
+    before, after = (100 * of_ft[f"asr{part}_mean"] for part in ("_before", ""))
+    assert of_ft["asr_from_to"] == f"{before:.1f} → {after:.1f}"
 
 
 @pytest.mark.parametrize(

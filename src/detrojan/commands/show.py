@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from detrojan.analysis import derived
+from detrojan import registry
 from detrojan.analysis.report import headline, views
 from detrojan.analysis.report.views import Row
 from detrojan.analysis.statistics.collect import CELLS, MODELS
@@ -160,8 +160,9 @@ def main(results: Path) -> None:
 
 def _first_sentence(results: Path, cells: pa.Table, models: pa.Table) -> str:
     """Return what the report says first; empty where a table is missing that it follows from."""
-    paths = {name: graph.below(results, graph.table(name)) for name in derived.TABLES}
+    names = set(registry.names(registry.TABLES))
+    paths = {name: graph.below(results, graph.table(name)) for name in names}
     made = {name: records.read_table(path) for name, path in paths.items() if path.is_file()}
-    if derived.TABLES.keys() - made.keys() - UNNEEDED:
+    if names - made.keys() - UNNEEDED:
         return ""
     return headline.of_tables(views.Tables(cells, models, made)).first

@@ -18,7 +18,6 @@ from detrojan.storage.columns import OK
 from detrojan.study.schema import BASELINES
 
 LED_BY = "der"
-LEAST_SETTINGS = 5  # fewer describe themselves alone
 MOST_NAMED = 3  # defenses with their numbers, in one sentence
 MOST_PLAIN = 8  # likewise where that is all there is to say
 MOST_LEVELS = 5  # that are named one by one
@@ -86,8 +85,7 @@ def _untouched(tables: Tables) -> list[bool]:
 
 def _too_little(tables: Tables, ranked: Sequence[Row], with_result: Sequence[Row]) -> str:
     """Return plain numbers where nothing more can be said; empty if it can."""
-    most = max((row["num_settings"] for row in with_result), default=0)
-    few = most < LEAST_SETTINGS or {row["grid_basis"] for row in with_result} <= {"draws", None}
+    few = not listings.enough(with_result)
     if len(ranked) >= 2 and not few:
         return ""
     if not with_result:
@@ -115,7 +113,7 @@ def _nothing_works(ranked: Sequence[Row]) -> str:
     Where no defense has an interval, the means have to do.
     """
     found = sorted((row for row in ranked if row["net_mean"] is not None), key=lambda row: row["defense"])
-    if not found or any(_surely(row) > harm.LEAST for row in found):
+    if not found or listings.any_repairs(found):
         return ""
     best = max(found, key=lambda row: row["net_mean"])
     repaired = any(row["share_repaired"] for row in found)
@@ -139,7 +137,7 @@ def _winner(tables: Tables, ranked: Sequence[Row], pooled: dict[str, Row]) -> It
         f"{first} leads on this grid ({settings}): {plain(row)}. Its DER minus that of {second}, the next, "
         f"is {_pair(tables, first, second)}, and it can be told from each other defense (Holm, 5 %)."
     )
-    if _surely(row) <= harm.LEAST:
+    if not listings.any_repairs([row]):
         interval = _interval(row["net_grid_low"], row["net_grid_high"])
         yield f"Whether {first} repairs anything isn't sure: net {points(row['net_mean'])} points{interval}."
 
@@ -283,12 +281,6 @@ def plain(row: Row) -> str:
     if drop is not None:
         said.append(f"ACC {points(-drop)}")
     return ", ".join(said) or "no ASR and no ACC known"
-
-
-def _surely(row: Row) -> float:
-    """Return what a defense has won of net at least."""
-    low: float | None = row["net_grid_low"]
-    return float(row["net_mean"]) if low is None else low
 
 
 def _pair(tables: Tables, name: str, other: str) -> str:

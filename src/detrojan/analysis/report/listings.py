@@ -6,7 +6,7 @@ Rows hold values as the Parquet tables have them, fractions included; a column s
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -22,6 +22,7 @@ from detrojan.analysis.report.views import (
     Tables,
     spc_text,
 )
+from detrojan.analysis.statistics import harm
 from detrojan.analysis.statistics.relative import LOWER_IS_BETTER
 from detrojan.cells import MODEL_AXES, NO_METHOD, NO_SAMPLES
 from detrojan.storage.columns import OK
@@ -31,6 +32,7 @@ UPPER_BOUND = "upper bound"
 GATE_FAILED, NO_VERDICT = "gate_failed", "no_verdict"  # outcomes that no status has
 ALPHA = 0.05
 SAME_RANK = 1e-9
+LEAST_SETTINGS = 5  # fewer describe themselves alone
 
 # Which cells a number stands on: values of columns of the table of cells, alternatives in a list.
 Query = dict[str, list[Any]]
@@ -184,7 +186,8 @@ def _changes(row: Row) -> Row:
         mean, *ends = (row[f"{column}_{part}"] for part in ("mean", "grid_low", "grid_high"))
         low, high = ends if sign > 0 else ends[::-1]
         for name, value in (("", mean), ("_low", low), ("_high", high)):
-            found[f"{measure}_change{name}"] = None if value is None else sign * value
+            # No share changes by more than all of it.
+            found[f"{measure}_change{name}"] = None if value is None else min(1.0, max(-1.0, sign * value))
         before, after = row[f"{measure}_before_mean"], row[f"{measure}_mean"]
         if None not in (before, after, mean):
             found[f"{measure}_from_to"] = f"{views.share(before)} → {views.share(after)}"
@@ -263,8 +266,9 @@ def ranking(tables: Tables, measure: str) -> Listing:
         rows.sort(key=_by_rank)
         for row in [row for row in rows if row["mean_rank"] is None][:1]:
             row["first_unranked"] = True
+        means = {row["defense"]: row for row in tables.consistency.to_pylist() if row["spc"] == spc}
         of_budget = [row for (budget, _), row in ranks.items() if budget == spc]
-        blocks.append(Block(spc, rows, _on_ranks(of_budget)))
+        blocks.append(Block(spc, rows, _on_ranks(of_budget, means)))
     chosen = [] if measure == "der" else [_changed(measure)]
     # What is ranked by stands first; of RA, which few ask for, nothing stands elsewhere. What else is of DER
     # stands beside its ranks alone, so that no table is cut on a small screen.
@@ -332,8 +336,35 @@ def _by_rank(row: Row) -> tuple[Any, ...]:
     )
 
 
-def _on_ranks(rows: Sequence[Row]) -> list[str]:
-    """Return what to know of the ranks of one budget."""
+def enough(rows: Iterable[Row]) -> bool:
+    """Return whether there is enough to judge by: else results describe the settings that they are of.
+
+    Args:
+        rows: of ``consistency``, of one budget, without the untouched model.
+    """
+    found = [row for row in rows if row["num_settings"]]
+    most = max((row["num_settings"] for row in found), default=0)
+    return most >= LEAST_SETTINGS and not {row["grid_basis"] for row in found} <= {"draws", None}
+
+
+def surely(row: Row) -> float:
+    """Return what a defense has won of net at least; where it has no interval, the mean has to do."""
+    low: float | None = row["net_grid_low"]
+    return float(row["net_mean"]) if low is None else low
+
+
+def any_repairs(rows: Iterable[Row]) -> bool:
+    """Return whether some defense surely repairs something; ``rows`` are of ``consistency``."""
+    return any(row["net_mean"] is not None and surely(row) > harm.LEAST for row in rows)
+
+
+def _on_ranks(rows: Sequence[Row], means: Mapping[str, Row]) -> list[str]:
+    """Return what to know of the ranks of one budget.
+
+    Args:
+        rows: of ``ranks``.
+        means: the rows of ``consistency``, by defense.
+    """
     if not rows:
         return ["No ranks: they take two defenses or more that were planned in the same settings."]
     ranked = [row for row in rows if row["ranked"]]
@@ -348,7 +379,13 @@ def _on_ranks(rows: Sequence[Row]) -> list[str]:
         notes.append(
             f"Settings without a result, where a defense takes the last ranks: {', '.join(lacking)}."
         )
-    notes.append(leading(ranked))
+    of_ranked = [means[row["defense"]] for row in ranked]
+    if not enough(of_ranked):
+        notes.append("Too few settings, or samples alone, to call one better: ranks describe these settings.")
+    elif not any_repairs(of_ranked):
+        notes.append("None of them surely repairs anything, so nobody leads.")
+    else:
+        notes.append(leading(ranked))
     if any(row["single_seed"] for row in rows):
         notes.append(SINGLE_SEED)
     return notes

@@ -274,7 +274,7 @@ def _nothing(figures: Mapping[str, vega.Figure], empty: Sequence[str], tables: T
         plan = base.load(name).plan
         if figure.nothing and plan.section not in empty:
             found.setdefault(figure.alt, []).append((plan.heading or f"the figure {name}").lower())
-    return [f"{', '.join(names)} ({reason.rstrip('.')})." for reason, names in found.items()]
+    return [f"{', '.join(names)} ({reason.rstrip('.')})" for reason, names in found.items()]
 
 
 def _asset(name: str) -> str:

@@ -9,10 +9,10 @@ from detrojan.analysis.report.views import MEASURE_TEXTS, Tables
 from detrojan.analysis.statistics import arrays, scores
 from detrojan.analysis.statistics.arrays import Flags, Study
 from detrojan.analysis.statistics.crossed import Crossed
-from detrojan.analysis.statistics.frames import frame_of
+from detrojan.analysis.statistics.frames import SETTING, frame_of
 from detrojan.cells import NO_METHOD, ratio_text
 
-OTHERS = ["dataset", "architecture", "attack"]  # of a setting, but the ratio
+OTHERS = [axis for axis in SETTING if axis != "ratio"]
 PLAN = Plan(
     section="curves",
     heading="More poison",
