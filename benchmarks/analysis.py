@@ -25,6 +25,7 @@ import yaml
 
 from detrojan import registry
 from detrojan.analysis import derived
+from detrojan.analysis.others import external
 from detrojan.analysis.report import report
 from detrojan.analysis.report.views import Tables
 from detrojan.analysis.statistics import collect
@@ -104,9 +105,9 @@ def timed(name: str, work: Callable[[], Any]) -> Any:
     return result
 
 
-def derived_of(cells: pa.Table) -> dict[str, pa.Table]:
-    """Return the tables that follow from cells alone; print what each takes, and all together."""
-    found: dict[str, pa.Table] = {"cells": cells}
+def derived_of(cells: pa.Table, gate: pa.Table) -> dict[str, pa.Table]:
+    """Return the tables that follow from cells and the gate; print what each takes, and all together."""
+    found: dict[str, pa.Table] = {"cells": cells, "gate": gate}
     start, waiting = time.process_time(), dict(derived.TABLES)
     while ready := [name for name, table in waiting.items() if found.keys() >= set(table.needs)]:
         for name in ready:
@@ -114,7 +115,7 @@ def derived_of(cells: pa.Table) -> dict[str, pa.Table]:
             given = {need: found[need] for need in table.needs}
             found[name] = timed(name, functools.partial(table.make, **given))
     print(f"{'derived, all':<24}{'':>10}{time.process_time() - start:>10.1f}")
-    return {name: table for name, table in found.items() if name != "cells"}
+    return {name: table for name, table in found.items() if name not in ("cells", "gate")}
 
 
 def survey(into: Path, *, with_report: bool) -> None:
@@ -124,7 +125,7 @@ def survey(into: Path, *, with_report: bool) -> None:
     cells = timed("results made up", lambda: made_up(study))
     print(f"{cells.num_rows:,} cells")
     records.write_table(cells, into / "tables" / "cells.parquet", collect.CELLS)
-    found = derived_of(cells)
+    found = derived_of(cells, external.gate_table(cells, study.gate))
     for name, table in found.items():
         records.write_table(table, into / "tables" / f"{name}.parquet", derived.TABLES[name].schema)
     if not with_report:

@@ -10,6 +10,7 @@ cells = pd.read_parquet(results / "tables" / "cells.parquet")
 models = pd.read_parquet(results / "tables" / "models.parquet").set_index("attack")
 
 # 3 models: untouched and CLP once each; FT, FP and Grad-Prune at 2 SPC and 3 draws, MM-BD at one SPC.
+assert set(cells["protocol"]) == {"none", "paper"}, cells["protocol"]
 assert len(cells) == 3 * (2 + 3 * 2 * 3 + 3), len(cells)
 not_ok = cells[cells["status"] != "ok"]
 assert set(zip(not_ok["attack"], not_ok["defense"], not_ok["status"], strict=True)) == {

@@ -161,6 +161,15 @@ def test_nothing_sticks_out_on_a_phone(browser, path):
     )
 
 
+def test_no_table_is_cut_on_a_small_screen(browser, path):
+    tab = opened(browser, path, width=1280)
+    for measure in ("der", "ra"):
+        tab.run(f"document.querySelector('#choice [value={measure}]').click()")
+        tables = "[...document.querySelectorAll('.scroll')]"
+        cut = f"{tables}.filter((e) => e.scrollWidth > e.clientWidth)"
+        assert tab.run(f"{cut}.map((e) => [e.getAttribute('aria-label'), e.scrollWidth])") == []
+
+
 def test_without_scripts_the_numbers_and_figures_are_there(browser, path):
     tab = browser.open("about:blank")
     tab.send("Emulation.setScriptExecutionDisabled", value=True)

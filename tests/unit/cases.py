@@ -51,7 +51,7 @@ def cells(
             for budget in (0,) if data_free else spc:
                 for draw in range(1 if data_free else draws):
                     place = model | {"spc": budget, "draw": draw}
-                    rows += [made.cell(name, near(acc - lost), near(asr + shift), 0.7, **place)]
+                    rows += [made.cell(name, near(acc - lost), near(asr + shift), near(0.7), **place)]
     for dataset, architecture, seed in {(d, a, s) for d, a, _, s in axes}:
         model = {"dataset": dataset, "architecture": architecture, "attack": "none", "seed": seed}
         rows.append(made.untouched(0.91, **model))

@@ -85,16 +85,23 @@ def test_the_ranking_joins_to_the_first_what_can_not_be_told_from_it(tables):
     assert ranking.alike(told | {"leader_apart_beyond": True}) is None
 
 
-def test_effect_has_the_means_of_each_budget_and_the_untouched_model(tables):
+def test_effect_has_the_changes_of_each_budget(tables):
     rows = values(effect.draw(tables))
-    drawn = {(r["defense"], r["SPC"], r["measure"]): r["mean"] for r in rows if "defense" in r}
+    drawn = {(r["defense"], r["SPC"], r["measure"]): r for r in rows if "defense" in r}
     table = {(r["defense"], r["spc"]): r for r in tables.consistency.to_pylist()}
-    assert drawn["ft", "2", "ASR"] == 100 * table["ft", 2]["asr_mean"]
-    assert drawn["grad_prune", "10", "DER"] == 100 * table["grad_prune", 10]["der_mean"]
-    assert drawn["clp", "none", "RA"] == 100 * table["clp", 2]["ra_mean"]
-    assert ("clp", "2", "RA") not in drawn  # one run, whatever the budget
-    untouched = {row["measure"]: row["untouched"] for row in rows if "untouched" in row}
-    assert untouched["ASR"] == 100 * table["none", None]["asr_mean"]
+    asr, of_table = drawn["ft", "2", "ASR change, points"], table["ft", 2]
+    assert asr["mean"] == -100 * of_table["asr_reduction_mean"]
+    assert (asr["low"], asr["high"]) == (
+        -100 * of_table["asr_reduction_grid_high"],
+        -100 * of_table["asr_reduction_grid_low"],
+    )
+    assert drawn["grad_prune", "10", "DER, %"]["mean"] == 100 * table["grad_prune", 10]["der_mean"]
+    ra = drawn["clp", "none", "RA change, points"]["mean"]
+    assert ra == 100 * table["clp", 2]["ra_recovery_mean"]
+    assert ("clp", "2", "RA change, points") not in drawn  # one run, whatever the budget
+    unchanged = {row["measure"]: row["untouched"] for row in rows if "untouched" in row}
+    assert unchanged["DER, %"] == 50
+    assert unchanged["ASR change, points"] == 0
 
 
 def test_the_heat_map_averages_budgets_then_settings():
@@ -131,36 +138,72 @@ def luminance(color):
 
 def test_numbers_have_contrast_on_every_colour_of_the_heat_map():
     def mixed(shade):
-        place = shade * (len(charts.CIVIDIS) - 1)
-        below = min(len(charts.CIVIDIS) - 2, int(place))
-        pair = charts.CIVIDIS[below : below + 2]
+        place = shade * (len(charts.BAD_TO_GOOD) - 1)
+        below = min(len(charts.BAD_TO_GOOD) - 2, int(place))
+        pair = charts.BAD_TO_GOOD[below : below + 2]
         channels = [[int(color[at : at + 2], 16) for at in (1, 3, 5)] for color in pair]
         whole = [round(a + (b - a) * (place - below)) for a, b in zip(*channels, strict=True)]
         return "#" + "".join(f"{channel:02x}" for channel in whole)
 
-    for step in range(101):
-        shade = step / 100
-        ink = charts.DARK if shade > charts.LIGHT_FROM else charts.LIGHT
+    for step in range(1001):
+        shade = step / 1000
+        ink = charts.DARK if charts.PALE[0] < shade < charts.PALE[1] else charts.LIGHT
         light, dark = sorted((luminance(mixed(shade)), luminance(ink)), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= 4.5, shade
 
 
-def test_curves_over_ratios_are_means_of_settings(tables):
-    rows = {(r["defense"], r["at"], r["measure"]): r for r in values(ratio.draw(tables))}
-    summary = tables.summary.to_pandas()
-    of_ft = summary[(summary["defense"] == "ft") & (summary["ratio"] == 0.05)]
-    expected = of_ft.groupby("attack")["asr_mean"].mean()
-    found = rows["ft", "0.05", "ASR"]
-    assert found["mean"] == pytest.approx(100 * expected.mean())
-    assert found["low"] < found["mean"] < found["high"]
+def test_one_end_of_the_colours_is_good_for_every_measure_and_in_every_report():
+    assert [charts.shade(value, "acc") for value in (0.0, 0.55, 1.0)] == [0.0, 0.55, 1.0]
+    assert charts.shade(0.25, "asr") == 0.75
+    assert charts.shade(0.5, "der") == 0.5  # pale: the untouched model
+    assert (charts.shade(-0.1, "ra"), charts.shade(1.1, "ra")) == (0.0, 1.0)
 
 
-def test_curves_over_budgets_are_those_of_the_table(tables):
-    rows = {(r["defense"], r["at"], r["measure"]): r for r in values(spc.draw(tables))}
-    table = {(r["defense"], r["spc"]): r for r in tables.consistency.to_pylist()}
-    assert rows["fp", "10", "RA"]["low"] == 100 * table["fp", 10]["ra_grid_low"]
-    assert rows["clp", "10", "ACC"]["given"] is False
-    assert rows["fp", "10", "ACC"]["given"] is True
+def curve_of(*asrs):
+    """Return the curve of ASR over two ratios; ``asrs`` are those of an attack at both, None without one."""
+    rows = []
+    for number, of_attack in enumerate(asrs):
+        for at, asr in zip((0.05, 0.1), of_attack, strict=True):
+            axes = {"attack": f"attack{number}", "ratio": at}
+            rows += [made.untouched(**axes)]
+            rows += [] if asr is None else [made.cell("ft", asr=asr, **axes)]
+    drawn = values(ratio.draw(tables_of(made.of_rows(*rows))))
+    return {(r["at"], r["rest"]): r for r in drawn if r["measure"] == "ASR"}
+
+
+def test_curves_are_over_the_settings_that_all_points_have():
+    found = curve_of((0.2, 0.3), (0.4, 0.7), (None, 0.9))
+    assert found["0.05", False]["mean"] == pytest.approx(30)
+    assert found["0.1", False]["mean"] == pytest.approx(50)
+    assert {row["settings"] for (_, rest), row in found.items() if not rest} == {2}
+    assert (found["0.1", True]["mean"], found["0.1", True]["settings"]) == (pytest.approx(90), 1)
+    assert ("0.05", True) not in found
+    assert {row["panel"] for row in found.values()} == {"ft (n 2)"}
+
+
+def test_points_without_a_common_setting_make_no_line():
+    found = curve_of((0.2, None), (None, 0.9))
+    assert {rest for _, rest in found} == {True}
+
+
+def test_curves_over_budgets_are_those_of_the_table():
+    rows = []
+    for attack in range(4):
+        axes = {"attack": f"attack{attack}"}
+        rows.append(made.untouched(**axes))
+        for spc_, draw in itertools.product((2, 10), (0, 1)):
+            ra = 0.1 * (attack + draw) + spc_ / 100
+            rows.append(made.cell("fp", ra=ra, draw=draw, spc=spc_, **axes))
+    whole = tables_of(made.of_rows(*rows))
+    drawn = {(r["defense"], r["at"], r["measure"]): r for r in values(spc.draw(whole))}
+    table = {(r["defense"], r["spc"]): r for r in whole.consistency.to_pylist()}
+    assert drawn["fp", "10", "RA"]["low"] == pytest.approx(100 * table["fp", 10]["ra_grid_low"])
+    assert drawn["fp", "2", "RA"]["mean"] == pytest.approx(100 * table["fp", 2]["ra_mean"])
+
+
+def test_a_defense_without_data_is_dashed(tables):
+    given = {row["defense"]: row["given"] for row in values(spc.draw(tables))}
+    assert (given["clp"], given["fp"]) == (False, True)
 
 
 def test_spread_is_over_settings(tables):

@@ -4,6 +4,10 @@ import json
 import subprocess
 import sys
 
+import numpy as np
+import torch
+from threadpoolctl import threadpool_info
+
 TRAIN = """
 import torch
 
@@ -42,3 +46,9 @@ def test_a_job_leaves_out_the_compiler_and_computes_the_same():
     torchs_own = {}
     exec(TRAIN, torchs_own)
     assert trained == torchs_own["train_all"]()
+
+
+def test_the_tests_themselves_compute_with_one_thread():
+    np.linalg.inv(np.eye(2))
+    assert {pool["num_threads"] for pool in threadpool_info()} == {1}
+    assert torch.get_num_threads() == 1

@@ -13,7 +13,7 @@ from detrojan.errors import NotApplicableError
 from detrojan.images import to_float
 from detrojan.learning import training
 from detrojan.settings import Optimization
-from detrojan.study import schema
+from detrojan.study import protocols, schema
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_a_layer_that_is_not_linear_is_refused(toy_model, sample, layers, reason
     ],
 )
 def test_layers_of_every_architecture_are_those_of_the_head(architecture, share):
-    settings = schema.shipped("defenses", "fst").resolve({"architecture": architecture, "dataset": "gtsrb"})
+    settings = schema.shipped("defenses", "fst").resolve({"architecture": architecture, "num_classes": 43})
     defense = registry.load("defenses", "fst", settings)
     assert (defense.epochs, defense.alpha, defense.lr) == (15, 0.1, 0.01)
     with torch.device("meta"):
@@ -137,6 +137,34 @@ def test_layers_of_every_architecture_are_those_of_the_head(architecture, share)
     assert found == [module for module in network.modules() if isinstance(module, nn.Linear)]
     weights = sum(p.numel() for layer in found for p in layer.parameters())
     assert weights / sum(p.numel() for p in network.parameters()) == pytest.approx(share, rel=0.05)
+
+
+def test_the_head_alone_is_its_last_layer(two_layers, sample):
+    model, names = two_layers
+    repaired = defend(load(layers=names, head_only=True, epochs=1, lr=1e-9), model, sample)
+    torch.testing.assert_close(repaired.network[1].weight, model.network[1].weight)
+    new, old = (some.network[3].weight for some in (repaired, model))
+    assert F.cosine_similarity(new.flatten(), old.flatten(), dim=0).abs() < 0.9
+    torch.testing.assert_close(new.norm(), old.norm())
+    whole = defend(load(layers=names, epochs=1, lr=1e-9), model, sample)
+    assert not torch.allclose(whole.network[1].weight, model.network[1].weight)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "survey", "paper"),
+    [
+        (10, (10, 0.2, 0.01), (10, 0.2, 0.01)),
+        (43, (15, 0.1, 0.01), (15, 0.1, 0.01)),
+        (200, (15, 0.001, 0.001), (15, 0.001, 0.01)),
+    ],
+)
+def test_values_by_number_of_classes(num_classes, survey, paper):
+    for protocol, expected in (("survey", survey), ("paper", paper)):
+        facts = {"num_classes": num_classes, "architecture": "vgg19_bn"}
+        settings = protocols.settings("fst", protocol, facts)
+        assert (settings["epochs"], settings["alpha"], settings["lr"]) == expected
+        assert settings["layers"][-1] == "classifier.6"
+        assert settings["head_only"] == (protocol == "paper")
 
 
 # --- Tuning ----------------------------------------------------------------------------------------

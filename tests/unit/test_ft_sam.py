@@ -12,6 +12,7 @@ from detrojan import registry, rng
 from detrojan.defenses.clean_data import ft_sam as sam_module
 from detrojan.images import to_float
 from detrojan.learning import training
+from detrojan.study import protocols
 
 
 def load(name="ft_sam", **settings):
@@ -135,6 +136,21 @@ def test_smoothed_loss_by_hand():
     assert plain.item() == pytest.approx(math.log(2))
     both = sam_module.smoothed_loss(logits.repeat(2, 1), torch.tensor([1, 1]), 0.1)
     assert both.item() == pytest.approx(expected)  # a mean over images
+
+
+@pytest.mark.parametrize(
+    ("protocol", "num_classes", "rho", "smoothing", "epochs"),
+    [
+        ("survey", 10, 2, 0.1, 100),
+        ("survey", 200, 2, 0.1, 100),
+        ("paper", 10, 2, 0.1, 100),
+        ("paper", 43, 8, 0, 50),
+        ("paper", 200, 8, 0, 100),
+    ],
+)
+def test_values_by_number_of_classes(protocol, num_classes, rho, smoothing, epochs):
+    settings = protocols.settings("ft_sam", protocol, {"num_classes": num_classes})
+    assert [settings[key] for key in ("rho", "label_smoothing", "epochs")] == [rho, smoothing, epochs]
 
 
 # --- Running statistics, schedule -------------------------------------------------------------------

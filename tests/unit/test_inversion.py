@@ -242,16 +242,16 @@ def test_a_class_out_of_reach_keeps_its_last_mask_and_is_no_find(toy_model, toy_
 @pytest.mark.parametrize(
     ("num_images", "settings", "length"),
     [
-        (100, {"min_steps": 80}, (80, 1, False)),  # the benchmark's way: a step an epoch
-        (100, {}, (80, 4, False)),
-        (1000, {}, (80, 4, False)),
-        (4300, {}, (80, 17, False)),
-        (20000, {}, (25, 79, True)),  # 2,000 steps at most
-        (100, {"min_steps": 500}, (80, 7, False)),
-        (257, {"min_steps": 1}, (80, 1, False)),  # 256 images and a last one, which joins them
-        (1, {"min_steps": 1}, (80, 1, False)),
-        (1000, {"min_steps": 1, "inversion_batch_size": 10}, (20, 100, True)),
-        (1000, {"inversion_epochs": 1, "inversion_batch_size": 2, "max_steps": 300}, (1, 300, True)),
+        (100, {"min_steps": 80}, (1, 80)),  # the benchmark's way: a step an epoch
+        (100, {}, (4, 320)),
+        (1000, {}, (4, 320)),
+        (4300, {}, (17, 1360)),
+        (20000, {}, (79, 2000)),  # 25 epochs and a part of one
+        (100, {"min_steps": 500}, (7, 560)),
+        (257, {"min_steps": 1}, (1, 80)),  # 256 images and a last one, which joins them
+        (1, {"min_steps": 1}, (1, 80)),
+        (1000, {"min_steps": 1, "inversion_batch_size": 10}, (100, 2000)),
+        (1000, {"inversion_epochs": 1, "inversion_batch_size": 2, "max_steps": 300}, (500, 300)),
     ],
 )
 def test_length_of_a_search(num_images, settings, length):
@@ -267,6 +267,26 @@ def test_bounds_are_recorded(toy_model, toy_images):
     assert capped() == (12, 4, False)
     assert capped(max_images=8) == (8, 4, True)
     assert capped(max_steps=3) == (12, 3, True)
+
+
+def test_the_cap_cuts_the_last_epoch_short(toy_model, toy_images, monkeypatch):
+    rates, update = [], Schedule.update
+
+    def spy(self, hits, norms, *, last_rates):
+        rates.append((hits, norms))
+        return update(self, hits, norms, last_rates=last_rates)
+
+    monkeypatch.setattr(Schedule, "update", spy)
+    settings = TriggerInversion(inversion_epochs=9, inversion_batch_size=4, min_steps=1, max_steps=4)
+    with meter(CPU) as spent:
+        triggers = search(
+            toy_model, toy_images(count=12), torch.arange(4), settings, rng=rng.stream("search")
+        )
+    # Three batches of four images, then one: its means are over that one.
+    assert (triggers.num_steps, triggers.capped, spent.steps, spent.step_images) == (4, True, 4, 16)
+    assert len(rates) == 2
+    side = toy_images().info.height
+    assert ((rates[1][1] > 0.8 * side**2 / 2) & (rates[1][1] <= side**2)).all()
 
 
 def test_a_loss_that_is_not_finite_stops_it(toy_model, toy_images, quick):

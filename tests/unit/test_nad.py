@@ -14,7 +14,7 @@ from detrojan.errors import NotApplicableError
 from detrojan.images import to_float
 from detrojan.learning import training
 from detrojan.settings import Optimization
-from detrojan.study import schema
+from detrojan.study import protocols, schema
 
 TOY_LAYERS = ["layer1", "layer2", "layer3"]  # 8, 4 and 2 pixels wide on images of 8 pixels
 
@@ -57,22 +57,42 @@ def test_attention_loss_is_the_mean_over_images_and_positions():
     teacher = torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]], [[[2.0, 0.0], [0.0, 0.0]]]])
     student = torch.tensor([[[[0.0, 5.0], [0.0, 0.0]]], [[[3.0, 0.0], [0.0, 0.0]]]])
     # First image: two of four positions differ by 1. Second image: the same attention.
-    assert nad_module.attention_loss(student, teacher, 2).item() == pytest.approx(2 / 8, rel=1e-5)
+    assert nad_module.attention_loss(student, teacher, 2, "mean").item() == pytest.approx(2 / 8, rel=1e-5)
+    assert nad_module.attention_loss(student, teacher, 2, "sum").item() == pytest.approx(2 / 2, rel=1e-5)
+
+
+def test_a_sum_over_positions_does_not_depend_on_the_size_of_a_map():
+    pair = maps(3, 5, 4, 4), maps(3, 5, 4, 4, seed=1)
+    larger = [F.interpolate(some, scale_factor=2, mode="nearest") for some in pair]
+    for positions, factor in (("sum", 1), ("mean", 1 / 4)):
+        value = nad_module.attention_loss(*pair, 2, positions)
+        torch.testing.assert_close(
+            nad_module.attention_loss(*larger, 2, positions), factor * value, rtol=0, atol=1e-6
+        )
+        assert value > 1e-3
+
+
+def test_weights_of_the_paper_are_those_of_a_mean_over_its_own_maps():
+    paper = protocols.settings("nad", "paper", {"num_classes": 10})
+    for beta, mean_beta, side in (("beta1", 500, 32), ("beta2", 1000, 16), ("beta3", 1000, 8)):
+        pair = maps(2, 3, side, side), maps(2, 3, side, side, seed=1)
+        ours = paper[beta] * nad_module.attention_loss(*pair, 2, paper["positions"])
+        torch.testing.assert_close(ours, mean_beta * nad_module.attention_loss(*pair, 2, "mean"))
 
 
 def test_attention_loss_ignores_the_scale_of_maps():
     student, teacher = maps(3, 5, 4, 4), maps(3, 5, 4, 4, seed=1)
-    value = nad_module.attention_loss(student, teacher, 2)
+    value = nad_module.attention_loss(student, teacher, 2, "mean")
     assert value > 1e-4
     for scale in (-7.0, 0.1, 100.0):
-        torch.testing.assert_close(nad_module.attention_loss(scale * student, teacher, 2), value)
-        torch.testing.assert_close(nad_module.attention_loss(student, scale * teacher, 2), value)
+        torch.testing.assert_close(nad_module.attention_loss(scale * student, teacher, 2, "mean"), value)
+        torch.testing.assert_close(nad_module.attention_loss(student, scale * teacher, 2, "mean"), value)
 
 
 @pytest.mark.parametrize(("side", "moves"), [(1, False), (2, True)])
 def test_attention_of_one_position_teaches_nothing(side, moves):
     student = maps(3, 5, side, side).requires_grad_()
-    value = nad_module.attention_loss(student, maps(3, 5, side, side, seed=1), 2)
+    value = nad_module.attention_loss(student, maps(3, 5, side, side, seed=1), 2, "mean")
     (gradient,) = torch.autograd.grad(value, student)
     assert (value > 1e-4) == moves
     assert (gradient.abs().max() > 1e-4) == moves
@@ -83,7 +103,8 @@ def test_attention_of_one_position_teaches_nothing(side, moves):
 
 def test_attention_of_an_idle_layer_has_a_gradient():
     student = torch.zeros(2, 3, 2, 2, requires_grad=True)
-    (gradient,) = torch.autograd.grad(nad_module.attention_loss(student, maps(2, 3, 2, 2), 2), student)
+    value = nad_module.attention_loss(student, maps(2, 3, 2, 2), 2, "mean")
+    (gradient,) = torch.autograd.grad(value, student)
     assert gradient.isfinite().all()
 
 
@@ -96,7 +117,7 @@ def distances(student, teacher, sample):
     ):
         images = to_float(sample.train.images)
         student(images), teacher(images)
-    return [nad_module.attention_loss(seen[layer], taught[layer], 2).item() for layer in TOY_LAYERS]
+    return [nad_module.attention_loss(seen[layer], taught[layer], 2, "mean").item() for layer in TOY_LAYERS]
 
 
 def test_attention_differs_once_the_teacher_has_learned(toy_model, sample):
@@ -170,7 +191,7 @@ def test_the_student_comes_to_look_where_the_teacher_does(toy_model, sample):
 def test_each_pass_yields_all_maps_and_the_teacher_is_frozen(toy_model, sample, monkeypatch):
     calls = []
 
-    def spy(student, teacher, power):
+    def spy(student, teacher, power, positions):
         calls.append((student.requires_grad, teacher.requires_grad, tuple(student.shape)))
         return student.sum() * 0
 
@@ -181,6 +202,46 @@ def test_each_pass_yields_all_maps_and_the_teacher_is_frozen(toy_model, sample, 
     assert not any(module._forward_hooks for module in repaired.modules())
     assert all(parameter.requires_grad for parameter in repaired.parameters())
     assert sample.chosen == {}
+
+
+def test_the_rate_falls_after_a_share_of_the_passes():
+    paper = registry.load("defenses", "nad", protocols.settings("nad", "paper", {"num_classes": 10}))
+    for epochs in (20, 100, 400):
+        first = epochs // 10
+        assert [paper.lr_at(epoch, epochs) for epoch in range(epochs)] == [0.1] * first + [0.01] * (
+            epochs - first
+        )
+    survey = registry.load("defenses", "nad")
+    assert {survey.lr_at(epoch, 10) for epoch in range(10)} == {0.01}
+
+
+def test_teacher_and_student_are_trained_as_the_settings_say(toy_model, sample, monkeypatch):
+    seen, descend = [], training.descend
+
+    def spy(parts, *arguments, epochs, **options):
+        (part,) = parts.values()
+        optimizer = part.optimizer.defaults
+        seen.append((optimizer["nesterov"], optimizer["weight_decay"], epochs, part.lr_at(0), part.lr_at(1)))
+        return descend(parts, *arguments, epochs=epochs, **options)
+
+    monkeypatch.setattr(training, "descend", spy)
+    settings = {"nesterov": True, "weight_decay": 1e-4, "first_lr": 0.02, "first_share": 0.3, "hole": 2}
+    floors = {"teacher_epochs": 1, "teacher_min_steps": 5, "epochs": 1, "min_steps": 7, "batch_size": 20}
+    defend(load(**settings, **floors), toy_model, sample)  # 40 images: two steps a pass
+    assert seen == [(True, 1e-4, 3, 0.02, 0.01), (True, 1e-4, 4, 0.02, 0.01)]
+
+
+def test_a_hole_is_a_black_square_anywhere_cut_off_at_the_border():
+    images = torch.ones(4000, 3, 6, 8)
+    black = nad_module.punched(images, 2, rng.stream("holes")) == 0
+    assert torch.equal(black[:, 0], black[:, 2])  # all channels
+    rows, columns = black[:, 0].any(2).sum(1), black[:, 0].any(1).sum(1)
+    assert torch.equal(rows * columns, black[:, 0].sum((1, 2)))  # a rectangle
+    # Its centre may be any row: cut off in the first of six, and two pixels high in the others.
+    assert (rows == 1).double().mean().item() == pytest.approx(1 / 6, abs=0.03)
+    assert (columns == 1).double().mean().item() == pytest.approx(1 / 8, abs=0.03)
+    assert {int(rows.max()), int(columns.max())} == {2}
+    assert (images == 1).all()
 
 
 # --- What it can't compare --------------------------------------------------------------------------

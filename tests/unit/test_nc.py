@@ -13,6 +13,7 @@ from detrojan.defenses.clean_data.nc import NC, with_stamped
 from detrojan.errors import NotApplicableError
 from detrojan.images import concatenate
 from detrojan.learning import training
+from detrojan.study import protocols
 from detrojan.study.schema import shipped
 
 # A search small enough for a test, which still finds the planted patch (see test_inversion).
@@ -74,9 +75,8 @@ def test_a_fifth_of_every_class_is_stamped_once_a_flag(toy_model, sample, monkey
 
 
 def test_tiny_imagenet_is_tuned_for_200_epochs():
-    settings = shipped("defenses", "nc").resolve({"dataset": "tiny_imagenet"})
-    assert registry.load("defenses", "nc", settings).epochs == 200
-    assert shipped("defenses", "nc").resolve({"dataset": "cifar10"}) == {}
+    assert protocols.settings("nc", "survey", {"num_classes": 200})["epochs"] == 200
+    assert shipped("defenses", "nc").resolve({"num_classes": 43}) == {}
 
 
 def test_a_model_without_a_flag_comes_back_as_it_was(toy_model, sample):

@@ -11,11 +11,13 @@ from torch.nn import functional as F
 from detrojan import models, registry, rng
 from detrojan.defenses.clean_data import npd
 from detrojan.errors import NotApplicableError
-from detrojan.images import Batch, to_float
+from detrojan.images import Batch, DatasetInfo, ImageSet, to_float, to_uint8
 from detrojan.learning import inference, training
 from detrojan.models._parts.insertions import Polarizer
-from detrojan.settings import Optimization
+from detrojan.settings import NO_AUGMENTATION, Augmentation, Optimization
+from detrojan.stages import sampling
 from detrojan.storage import artifacts
+from detrojan.study import protocols
 from detrojan.study.schema import shipped
 from tests.unit.conftest import digits_with_badnets
 
@@ -36,6 +38,11 @@ def batch(toy_images):
     return Batch(to_float(images.images), images.labels, torch.arange(12))
 
 
+def images_of(batch):
+    info = DatasetInfo(8, 8, tuple("abcd"), (0.5, 0.4, 0.3), (0.25, 0.2, 0.3), NO_AUGMENTATION)
+    return ImageSet.clean(to_uint8(batch.images), batch.labels, batch.rows, info)
+
+
 # --- the layer -------------------------------------------------------------------------------------
 
 
@@ -46,7 +53,7 @@ def test_the_layer_starts_as_the_identity(architecture, toy_images):
     images, other = toy_images(side=32, count=6), toy_images(side=32, count=6, seed=1)
     before = [inference.logits(model, s) for s in (images, other)]
     host = load(**shipped("defenses", "npd").resolve({"architecture": architecture})).host
-    npd.insert_identity(model, host, images)
+    npd.insert(model, host, images, "identity")
     for logits, some in zip(before, (images, other), strict=True):
         torch.testing.assert_close(inference.logits(model, some), logits, rtol=1e-4, atol=1e-5)
     assert model.build.inserted == {host: "polarizer"}
@@ -59,7 +66,7 @@ def test_the_layers_statistics_are_those_of_what_its_host_reads(toy_model, toy_i
     inference.logits(toy_model, images)
     hook.remove()
     maps = torch.cat(seen)
-    norm = npd.insert_identity(toy_model, "layer4.1.conv1", images).bn
+    norm = npd.insert(toy_model, "layer4.1.conv1", images, "identity").bn
     variance = maps.var((0, 2, 3), correction=0)
     torch.testing.assert_close(norm.running_mean, maps.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(norm.running_var, variance.clamp(min=variance.mean()), rtol=1e-4, atol=1e-6)
@@ -69,11 +76,35 @@ def test_the_layers_statistics_are_those_of_what_its_host_reads(toy_model, toy_i
 def test_a_channel_that_clean_images_leave_dead_is_not_amplified(mixing, planted_sample):
     """Its variance is 0, by which a step on the scale would be multiplied 100,000-fold."""
     before = inference.logits(mixing, planted_sample.triggered.train)
-    norm = npd.insert_identity(mixing, "mix", planted_sample.train).bn
+    norm = npd.insert(mixing, "mix", planted_sample.train, "identity").bn
     gain = norm.weight / (norm.running_var + norm.eps).sqrt()
     torch.testing.assert_close(gain, torch.ones(4))
     assert 1 / norm.running_var.min() < 100
     torch.testing.assert_close(inference.logits(mixing, planted_sample.triggered.train), before)
+
+
+def test_whitened_it_puts_out_normalized_channels(toy_model, toy_images):
+    images, seen = toy_images(count=60), []
+    fresh = npd.insert(toy_model, "layer4.1.conv1", images, "whitened")
+    assert (fresh.bn.weight == 1).all()
+    assert (fresh.bn.bias == 0).all()
+    handle = fresh.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    inference.logits(toy_model, images)
+    handle.remove()
+    (maps,) = seen
+    live = fresh.bn.running_var > npd.DEAD * 1.01 * fresh.bn.running_var.mean()
+    assert live.double().mean() > 0.8
+    torch.testing.assert_close(maps.mean((0, 2, 3)), torch.zeros(32), rtol=0, atol=1e-3)
+    variance = fresh.bn.running_var[live]
+    expected = variance / (variance + fresh.bn.eps)  # 1, were the maps of this network larger
+    torch.testing.assert_close(maps.var((0, 2, 3), correction=0)[live], expected, rtol=1e-3, atol=0)
+
+
+def test_whitened_a_dead_channel_is_not_amplified_without_bound(mixing, planted_sample):
+    norm = npd.insert(mixing, "mix", planted_sample.train, "whitened").bn
+    variance = norm.running_var
+    assert variance.min() >= 0.9 * npd.DEAD * variance.mean()
+    assert variance.max() / variance.min() > 10
 
 
 def test_a_model_without_the_host_is_told_which_setting_to_give(toy_model, sample):
@@ -123,6 +154,18 @@ def test_first_step_of_the_attack_by_hand(toy_model, batch):
     torch.testing.assert_close(perturbed, expected)
 
 
+def test_a_step_along_the_gradient_by_hand(toy_model, batch):
+    grey = torch.full_like(batch.images, 0.5).requires_grad_()
+    logits = toy_model(grey)
+    aim = logits.detach().scatter(1, batch.labels[:, None], -math.inf).argmax(1)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, aim), grey)
+    settings = {"attack_steps": 1, "attack_step": 50.0, "attack_along": "gradient"}
+    perturbed, _, _ = load(**settings)._perturb(toy_model, grey.detach(), batch.labels)
+    expected = (-50 * gradient).renorm(2, 0, 3.0)
+    assert expected.abs().max() > 1e-3
+    torch.testing.assert_close(perturbed, (grey.detach() + expected).clamp(0, 1))
+
+
 def test_the_attack_ends_when_enough_images_are_at_their_aim(mixing, planted_sample):
     images, labels = to_float(planted_sample.train.images), planted_sample.train.labels
 
@@ -170,6 +213,40 @@ def test_the_objective_is_the_weighted_sum_of_four_losses(toy_model, batch):
     assert int(right) == int((clean.argmax(1) == batch.labels).sum())
 
 
+def test_by_batch_the_layer_normalizes_so_and_follows_clean_images_alone(toy_model, batch):
+    defense = load(by_batch=True)
+    polarizer = npd.insert(toy_model, "layer4.1.conv1", images_of(batch), "whitened")
+    before, inputs = polarizer.bn.running_mean.clone(), []
+    perturbed, predicted, aim = defense._perturb(toy_model, batch.images, batch.labels)
+    handle = polarizer.register_forward_pre_hook(lambda _module, given: inputs.append(given[0].detach()))
+    value, _ = defense._objective(toy_model, polarizer.train())(batch)
+    handle.remove()
+    # The last two passes: clean, then perturbed.
+    momentum, clean = polarizer.bn.momentum, inputs[-2]
+    expected = (1 - momentum) * before + momentum * clean.mean((0, 2, 3))
+    torch.testing.assert_close(polarizer.bn.running_mean, expected)
+    assert polarizer.bn.num_batches_tracked == 1
+    assert polarizer.bn.track_running_stats
+    with torch.no_grad(), npd.frozen_statistics(polarizer):
+        logits, turned = toy_model(batch.images), toy_model(perturbed)
+        total = F.cross_entropy(logits, batch.labels) + 0.4 * (
+            F.cross_entropy(turned, predicted)
+            + npd._presence(turned, npd._rival(turned, batch.labels))
+            + npd._presence(turned, aim)
+        )
+    torch.testing.assert_close(value.detach(), total)
+
+
+def test_images_are_augmented_unless_told_otherwise(toy_model, toy_images, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "descend", lambda *_, augmentation, **__: seen.append(augmentation))
+    augmentation = Augmentation(crop_padding=1, flip=True)
+    sample = sampling.draw_samples(toy_images(count=48, augmentation=augmentation), "toy", 10, [0])[0]
+    for augmented in (True, False):
+        defend(load(augmented=augmented), toy_model, sample)
+    assert seen == [augmentation, NO_AUGMENTATION]
+
+
 # --- the whole -------------------------------------------------------------------------------------
 
 
@@ -194,7 +271,7 @@ def test_the_optimizer_is_sgd_of_the_layer_alone(toy_model, sample, monkeypatch)
 def test_only_the_layer_learns(toy_model, sample, tmp_path):
     before = copy.deepcopy(toy_model.state_dict())
     start = copy.deepcopy(toy_model)
-    fresh = npd.insert_identity(start, "layer4.1.conv1", sample.everything)
+    fresh = npd.insert(start, "layer4.1.conv1", sample.everything, "whitened")
     repaired = defend(load(epochs=3), toy_model, sample)
     after = repaired.state_dict()
     added = {name for name in after if ".polarizer." in name}
@@ -278,7 +355,7 @@ def test_what_the_last_shortcut_carries_goes_round_the_layer(backdoored):
     assert after[0] > acc - 0.05
     # It worked on what does reach it: the loss that it descends is lower.
     start = copy.deepcopy(backdoored.model)
-    fresh = npd.insert_identity(start, "layer4.1.conv1", backdoored.sample.everything)
+    fresh = npd.insert(start, "layer4.1.conv1", backdoored.sample.everything, "identity")
     images = backdoored.sample.everything
     whole = Batch(to_float(images.images), images.labels, torch.arange(len(images)))
     before = load()._objective(start, fresh)(whole)[0]
@@ -286,8 +363,22 @@ def test_what_the_last_shortcut_carries_goes_round_the_layer(backdoored):
     assert load()._objective(repaired, trained)(whole)[0] < before - 0.3
 
 
-def test_values_by_data_set():
-    gtsrb = shipped("defenses", "npd").resolve({"dataset": "gtsrb", "architecture": "vgg19_bn"})
-    defense = load(**gtsrb)
-    assert (defense.host, defense.eps) == ("features.49", 5.0)
-    assert {defense.keep_weight, defense.rival_weight, defense.aim_weight} == {0.5}
+@pytest.mark.parametrize(
+    ("protocol", "num_classes", "eps", "weights"),
+    [
+        ("survey", 10, 3, (0.4, 0.4, 0.4)),
+        ("survey", 43, 5, (0.5, 0.5, 0.5)),
+        ("survey", 200, 3, (0.4, 0.4, 0.4)),
+        ("paper", 10, 3, (0.4, 0.4, 0.4)),
+        ("paper", 43, 5, (0.5, 0.5, 0.5)),
+        ("paper", 200, 6, (1.0, 0.1, 0.1)),
+    ],
+)
+def test_values_by_number_of_classes(protocol, num_classes, eps, weights):
+    facts = {"num_classes": num_classes, "architecture": "vgg19_bn"}
+    defense = load(**protocols.settings("npd", protocol, facts))
+    assert (defense.host, defense.eps) == ("features.49", eps)
+    assert (defense.keep_weight, defense.rival_weight, defense.aim_weight) == weights
+    assert defense.augmented == (protocol == "survey")
+    as_on_tiny_imagenet = (protocol, num_classes) == ("paper", 200)
+    assert (defense.attack_along == "gradient") == defense.by_batch == as_on_tiny_imagenet

@@ -97,7 +97,8 @@ def test_the_ranking_has_the_tables_numbers(page):
     ft = next(row for row in rows if row[0] == "ft" and len(row) > 10)
     # DER: (0.963 - 0.117 - (0.987 - 0.913) + 1) / 2 = 0.886.
     assert ft[1] == "1.00"
-    assert ft[3:8] == ["100", "88.6", "11.7", "91.3", "52.1"]  # better than untouched, DER, ...
+    # Better than untouched, DER, DER with the failed run as an untouched one, changes of ASR and ACC.
+    assert ft[3:8] == ["100", "88.6", "69.3", "-84.696.3 → 11.7", "-7.498.7 → 91.3"]
     assert ft[-1] == "1,800"
     clp = next(row for row in rows if row[0] == "clp no data" and len(row) > 10)
     assert clp[1] == "2.00"
@@ -107,8 +108,8 @@ def test_the_ranking_has_the_tables_numbers(page):
 
 def test_models_and_outcomes_have_the_tables_numbers(page):
     rows = rows_of(page)
-    sig = ["digits", "net", "sig, ratio 0.05", "0", "98.7", "96.3", "3.1", "0.4", "took", "0.05", "50"]
-    assert [*sig, "1,000", "21.2", "0.876", "51", "12,345", "10", "99.0", "1,800"] in rows
+    sig = ["digits", "net", "sig, ratio 0.05", "0", "98.7", "96.3", "3.1", "0.4", "took", "0.05"]
+    assert [*sig, "21.2", "0.876"] in rows
     assert ["ft", "3", "2", "1"] in rows  # cells, ok, diverged
     assert "1.00 h of training" in page
 
@@ -249,6 +250,19 @@ def test_attacks_that_failed_the_gate_are_named(page):
     assert ["ft", "1", "1"] in rows_of(page)  # counted, and as gate failed
 
 
+def test_what_has_nothing_to_show_is_one_line(page):
+    assert '<p class="quiet">Without anything to show, and left out: SPC and ratio (' in page
+    assert "There is one SPC. There is one ratio)." in page
+    assert 'id="curves"' not in page
+    assert "#curves" not in page
+    clean = pages.page(pages.tables_of(pages.of_rows(made.untouched(attack="none", dataset="digits"))))
+    reason = "No model was attacked: there is no backdoor to remove"
+    names = "ranking, effect, SPC and ratio, cost, consistency, against the two baselines, the figure heatmap"
+    assert f"left out: {names} ({reason})." in clean
+    for section in ("ranking", "effect", "curves", "cost", "consistency", "comparisons"):
+        assert f'id="{section}"' not in clean
+
+
 def test_a_weak_trigger_is_pointed_out(tables, page):
     assert "weak in themselves" not in page
     place = tables.models.column_names.index("trigger_weakness")
@@ -289,8 +303,8 @@ def test_a_column_that_is_empty_all_over_is_left_out():
     )
     rows = rows_of(pages.page(pages.tables_of(cells)))
     heads = next(row for row in rows if "mean rank" in row)
-    assert "ASR, %" in heads
-    assert "RA, %" not in heads
+    assert "ASR change, points" in heads
+    assert not any("RA change, points" in row for row in rows)
 
 
 def test_the_files_are_those_that_the_workflow_expects(tables, tmp_path, monkeypatch):

@@ -334,8 +334,8 @@ def test_gradients_survive_lower_precision(toy_model, batch):
 
 
 def test_tiny_imagenet_has_fewer_rounds():
-    assert shipped("defenses", "sau").resolve({"dataset": "tiny_imagenet"}) == {"epochs": 20}
-    assert shipped("defenses", "sau").resolve({"dataset": "cifar10"}) == {}
+    assert shipped("defenses", "sau").resolve({"num_classes": 200}) == {"epochs": 20}
+    assert shipped("defenses", "sau").resolve({"num_classes": 10}) == {}
     assert load().epochs == 100
 
 

@@ -249,14 +249,14 @@ SHIPPED = sorted((ROOT / "config").glob("[ad]*/*.yaml"))
 def test_settings_that_come_along_are_allowed_and_change_something(file):
     kind, name = file.parent.name, file.stem
     assert not list(files.wrong_shipped(kind, name))
-    file = schema.shipped_file(kind, name)
-    defaults = registry.declared(kind, name).settings().model_dump()
-    for protocol in file.protocols.values():
-        own = defaults | protocol.set
-        assert all(defaults[key] != value for key, value in protocol.set.items())
-        for override in (*protocol.overrides, *file.overrides):
-            # Another place is where the protocol's value does not hold: else the line says nothing.
-            assert any(own[key] != value for key, value in override.set.items())
+    own = registry.declared(kind, name).settings().model_dump()
+    for protocol in schema.protocols(name):
+        values = own | schema.shipped(kind, name, protocol).resolve({})
+        for override in schema.shipped(kind, name, protocol).overrides:
+            # Another place is where what holds so far does not: else the line says nothing.
+            assert set(override.when.conditions) <= {"dataset", "architecture", *schema.FACTS}
+            assert any(values[key] != value for key, value in override.set.items())
+            values |= override.set
 
 
 def test_every_defense_declares_the_survey_and_its_paper():

@@ -14,6 +14,7 @@ from detrojan.analysis.tables import summary
 from detrojan.commands import show
 from detrojan.storage import records
 from tests.command import exit_code
+from tests.unit import cases
 
 ORIGIN = {"code": "c0de", "versions": json.dumps({"torch": "2.13.0"}), "git_commit": "abc"}
 
@@ -74,7 +75,7 @@ def folder(tables, tmp_path):
     return tmp_path
 
 
-def shown(tables, folder, width=100):
+def shown(tables, folder, width=140):
     console = Console(file=io.StringIO(), width=width, highlight=False)
     show.show(*tables, folder, console)
     return console.file.getvalue()
@@ -90,17 +91,18 @@ def test_groups_and_numbers(tables, tmp_path):
     ]
     sig = lines.index(titles[2])
     assert " ".join(lines[sig + 1]) == "seed 0: ASR 25.0 % is below 80 %"
-    assert lines[sig + 3] == ["untouched", "98.0", "25.0", "70.0", "1/1", "2.0"]
+    assert lines[sig + 3] == ["untouched", "–", "98.0", "25.0", "70.0", "1/1", "2.0"]
     # Student's t with one degree of freedom: 12.706; the standard error of 0.9 and 0.8 is 0.05. The
     # upper end is clipped at 1, the lower one is not; of RA both are.
-    assert " ".join(lines[sig + 4]) == "ft clean_data 2 85.0 ± 63.5 10.0 70.0 ± 70.0 2/2 2.0"
+    ft = "ft clean_data 2 – 85.0 [21.5, 100.0] 10.0 70.0 [0.0, 100.0] 2/2 2.0"
+    assert " ".join(lines[sig + 4]) == ft
 
 
 def test_undefined_is_a_dash_and_failures_have_reasons(tables, tmp_path):
     text = shown(tables, tmp_path)
     lines = [" ".join(line.split()) for line in text.splitlines()]
-    assert "untouched 99.0 – – 1/1 2.0" in lines
-    assert "gp clean_data 2 – – – 0/1 –" in lines
+    assert "untouched – 99.0 – – 1/1 2.0" in lines
+    assert "gp clean_data 2 – – – – 0/1 –" in lines
     assert "1 of 6 cells have no result:" in text
     assert "1 × not_applicable: gp on digits · net · no attack: no attack, no trigger" in text
 
@@ -108,6 +110,8 @@ def test_undefined_is_a_dash_and_failures_have_reasons(tables, tmp_path):
 def test_notes_tell_intervals_failed_attacks_weak_triggers_and_paths(tables, folder):
     text = shown(tables, folder)
     assert text.count("95 %") == 1
+    assert "[low, high] is the 95 % interval" in text
+    assert "verdict: net, the ASR removed minus the ACC lost" in text
     assert "over draws of one model" in text
     assert "a low ASR is no defense's merit" in text
     assert "digits · wanet (1 model): a faint warp" in text
@@ -147,6 +151,17 @@ def test_the_command_without_a_terminal(folder, capsys):
     assert "\x1b" not in out
 
 
+def test_it_begins_as_the_report_does(tmp_path, capsys):
+    tables = cases.too_little()
+    for name, table in {"cells": tables.cells, "models": tables.models, **tables.made}.items():
+        records.write_table(table, tmp_path / "tables" / f"{name}.parquet", table.schema)
+    (tmp_path / "tables/gate_sensitivity.parquet").unlink()
+    assert exit_code("show", "--results", tmp_path) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("Results of 2 models, one seed each, which describe these models: ft: ASR 9")
+    assert " repaired " in said
+
+
 def test_missing_tables_are_one_line(tmp_path, capsys):
     assert exit_code("show", "--results", tmp_path) == 1
     captured = capsys.readouterr()
@@ -155,9 +170,9 @@ def test_missing_tables_are_one_line(tmp_path, capsys):
     assert "cells.parquet" in captured.err
 
 
-def test_a_log_that_knows_no_plus_minus_gets_another_sign(folder, monkeypatch):
+def test_a_log_that_knows_no_dot_gets_another_sign(folder, monkeypatch):
     log = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", log)
     assert exit_code("show", "--results", folder) == 0
     log.flush()
-    assert b"85.0 ? 63.5" in log.buffer.getvalue()
+    assert b"digits ? net" in log.buffer.getvalue()

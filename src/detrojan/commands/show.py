@@ -10,7 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from detrojan.analysis.report import views
+from detrojan.analysis import derived
+from detrojan.analysis.report import headline, views
 from detrojan.analysis.report.views import Row
 from detrojan.analysis.statistics.collect import CELLS, MODELS
 from detrojan.analysis.tables.summary import TABLE as SUMMARY
@@ -18,6 +19,7 @@ from detrojan.cells import NO_METHOD
 from detrojan.storage import records
 from detrojan.workflow import graph
 
+UNNEEDED = {"gate_sensitivity"}  # which is not made where nobody knows the gate
 WIDTH_WITHOUT_TERMINAL = 100
 GAP = 2  # between columns
 TABLES = {"cells": CELLS, "models": MODELS, "summary": SUMMARY.file_schema}
@@ -26,16 +28,25 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "defense": lambda row: views.defense_text(row["defense"]),
     "is given": lambda row: "" if row["threat_model"] == NO_METHOD else row["threat_model"],
     "SPC": lambda row: str(row["spc"]) if row["spc"] else "",
+    "verdict": lambda row: "" if row["defense"] == NO_METHOD else row["verdict"] or "",
+    "DER %": lambda row: views.percent(row, "der"),
     "ACC %": lambda row: views.percent(row, "acc"),
     "ASR %": lambda row: views.percent(row, "asr"),
     "RA %": lambda row: views.percent(row, "ra"),
     "n": lambda row: f"{row['num_ok']}/{row['num_cells']}",
     "seconds": lambda row: views.seconds(row["seconds"]),
 }
-EXPENDABLE = ("is given", "seconds", "n", "RA %")  # on a narrow terminal, in this order
+EXPENDABLE = ("is given", "seconds", "n", "RA %", "DER %", "verdict")  # on a narrow terminal, in this order
 
 
-def show(cells: pa.Table, models: pa.Table, summary: pa.Table, folder: Path, console: Console) -> None:
+def show(
+    cells: pa.Table,
+    models: pa.Table,
+    summary: pa.Table,
+    folder: Path,
+    console: Console,
+    first: str = "",
+) -> None:
     """Print the tables of a study.
 
     Args:
@@ -44,7 +55,11 @@ def show(cells: pa.Table, models: pa.Table, summary: pa.Table, folder: Path, con
         summary: of the schema ``SUMMARY.file_schema``.
         folder: where they were read from, for the paths at the end.
         console: where to print.
+        first: the sentence that the report begins with; none if empty.
     """
+    if first:
+        console.print(Text(first))
+        console.print()
     groups = views.groups(summary)
     columns = list(COLUMNS)
     for expendable in EXPENDABLE:
@@ -73,7 +88,7 @@ def _widths(summary: pa.Table, columns: list[str]) -> list[int]:
 def _table(rows: list[Row], columns: list[str], widths: list[int]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
     for name, width in zip(columns, widths, strict=True):
-        justify: JustifyMethod = "left" if name in ("defense", "is given") else "right"
+        justify: JustifyMethod = "left" if name in ("defense", "is given", "verdict") else "right"
         table.add_column(name, justify=justify, min_width=width, no_wrap=True)
     for row in rows:
         style = "dim" if not row["num_ok"] else "bold" if row["defense"] == NO_METHOD else None
@@ -82,9 +97,11 @@ def _table(rows: list[Row], columns: list[str], widths: list[int]) -> Table:
 
 
 def _notes(summary: pa.Table, columns: list[str], console: Console, *, any_failed: bool) -> None:
-    console.print(views.interval_note(summary))
+    console.print(Text(views.interval_note(summary)))
     if "n" in columns:
         console.print("n: cells that ended well / cells; means are over those that did.")
+    if "verdict" in columns:
+        console.print("verdict: net, the ASR removed minus the ACC lost, against a point and noise.")
     if any_failed:
         console.print("Where the attack failed the gate, a low ASR is no defense's merit.")
     missing = [name for name in COLUMNS if name not in columns]
@@ -137,4 +154,14 @@ def main(results: Path) -> None:
         name: records.read_table(graph.below(results, graph.table(name)), schema)
         for name, schema in TABLES.items()
     }
-    show(tables["cells"], tables["models"], tables["summary"], results, console)
+    first = _first_sentence(results, tables["cells"], tables["models"])
+    show(tables["cells"], tables["models"], tables["summary"], results, console, first)
+
+
+def _first_sentence(results: Path, cells: pa.Table, models: pa.Table) -> str:
+    """Return what the report says first; empty where a table is missing that it follows from."""
+    paths = {name: graph.below(results, graph.table(name)) for name in derived.TABLES}
+    made = {name: records.read_table(path) for name, path in paths.items() if path.is_file()}
+    if derived.TABLES.keys() - made.keys() - UNNEEDED:
+        return ""
+    return headline.of_tables(views.Tables(cells, models, made)).first

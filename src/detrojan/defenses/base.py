@@ -6,7 +6,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from detrojan.images import DefenderSample
+from detrojan.images import DefenderSample, num_batches, passes
 from detrojan.settings import Optimization
 
 
@@ -40,8 +40,8 @@ class Defense(BaseModel):
         raise NotImplementedError
 
 
-class FineTuning(Defense):
-    """Hyperparameters of the fine-tuning that FT is and that others end with.
+class Tuning(Defense):
+    """How a method trains the weights on, after whatever else it does.
 
     The values are those of the survey's benchmark (arXiv 2411.11200) for all data sets and
     architectures: SGD 0.01, momentum 0.9, weight decay 5e-4 on all parameters, cosine to zero.
@@ -55,7 +55,7 @@ class FineTuning(Defense):
 
     @property
     def optimization(self) -> Optimization:
-        """The settings of the training loop."""
+        """The settings of the training loop, without a floor of steps."""
         return Optimization(
             epochs=self.epochs,
             batch_size=self.batch_size,
@@ -63,3 +63,27 @@ class FineTuning(Defense):
             momentum=self.momentum,
             weight_decay=self.weight_decay,
         )
+
+    def in_steps(self, count: int, min_steps: int) -> Optimization:
+        """Return the settings of a loop over ``count`` images that takes ``min_steps`` steps at least.
+
+        The cosine falls over all of its passes.
+        """
+        epochs = passes(self.epochs, min_steps, num_batches(count, self.batch_size))
+        return self.optimization.model_copy(update={"epochs": epochs})
+
+
+class FineTuning(Tuning):
+    """Hyperparameters of the fine-tuning that FT is and that others end with.
+
+    With few images an epoch is a step or two, and a number of epochs says little of how far the weights get.
+    ``min_steps`` carries over what their authors took with more images.
+    """
+
+    min_steps: int = Field(
+        0, ge=0, description="fewest optimizer steps; passes are added until they are taken; 0: none"
+    )
+
+    def tuning(self, count: int) -> Optimization:
+        """Return the settings of the training loop over ``count`` images."""
+        return self.in_steps(count, self.min_steps)

@@ -49,6 +49,7 @@ class Column(NamedTuple):
         page: whether it is a column on the page, too.
         cells: where a row has the query of the cells that its value stands on.
         verdict: where a row says whether its value is ``better`` or ``worse``, if it does.
+        beside: where a row has a text that stands below the value in small print, if it has one.
     """
 
     key: str
@@ -60,6 +61,7 @@ class Column(NamedTuple):
     page: bool = True
     cells: str = "cells"
     verdict: str = ""
+    beside: str = ""
 
     def text(self, row: Row) -> str:
         """Return what the page says of a row's value."""
@@ -154,6 +156,44 @@ def _measured(measure: str) -> Column:
     )
 
 
+def _changed(measure: str) -> Column:
+    """Return what a defense changes on its own settings: other defenses may have others."""
+    title = MEASURE_TEXTS[measure]
+    return Column(
+        f"{measure}_change",
+        f"{title} change, points",
+        points,
+        f"{measure}_change_low",
+        f"{measure}_change_high",
+        f"Mean {title} minus that of the untouched models of the same settings, its 95 % interval on this "
+        "grid, and both means (in percent), from the untouched models' to its own.",
+        beside=f"{measure}_from_to",
+    )
+
+
+def _absolute(measure: str) -> Column:
+    """Return a mean that is in the files alone: side by side, those of unequal settings mislead."""
+    return _measured(measure)._replace(page=False)
+
+
+def _changes(row: Row) -> Row:
+    """Return the values of the columns of ``_changed``, of a row of ``consistency``."""
+    found: Row = {}
+    for measure in CHANGED:
+        column, sign, _ = charts.CHANGES[measure]
+        mean, *ends = (row[f"{column}_{part}"] for part in ("mean", "grid_low", "grid_high"))
+        low, high = ends if sign > 0 else ends[::-1]
+        for name, value in (("", mean), ("_low", low), ("_high", high)):
+            found[f"{measure}_change{name}"] = None if value is None else sign * value
+        before, after = row[f"{measure}_before_mean"], row[f"{measure}_mean"]
+        if None not in (before, after, mean):
+            found[f"{measure}_from_to"] = f"{views.share(before)} → {views.share(after)}"
+    return found
+
+
+CHANGED = ("asr", "acc", "ra")
+
+
 def _worst(measure: str) -> Column:
     title = MEASURE_TEXTS[measure]
     worst = "highest" if measure in LOWER_IS_BETTER else "lowest"
@@ -216,6 +256,8 @@ def ranking(tables: Tables, measure: str) -> Listing:
                 row
                 | _of_defense(row)
                 | {part: ranked.get(part) for part in parts}
+                | _changes(row)
+                | {"der_all_mean": row["der_all_mean"] if row["share_failed"] else None}
                 | {"cells": _query(tables, spc, row["defense"])}
             )
         rows.sort(key=_by_rank)
@@ -223,7 +265,10 @@ def ranking(tables: Tables, measure: str) -> Listing:
             row["first_unranked"] = True
         of_budget = [row for (budget, _), row in ranks.items() if budget == spc]
         blocks.append(Block(spc, rows, _on_ranks(of_budget)))
-    others = [m for m in MEASURE_TEXTS if m != measure]
+    chosen = [] if measure == "der" else [_changed(measure)]
+    # What is ranked by stands first; of RA, which few ask for, nothing stands elsewhere. What else is of DER
+    # stands beside its ranks alone, so that no table is cut on a small screen.
+    others = [_changed(other) for other in ("asr", "acc") if other != measure]
     better = "less" if measure in LOWER_IS_BETTER else "more"
     columns = [
         DEFENSE,
@@ -238,19 +283,30 @@ def ranking(tables: Tables, measure: str) -> Listing:
         ),
         Column(
             "beats_untouched",
-            "better than untouched, %",
+            "beats none, %",
             whole,
             explained=f"Share of its cells with {better} {title} than the untouched model, by more than a "
             "point (DER: half a point); ties count half.",
         ),
-        *map(_measured, (measure, *others)),
-        _worst(measure),
+        *chosen,
+        _measured("der"),
+        Column(
+            "der_all_mean",
+            "DER with failures, %",
+            views.share,
+            explained="The same, a run without a repaired model being an untouched one: DER 50 %.",
+            page=not chosen,
+        ),
+        *others,
+        *(_absolute(name) for name in CHANGED),
+        _worst(measure)._replace(page=False),  # which stands among the consistency
         Column(
             "share_beats_baselines",
             "beats ft and fp, %",
             whole,
             explained="Share of settings where its DER is above that of fine-tuning and of fine-pruning, by "
             "more than half a point.",
+            page=not chosen,
         ),
         Column(
             "share_harmful",
@@ -259,9 +315,7 @@ def ranking(tables: Tables, measure: str) -> Listing:
             explained="Share of settings where it takes more accuracy than attack success, by more than a "
             "point and than noise.",
         ),
-        Column(
-            "num_settings", "settings", count, explained="Settings with a result, which the means are over."
-        ),
+        Column("num_settings", "n", count, explained="Settings with a result, which the means are over."),
         Column("num_without_result", "without result", count, page=False),
         SECONDS,
     ]
@@ -399,7 +453,7 @@ def verdict(row: Row, measure: str, scope: str) -> str:
 def _on_pairs(rows: Sequence[Row]) -> list[str]:
     """Return what to know of the pairs of one budget."""
     if not rows:
-        return ["No pairs: neither fine-tuning nor fine-pruning is among the defenses, or no attack took."]
+        return [NO_PAIRS]
     notes = [VERDICTS, *on_scopes(rows)]
     unpaired = sum(row["num_unpaired"] for row in rows)
     if unpaired:
@@ -410,6 +464,7 @@ def _on_pairs(rows: Sequence[Row]) -> list[str]:
     return notes
 
 
+NO_PAIRS = "No pairs: neither fine-tuning nor fine-pruning is among the defenses, or no attack took."
 VERDICTS = (
     "95 % intervals are for one row each; ▲ better and ▼ worse than the baseline hold 5 % over all rows of a "
     "column (Holm)."
@@ -461,7 +516,7 @@ def consistency(tables: Tables) -> Listing:
             )
             for axis, name in SPREADS.items()
         ),
-        *map(_worst, MEASURE_TEXTS),
+        *(_worst(measure)._replace(page=measure in ("der", "asr")) for measure in MEASURE_TEXTS),
         Column(
             "clean_acc_drop_mean",
             "ACC lost on clean models, points",
@@ -595,6 +650,12 @@ def models(table: pa.Table) -> Listing:
         Column("asr", "ASR, %", views.share),
         Column("ra", "RA, %", views.share),
         Column(
+            "clean_asr",
+            "clean model's ASR, %",
+            views.share,
+            explained="What the same triggered images do to the clean model of the same seed.",
+        ),
+        Column(
             "acc_loss", "ACC loss, points", views.share, explained="Against the clean model of the same seed."
         ),
         Column("gate", "gate"),
@@ -604,15 +665,15 @@ def models(table: pa.Table) -> Listing:
             "{:.4g}".format,
             explained="Poisoned of all training images.",
         ),
-        Column("num_poisoned", "poisoned", count),
-        Column("num_train", "training images", count),
+        Column("num_poisoned", "poisoned", count, page=False),
+        Column("num_train", "training images", count, page=False),
         Column("psnr", "PSNR, dB", "{:.1f}".format, explained="Of triggered against clean test images."),
         Column("ssim", "SSIM", "{:.3f}".format, explained="Of triggered against clean test images."),
-        Column("linf", "L∞", str, explained="Largest change of a channel of a pixel, grey levels."),
-        Column("num_parameters", "parameters", count),
-        Column("epochs", "epochs", str),
-        Column("train_accuracy", "training ACC, %", views.share),
-        Column("seconds", "seconds", views.seconds),
+        Column("linf", "L∞", str, page=False),
+        Column("num_parameters", "parameters", count, page=False),
+        Column("epochs", "epochs", str, page=False),
+        Column("train_accuracy", "training ACC, %", views.share, page=False),
+        Column("seconds", "seconds", views.seconds, page=False),
     ]
     return Listing("models", "The models before any defense", columns, [Block(None, rows, [])])
 

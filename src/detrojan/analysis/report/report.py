@@ -181,6 +181,7 @@ def page(
     scripts = [vega.bundle(), "\n".join(_asset(name) for name in SCRIPTS)]
     models = tables.models
     own = about.draws is not None
+    empty = _empty(figures, by_name)
     return environment.get_template(TEMPLATE).render(
         title=about.title,
         about=about.lines,
@@ -204,6 +205,8 @@ def page(
         models=by_name.get("models"),
         figures=_in_sections(figures, pictures),
         sections=base.SECTIONS,
+        empty=empty,
+        nothing=_nothing(figures, empty, tables),
         made={name: derived.TABLES[name].table for name in tables.made},
         interval_note=_on_intervals(tables.summary),
         sheets=_sheets(models, sheets),
@@ -230,6 +233,48 @@ def _in_sections(
         shown |= {"plan": planned.plan, "by_measure": planned.by_measure}
         found.setdefault(planned.plan.section, []).append(shown)
     return found
+
+
+# Of the sections that a study may have nothing for: their names, and the first of their tables.
+SECTION_TITLES = {
+    "ranking": "ranking",
+    "effect": "effect",
+    "curves": "SPC and ratio",
+    "cost": "cost",
+    "consistency": "consistency",
+    "comparisons": "against the two baselines",
+}
+SECTION_TABLES = {"ranking": "ranking_der", "consistency": "consistency", "comparisons": "comparisons_der"}
+
+
+def _empty(figures: Mapping[str, vega.Figure], by_name: Mapping[str, Listing]) -> list[str]:
+    """Return the sections that have neither a table nor a figure to show."""
+    drawn = {base.load(name).plan.section for name, figure in figures.items() if not figure.nothing}
+    listed = {
+        section
+        for section, table in SECTION_TABLES.items()
+        if any(block.rows for block in by_name[table].blocks)
+    }
+    return [section for section in SECTION_TITLES if section not in drawn | listed]
+
+
+def _nothing(figures: Mapping[str, vega.Figure], empty: Sequence[str], tables: Tables) -> list[str]:
+    """Return what is left out, and why: whole sections, and figures of the others."""
+    found: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {"comparisons": [listings.NO_PAIRS]}
+    for name, figure in figures.items():
+        if figure.nothing:
+            reasons.setdefault(base.load(name).plan.section, []).append(figure.alt)
+    for section in empty:
+        reason = " ".join(reasons.get(section, []))
+        if not len(tables.consistency):
+            reason = charts.nothing_to_show(tables)
+        found.setdefault(reason, []).append(SECTION_TITLES[section])
+    for name, figure in figures.items():
+        plan = base.load(name).plan
+        if figure.nothing and plan.section not in empty:
+            found.setdefault(figure.alt, []).append((plan.heading or f"the figure {name}").lower())
+    return [f"{', '.join(names)} ({reason.rstrip('.')})." for reason, names in found.items()]
 
 
 def _asset(name: str) -> str:
@@ -266,8 +311,8 @@ def _data(tables: Tables, about: About, figures: Mapping[str, vega.Figure]) -> s
             }
         ),
         "lower_is_better": sorted(LOWER_IS_BETTER & set(MEASURE_TEXTS)),
-        "domains": charts.domains(tables),
-        "palette": charts.CIVIDIS,
+        "palette": charts.BAD_TO_GOOD,
+        "pale": charts.PALE,
         "config": vega.CONFIG,
         "colors": {color.lower(): f"var({variable})" for color, variable in THEMED.items()},
         "figures": _live(tables, figures),

@@ -153,22 +153,12 @@ def _setting(row: Row) -> Setting:
     return Setting(*(row[axis] for axis in Setting._fields))
 
 
-def half_width(row: Row, measure: str) -> float | None:
-    """Return half the width of the interval of a measure, a fraction; None where there is no interval.
-
-    The table's ends are clipped to [0, 1], so it is that of the side that reaches further: too little
-    only where both are clipped, and the interval says nothing.
-    """
-    mean, low, high = (row[f"{measure}_{part}"] for part in ("mean", "low", "high"))
-    return None if low is None or high is None else max(mean - low, high - mean)
-
-
 def percent(row: Row, measure: str) -> str:
-    """Return the mean of a measure and its half-width in percent: ``97.5 ± 0.8``."""
-    mean, reach = row[f"{measure}_mean"], half_width(row, measure)
+    """Return the mean of a measure and its interval in percent: ``97.5 [96.7, 98.3]``."""
+    mean, low, high = (row[f"{measure}_{part}"] for part in ("mean", "low", "high"))
     if mean is None:
         return UNDEFINED
-    return share(mean) if reach is None else f"{share(mean)} ± {share(reach)}"
+    return share(mean) if low is None or high is None else f"{share(mean)} [{share(low)}, {share(high)}]"
 
 
 def share(value: float | None) -> str:
@@ -193,7 +183,7 @@ def interval_note(summary: pa.Table) -> str:
     over = set(summary["interval_over"].to_pylist()) - {None}
     if not over:
         return "No intervals: each setting has one cell."
-    return f"± is half the 95 % interval of the mean, {over_text(over)}."
+    return f"[low, high] is the 95 % interval of the mean, {over_text(over)}."
 
 
 def over_text(over: Set[str]) -> str:

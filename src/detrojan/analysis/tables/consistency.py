@@ -32,6 +32,7 @@ OF_MEASURES = {
     "net": "the same of the attack success removed minus the accuracy lost; below 0 is harm",
     "acc_drop": "the same of the accuracy lost",
     "asr_reduction": "the same of the attack success removed",
+    "ra_recovery": "the same of the RA won back",
 }
 TABLE = Table(
     row="a budget and defense",
@@ -80,9 +81,9 @@ TABLE = Table(
             null=True,
         ),
         columns(
-            *("acc_before_mean", "asr_before_mean"),
+            *("acc_before_mean", "asr_before_mean", "ra_before_mean"),
             kind=pa.float64(),
-            meaning="ACC and ASR of the untouched models of these same settings",
+            meaning="ACC, ASR and RA of the untouched models of these same settings",
             null=True,
         ),
         columns(
@@ -200,6 +201,7 @@ def _row(attacked: Study, clean: Study, defense: str, budget: int | None) -> Row
         row[f"{measure}_worst_tenth"] = worst
     row["acc_before_mean"] = found["acc"].mean + found["acc_drop"].mean
     row["asr_before_mean"] = found["asr"].mean + found["asr_reduction"].mean
+    row["ra_before_mean"] = found["ra"].mean - found["ra_recovery"].mean
     row |= {"grid_basis": der.grid.basis or None, "beyond_over": der.beyond.basis or None}
     row |= {"beyond_df": der.beyond.df} | _beyond_shares(der)
     row |= _spreads(attacked, defense, der, budget) | _wins(attacked, defense, der, budget)

@@ -39,7 +39,17 @@ from torch.nn import functional as F
 from detrojan import rng as streams
 from detrojan.defenses.base import Defense
 from detrojan.errors import DivergedError
-from detrojan.images import Batch, DatasetInfo, ImageSet, Loader, to_device, to_float, to_uint8
+from detrojan.images import (
+    Batch,
+    DatasetInfo,
+    ImageSet,
+    Loader,
+    num_batches,
+    to_device,
+    to_float,
+    to_uint8,
+)
+from detrojan.learning.meter import count_step
 from detrojan.settings import NO_AUGMENTATION
 
 PIXELS = 2**19  # of stamped images in a pass: 512 of 32×32, 2 GiB in PreAct-ResNet-18; it bounds memory alone
@@ -191,23 +201,24 @@ def search(
     used = images
     if len(images) > settings.max_images:
         used = images[stratified(images.labels, settings.max_images, streams.child(rng, "images"))]
-    epochs, steps, cut = _length(len(used), settings)
+    steps, total = _length(len(used), settings)
     loader = Loader(used, settings.inversion_batch_size, NO_AUGMENTATION)
     stack = _Stack(model, classes.to(images.device), images.info, settings.inversion_lr)
     schedule = Schedule(len(classes), settings, images.device)
     best_masks, best_patterns = stack.triggers()
-    running, num_epochs = torch.arange(len(classes), device=images.device), 0
-    while len(running) and num_epochs < epochs:
+    running, num_epochs, num_steps = torch.arange(len(classes), device=images.device), 0, 0
+    while len(running) and num_steps < total:
         totals = torch.zeros(3, len(classes), device=images.device)  # hits, norms, losses
         count = 0
-        for batch in itertools.islice(_endless(loader, streams.child(rng, "epoch", num_epochs)), steps):
+        left = min(steps, total - num_steps)
+        for batch in itertools.islice(_endless(loader, streams.child(rng, "epoch", num_epochs)), left):
             masks, patterns = stack.triggers()
             hits, losses = stack.step(batch.images, running, schedule.weight)
             totals += torch.stack([hits, masks.sum((1, 2, 3)), losses])
             count += len(batch.rows)
         last_rates = hits / len(batch.rows)
-        improved = schedule.update(totals[0] / count, totals[1] / steps, last_rates=last_rates)
-        num_epochs += 1
+        improved = schedule.update(totals[0] / count, totals[1] / left, last_rates=last_rates)
+        num_epochs, num_steps = num_epochs + 1, num_steps + left
         kept = (improved | schedule.best.isinf()).view(-1, 1, 1, 1)
         best_masks = torch.where(kept, masks, best_masks)
         best_patterns = torch.where(kept, patterns, best_patterns)
@@ -226,19 +237,19 @@ def search(
         hit_rates=stack.hit_rates(used, best_masks, best_patterns).cpu(),
         reached=schedule.best.isfinite().cpu(),
         num_images=len(used),
-        num_steps=num_epochs * steps,
-        capped=cut or len(used) < len(images),
+        num_steps=num_steps,
+        capped=total < steps * settings.inversion_epochs or len(used) < len(images),
     )
 
 
-def _length(num_images: int, settings: TriggerInversion) -> tuple[int, int, bool]:
-    """Return how many epochs a search has at most, how many steps each, and whether the cap cut them."""
-    # The loader lets a last batch of one image join the one before it.
-    one_pass = max(1, math.ceil((num_images - 1) / settings.inversion_batch_size))
-    wanted = max(one_pass, math.ceil(settings.min_steps / settings.inversion_epochs))
-    steps = min(wanted, settings.max_steps)
-    epochs = min(settings.inversion_epochs, settings.max_steps // steps)
-    return epochs, steps, (epochs, steps) != (settings.inversion_epochs, wanted)
+def _length(num_images: int, settings: TriggerInversion) -> tuple[int, int]:
+    """Return how many steps an epoch has, and how many a search has at most, in all its epochs.
+
+    Where the cap cuts an epoch, the last one is shorter.
+    """
+    one_pass = num_batches(num_images, settings.inversion_batch_size)
+    steps = max(one_pass, math.ceil(settings.min_steps / settings.inversion_epochs))
+    return steps, min(steps * settings.inversion_epochs, settings.max_steps)
 
 
 class _Stack:
@@ -280,6 +291,7 @@ class _Stack:
             losses[some] += loss.detach()
             hits[some] += (logits.detach().argmax(1) == wanted).view(len(some), -1).sum(1)
         self._optimizer.step()
+        count_step(len(images))
         return hits, losses
 
     @torch.inference_mode()

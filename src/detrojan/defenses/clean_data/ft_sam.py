@@ -5,6 +5,8 @@ Minimization", ICCV 2023 (arXiv 2304.11823): a backdoor sits in weights of large
 perturbation in proportion to the weights hits most. The step is that of adaptive SAM (Kwon, Kim, Park, Choi,
 "ASAM", ICML 2021, arXiv 2102.11600); rho and label smoothing those that the survey's benchmark
 (arXiv 2411.11200) ran with on all data sets. The smoothed share goes to the wrong classes alone.
+The protocol ``paper`` has what the authors' port in BackdoorBench is configured with: four times the rho and
+no smoothing above 10 classes, which that program's option defaults override unless they are given.
 
 Departures from that benchmark. Its cosine runs over 100 *steps* and up again, so that it ends at the
 highest rate where an epoch has an even number of steps; here one cosine falls to zero over all epochs,
@@ -15,17 +17,16 @@ nothing runs in bfloat16: a typical weight moves by rho / sqrt(weights) of itsel
 thousandth, which its eight bits don't hold.
 """
 
-import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from detrojan.defenses._parts.normalization import frozen_statistics
 from detrojan.defenses.base import FineTuning
 from detrojan.images import Batch, DefenderSample
 from detrojan.learning import training
@@ -43,6 +44,7 @@ class FTSAM(FineTuning):
         """Return a fine-tuned copy of ``model``; it chooses nothing, so it trains on every image."""
         repaired = copy.deepcopy(model)
         images = clean.everything
+        tuning = self.tuning(len(images))
         optimizer = AdaptiveSAM(
             [parameter for parameter in repaired.parameters() if parameter.requires_grad],
             rho=self.rho,
@@ -60,10 +62,10 @@ class FTSAM(FineTuning):
             return value, (logits.detach().argmax(1) == batch.labels).sum()
 
         training.descend(
-            {"model": training.Part(repaired, optimizer, self.optimization.lr_at)},
+            {"model": training.Part(repaired, optimizer, tuning.lr_at)},
             images,
             objective,
-            epochs=self.epochs,
+            epochs=tuning.epochs,
             batch_size=self.batch_size,
             rng=rng,
             augmentation=images.info.augmentation,
@@ -115,16 +117,3 @@ def smoothed_loss(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     is_label = labels[:, None] == torch.arange(num_classes, device=labels.device)
     target = torch.where(is_label, 1 - smoothing, smoothing / (num_classes - 1))
     return F.kl_div(F.log_softmax(logits, 1), target, reduction="batchmean")
-
-
-@contextlib.contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Let batch normalization use a batch's statistics without following them."""
-    tracking = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in tracking:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in tracking:
-            norm.track_running_stats = True

@@ -4,22 +4,24 @@ Source: Zhu, Wei, Zha, Wu, "Neural Polarizer: A Lightweight and Effective Backdo
 Purifying Poisoned Features", NeurIPS 2023 (arXiv 2306.16697). The network is frozen. Before a late
 convolution stands a 1×1 convolution with batch normalization, which alone is trained, on clean images
 and on perturbed ones that stand in for triggered images. Values and places are those of the survey's
-benchmark (arXiv 2411.11200). It uses CIFAR-10's values on Tiny-ImageNet; the paper's authors use
-others there (radius 6, weights 1, 0.1 and 0.1), which a study can set. On PreAct-ResNet-18 the layer
-stands inside the last block, so what the block's shortcut carries goes round it.
+benchmark (arXiv 2411.11200), which uses CIFAR-10's values on Tiny-ImageNet. On PreAct-ResNet-18 the layer
+stands inside the last block, so what the block's shortcut carries goes round it, whatever the settings.
+
+The protocol ``paper`` is the authors' port in BackdoorBench: images that aren't augmented, at least its
+steps on 5 % of each data set, and on Tiny-ImageNet a larger radius, other weights, an attack along the
+gradient itself, and a layer that normalizes by the batch and follows clean images. That gradient is of a
+mean over the batch, and steps of 0.1 along it hardly move an image.
 
 Departures from both codes:
 
-- The layer starts as the identity, its normalization's statistics taken in one pass over the clean
-  images. In the codes it starts with statistics 0 and 1, which five epochs of warm-up replace. Where an
-  epoch is one batch they have come 41 % of the way by then, and the features are rescaled. Nothing is
-  left for a warm-up to do, at its rate of 1e-4, so there is none: with it and without it, 10 images a
-  class of CIFAR-10 gave the same ACC, and ASR within 0.4 points.
-- A channel's variance counts as the mean of all channels' if it is smaller. A channel that the clean
-  images leave dead would else be amplified by 1 / sqrt(epsilon), 316, once a perturbation wakes it.
-- Images are not augmented, as in the authors' code; the benchmark does.
-- On every data set the perturbation follows the gradient's sign, and the layer's statistics stay. On
-  Tiny-ImageNet the codes use the plain gradient, whose steps of 0.1 hardly move an image.
+- The convolution starts as the identity and the normalization with scale 1, shift 0 and the statistics of
+  the clean images, from one pass over them: where the codes get to in a warm-up of five epochs of 20 steps,
+  which start with statistics 0 and 1. Where an epoch is one batch, their warm-up has come 41 % of the way.
+  Nothing is left for it to do, at its rate of 1e-4, so there is none. ``start: identity`` sets scale and
+  shift so that they undo the statistics, and the network starts as it came.
+- A channel's variance counts as a hundredth of the mean of all channels' if it is smaller; where scale and
+  shift undo it, as that mean. A channel that few clean images leave dead would else be amplified by
+  1 / sqrt(epsilon), 316, once a perturbation wakes it.
 - The attack's loss is not cut off at 80, where the attack would stand still.
 - The repaired model has the layer inside. The benchmark saves the backdoored model without it.
 
@@ -28,7 +30,7 @@ pass of four, and take 0.26 MB an image of 64×64 pixels: 5 GB for 100 images of
 """
 
 import copy
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -36,13 +38,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detrojan.defenses._parts import adversarial
+from detrojan.defenses._parts.normalization import frozen_statistics
 from detrojan.defenses.base import Defense
 from detrojan.errors import NotApplicableError
-from detrojan.images import Batch, DefenderSample, ImageSet
+from detrojan.images import Batch, DefenderSample, ImageSet, num_batches, passes
 from detrojan.learning import inference, training
 from detrojan.learning.training import Objective, Part
 from detrojan.models import Classifier
 from detrojan.models._parts.insertions import Polarizer
+from detrojan.settings import NO_AUGMENTATION
+
+DEAD = 0.01  # a variance below this share of the mean of all channels' is lifted to it
 
 
 class NPD(Defense):
@@ -51,25 +57,39 @@ class NPD(Defense):
     smoke: ClassVar[dict[str, object]] = {"epochs": 1}
 
     host: str = Field("layer4.1.conv1", description="name of the convolution that the layer stands before")
+    start: Literal["whitened", "identity"] = Field(
+        "whitened",
+        description="how the layer starts: normalizing by the clean images' statistics, or changing nothing",
+    )
     epochs: int = Field(50, ge=1, description="passes over the clean images")
+    min_steps: int = Field(
+        0, ge=0, description="fewest optimizer steps; passes are added until they are taken; 0: none"
+    )
+    augmented: bool = Field(True, description="whether clean images are cropped and flipped")
     batch_size: int = Field(128, ge=2, description="clean images a step; as many perturbed ones join them")
     lr: float = Field(0.01, gt=0, description="learning rate of SGD, constant")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="on all parameters of the layer")
     eps: float = Field(3.0, gt=0, description="largest L2 norm of an image's perturbation, pixels in [0, 1]")
     attack_steps: int = Field(2, ge=1, description="gradient steps towards a perturbation, at most")
-    attack_step: float = Field(0.1, gt=0, description="size of a step along the sign, pixels in [0, 1]")
+    attack_step: float = Field(
+        0.1, gt=0, description="size of a step along the sign, pixels in [0, 1]; or the gradient's factor"
+    )
+    attack_along: Literal["sign", "gradient"] = Field("sign", description="what a step of the attack follows")
     fooled: float = Field(0.6, ge=0, le=1, description="share of images at their aim that ends the attack")
     keep_weight: float = Field(0.4, ge=0, description="of keeping what was predicted")
     rival_weight: float = Field(0.4, ge=0, description="of leaving the likeliest wrong class")
     aim_weight: float = Field(0.4, ge=0, description="of leaving the attack's aim")
+    by_batch: bool = Field(
+        False, description="whether the layer normalizes by each batch, and its statistics follow clean ones"
+    )
 
     def __call__(self, model: nn.Module, clean: DefenderSample, *, rng: torch.Generator) -> nn.Module:
         """Return a copy of ``model`` with a trained polarizer; its other tensors are as they were."""
         repaired = copy.deepcopy(model).eval().requires_grad_(False)
         assert isinstance(repaired, Classifier)
         images = clean.everything
-        polarizer = insert_identity(repaired, self.host, images)
+        polarizer = insert(repaired, self.host, images, self.start)
         optimizer = torch.optim.SGD(
             polarizer.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
@@ -78,17 +98,24 @@ class NPD(Defense):
             {"polarizer": Part(polarizer, optimizer, lambda _: self.lr)},
             images,
             self._objective(repaired, polarizer),
-            epochs=self.epochs,
+            epochs=passes(self.epochs, self.min_steps, num_batches(len(images), self.batch_size)),
             batch_size=self.batch_size,
             rng=rng,
+            augmentation=images.info.augmentation if self.augmented else NO_AUGMENTATION,
         )
         return repaired.requires_grad_(True)
 
     def _objective(self, model: nn.Module, polarizer: Polarizer) -> Objective:
         def objective(batch: Batch) -> tuple[Tensor, Tensor]:
-            polarizer.eval()  # its statistics are settled, and perturbed images must not move them
+            polarizer.eval()  # the loop sets training mode, but perturbed images must not move statistics
             perturbed, predicted, aim = self._perturb(model, batch.images, batch.labels)
-            logits, turned = model(torch.cat([batch.images, perturbed])).chunk(2)
+            if self.by_batch:
+                polarizer.train()
+                logits = model(batch.images)
+                with frozen_statistics(polarizer):
+                    turned = model(perturbed)
+            else:
+                logits, turned = model(torch.cat([batch.images, perturbed])).chunk(2)
             loss = (
                 F.cross_entropy(logits, batch.labels)
                 + self.keep_weight * F.cross_entropy(turned, predicted)
@@ -121,18 +148,22 @@ class NPD(Defense):
             steps=self.attack_steps,
             step=self.attack_step,
             project=lambda moved: moved.renorm(2, 0, self.eps),
+            along=self.attack_along,
         )
         predicted, aim = found
         return (images + perturbation).clamp(0, 1), predicted, aim
 
 
 @torch.no_grad()
-def insert_identity(model: Classifier, host: str, images: ImageSet) -> Polarizer:
+def insert(
+    model: Classifier, host: str, images: ImageSet, start: Literal["whitened", "identity"]
+) -> Polarizer:
     """Insert a polarizer before the convolution ``host`` of ``model`` and return it.
 
-    In eval mode it is the identity, but for rounding: its normalization's running statistics are those
-    of the host's inputs over ``images``, and its scale and shift undo them. No channel's variance is
-    smaller than the mean of all channels'.
+    Its convolution is the identity, and its normalization's running statistics are those of the host's
+    inputs over ``images``. Whitened, its scale is 1 and its shift 0. As the identity, they undo the
+    statistics, so that the layer in eval mode changes nothing, but for rounding; no channel's variance is
+    smaller there than the mean of all channels', or a step on the scale would be multiplied.
 
     Raises:
         NotApplicableError: ``model`` has no such convolution.
@@ -164,10 +195,12 @@ def insert_identity(model: Classifier, host: str, images: ImageSet) -> Polarizer
     norm = polarizer.bn
     assert norm.running_mean is not None
     assert norm.running_var is not None
+    identity = start == "identity"
     norm.running_mean.copy_(mean)
-    norm.running_var.copy_(variance.clamp(min=variance.mean()))
-    norm.weight.copy_((norm.running_var + norm.eps).sqrt())
-    norm.bias.copy_(norm.running_mean)
+    norm.running_var.copy_(variance.clamp(min=variance.mean() * (1 if identity else DEAD)))
+    if identity:
+        norm.weight.copy_((norm.running_var + norm.eps).sqrt())
+        norm.bias.copy_(norm.running_mean)
     return polarizer
 
 

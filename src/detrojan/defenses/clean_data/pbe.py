@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from detrojan import rng as streams
 from detrojan.defenses._parts.adversarial import ascend
 from detrojan.defenses.base import Defense
-from detrojan.images import Batch, DefenderSample, to_device
+from detrojan.images import Batch, DefenderSample, num_batches, passes, to_device
 from detrojan.learning import training
 from detrojan.settings import Optimization
 
@@ -37,6 +37,11 @@ class PBE(Defense):
     smoke: ClassVar[dict[str, object]] = {"epochs": 1, "steps": 1}
 
     epochs: int = Field(20, ge=1, description="passes over the images attacked, and as many over them clean")
+    min_steps: int = Field(
+        0,
+        ge=0,
+        description="fewest optimizer steps of both kinds; passes are added until they are taken; 0: none",
+    )
     eps: float = Field(
         0.02, ge=0, le=1, description="bound of a perturbation, of pixels in [0, 1]; 0 leaves fine-tuning"
     )
@@ -67,7 +72,9 @@ class PBE(Defense):
             weight_decay=self.weight_decay,
             schedule="constant",
         )
-        for epoch in range(self.epochs):
+        # Each turn goes over the images twice.
+        turns = passes(self.epochs, self.min_steps, 2 * num_batches(len(images), self.batch_size))
+        for epoch in range(turns):
             for name, loss in (("adversarial", adversarial), ("clean", training.cross_entropy)):
                 training.fit(
                     repaired,

@@ -8,21 +8,21 @@ import altair as alt
 from detrojan.analysis.report import layout, views
 from detrojan.analysis.report.charts import (
     BLUE,
+    CHANGES,
     ENDS,
     GREY,
-    ON_GRID,
     RED,
     aligned,
+    changed,
     full_tips,
     if_any,
     of_choice,
-    percent,
     with_choice,
 )
 from detrojan.analysis.report.figures.base import Plan
 from detrojan.analysis.report.layout import Axis
 from detrojan.analysis.report.vega import Chart, Figure, data
-from detrojan.analysis.report.views import KNOWN_TRIGGER, MEASURE_TEXTS, Row, Tables, spc_text
+from detrojan.analysis.report.views import KNOWN_TRIGGER, Row, Tables, spc_text
 from detrojan.analysis.statistics.relative import LOWER_IS_BETTER
 from detrojan.cells import NO_METHOD
 
@@ -30,7 +30,8 @@ FRONT, BEATEN, BOUND = "Pareto front", "beaten by another in both", "knows the t
 
 PLAN = Plan(
     section="cost",
-    caption="The dashed line is the Pareto front: no other defense is both as fast and as good. Upright "
+    caption="DER, or the change against the untouched models of a defense's own settings. The dashed line is "
+    "the Pareto front: no other defense is both as fast and as good. Upright "
     "lines are 95 % intervals of the mean on this grid.",
     nothing="These tables have no times.",
 )
@@ -42,9 +43,9 @@ def draw(tables: Tables, measure: str) -> Figure | None:
     rows = [row for rows in budgets.values() for row in rows]
     if not rows:
         return None
-    title = MEASURE_TEXTS[measure]
+    title = CHANGES[measure][-1]
     text = (
-        f"Mean {title} of each defense against the seconds that it takes, on a logarithmic axis; the line "
+        f"Mean {title}, of each defense against the seconds that it takes, on a logarithmic axis; the line "
         "joins the Pareto front: the defenses that no other beats in both."
     )
     x_ends = layout.around([math.log10(row["seconds"]) for row in rows], 0.12)
@@ -64,7 +65,7 @@ def draw(tables: Tables, measure: str) -> Figure | None:
 
         def up(field: str) -> alt.Y:
             scale = alt.Scale(domain=list(y_ends), nice=False, zero=False)
-            return alt.Y(f"{field}:Q", title=f"{title}, %", scale=scale)
+            return alt.Y(f"{field}:Q", title=title, scale=scale)
 
         color = alt.Color("role:N", title=None, scale=alt.Scale(domain=roles, range=[RED, BLUE, GREY]))
         shapes = alt.Scale(domain=roles, range=["diamond", "circle", "cross"])
@@ -98,15 +99,15 @@ def _costs(tables: Tables, measure: str, spc: int | None) -> list[Row]:
         for row in tables.consistency.to_pylist()
         if row["spc"] == spc and row["defense"] != NO_METHOD and row["seconds"]
     ]
-    chosen = [row for row in found if row[f"{measure}_mean"] is not None]
+    chosen = [row | of for row in found if (of := changed(row, measure))["mean"] is not None]
     rivals = [row for row in chosen if row["threat_model"] != KNOWN_TRIGGER]
     sign = -1 if measure in LOWER_IS_BETTER else 1
-    points = [(row["seconds"], sign * row[f"{measure}_mean"]) for row in rivals]
+    points = [(row["seconds"], sign * row["mean"]) for row in rivals]
     best = {row["defense"] for row, on in zip(rivals, layout.pareto(points), strict=True) if on}
     others: Iterable[str] = {row["defense"] for row in rivals}
     return [
         {"defense": row["defense"], "seconds": row["seconds"], "above": row["defense"] in best}
-        | {end: percent(row[f"{measure}_{part}"]) for end, part in ON_GRID.items()}
+        | {end: row[end] for end in ENDS}
         | {"role": FRONT if row["defense"] in best else BEATEN if row["defense"] in others else BOUND}
         for row in chosen
     ]

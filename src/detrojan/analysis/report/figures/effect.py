@@ -3,16 +3,19 @@
 import altair as alt
 
 from detrojan.analysis.report import views
-from detrojan.analysis.report.charts import BUDGETS, DASHED, ON_GRID, ROW, full_tips, if_any, percent
+from detrojan.analysis.report.charts import BUDGETS, CHANGES, DASHED, ROW, changed, full_tips, if_any
 from detrojan.analysis.report.figures.base import Plan
 from detrojan.analysis.report.vega import Chart, Figure, data
-from detrojan.analysis.report.views import DATA_FREE, MEASURE_TEXTS, Row, Tables, spc_text
+from detrojan.analysis.report.views import DATA_FREE, Row, Tables, spc_text
+from detrojan.analysis.statistics.relative import UNCHANGED
 from detrojan.cells import NO_METHOD, NO_SAMPLES
 
+NO_CHANGE = {CHANGES["der"][-1]: 100 * UNCHANGED}  # of the others it is 0
 PLAN = Plan(
     section="effect",
-    caption="Means over settings and their 95 % intervals on this grid, for each SPC; defenses by their "
-    "rank, those that are not ranked below.",
+    caption="Changes against the untouched models of a defense's own settings: means and their 95 % "
+    "intervals on this grid, for each SPC; defenses by their rank, those that are not ranked below. The "
+    "dashed line is no change.",
 )
 
 
@@ -33,27 +36,27 @@ def draw(tables: Tables) -> Figure | None:
     """Return the means of all measures with their intervals, a line a defense and a mark a budget."""
     rows = [
         {"defense": row["defense"], "SPC": row["SPC"], "measure": title, "settings": row["num_settings"]}
-        | {end: percent(row[f"{measure}_{part}"]) for end, part in ON_GRID.items()}
+        | change
         for row in _at_budgets(tables)
-        for measure, title in MEASURE_TEXTS.items()
-        if row[f"{measure}_mean"] is not None
+        for measure, (_, _, title) in CHANGES.items()
+        if (change := changed(row, measure))["mean"] is not None
     ]
     if not rows:
         return None
     present = {row["measure"] for row in rows}
-    shown = [title for title in MEASURE_TEXTS.values() if title in present]
+    shown = [title for _, _, title in CHANGES.values() if title in present]
     budgets = sorted({row["SPC"] for row in rows}, key=lambda text: int(text) if text.isdecimal() else 0)
     # A fifth budget has the first one's colour again, and another shape.
     colors = [BUDGETS[place % len(BUDGETS)] for place in range(len(budgets))]
     order = views.defenses(tables)
     text = (
         f"Means of {', '.join(shown)} over settings with their 95 % intervals on this grid, a line a "
-        "defense and a mark for each SPC; the dashed line is the untouched model."
+        "defense and a mark for each SPC; the dashed line is no change."
     )
 
     def chart(width: float) -> Chart:
         legend = alt.Legend() if len(budgets) > 1 else None
-        base = data([*rows, *_untouched(tables)])
+        base = data([*rows, *({"measure": title, "untouched": NO_CHANGE.get(title, 0)} for title in shown)])
         marks = base.transform_filter("isValid(datum.defense)").encode(
             y=alt.Y("defense:N", sort=order, title=None),
             yOffset=alt.YOffset("SPC:N", sort=budgets),
@@ -61,7 +64,7 @@ def draw(tables: Tables) -> Figure | None:
                 "SPC:N", title="SPC", legend=legend, scale=alt.Scale(domain=budgets, range=colors)
             ),
         )
-        x = alt.X("mean:Q", title="%", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4))
+        x = alt.X("mean:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4))
         layers = alt.layer(
             base.transform_filter("isValid(datum.untouched)")
             .mark_rule(**DASHED)
@@ -77,14 +80,3 @@ def draw(tables: Tables) -> Figure | None:
         return panels.resolve_scale(x="independent")
 
     return Figure(chart, text, columns=len(shown))
-
-
-def _untouched(tables: Tables) -> list[Row]:
-    """Return the means of the untouched models over all settings, percent."""
-    rows = [row for row in tables.consistency.to_pylist() if row["defense"] == NO_METHOD]
-    return [
-        {"measure": title, "untouched": percent(row[f"{measure}_mean"])}
-        for row in rows[:1]  # the others are of the single budgets
-        for measure, title in MEASURE_TEXTS.items()
-        if row[f"{measure}_mean"] is not None
-    ]

@@ -8,13 +8,13 @@ import altair as alt
 
 from detrojan.analysis.report import views
 from detrojan.analysis.report.charts import (
-    CIVIDIS,
+    BAD_TO_GOOD,
     DARK,
     LIGHT,
-    LIGHT_FROM,
+    PALE,
     ROW,
-    domains,
     heat,
+    shade,
     tips,
 )
 from detrojan.analysis.report.figures.base import Plan
@@ -24,22 +24,20 @@ from detrojan.cells import NO_METHOD
 
 PLAN = Plan(
     section="heat",
-    caption="Means over settings, each by its mean over budgets, in whole percent. The title of a panel says "
-    "which percents its colours are from and to.",
+    caption="Means over settings, each by its mean over budgets, in whole percent. Brown is bad and green "
+    "is good, from 0 to 100 % in every report; of DER pale is 50 %, the untouched model.",
 )
 
 
 def draw(tables: Tables) -> Figure | None:
     """Return a panel a measure: the mean of each defense against each attack, as colour and as number."""
-    ends = domains(tables)
-    titles = {m: f"{MEASURE_TEXTS[m]}, % (colours {ends[m][0]:g}–{ends[m][1]:g})" for m in MEASURE_TEXTS}
+    titles = {measure: f"{title}, %" for measure, title in MEASURE_TEXTS.items()}
     rows = []
     for row, (measure, title) in itertools.product(heat(tables).to_dict("records"), titles.items()):
-        value, (low, high) = 100 * row[measure], ends[measure]
+        value = row[measure]
         if not math.isnan(value) and row["attack"] != NO_METHOD:
             names = {"defense": views.defense_text(row["defense"]), "attack": row["attack"]}
-            shade = min(1.0, max(0.0, (value - low) / (high - low)))
-            rows.append(names | {"measure": title, "mean": value, "shade": shade})
+            rows.append(names | {"measure": title, "mean": 100 * value, "shade": shade(value, measure)})
     if not rows:
         return None
     present = {row["measure"] for row in rows}
@@ -55,8 +53,9 @@ def draw(tables: Tables) -> Figure | None:
             y=alt.Y("defense:N", title=None, sort=order, axis=alt.Axis(**bare)),
             tooltip=tips("defense:N", "attack:N", alt.Tooltip("mean:Q", format=".1f")),
         )
-        scale = alt.Scale(domain=[0, 1], range=list(CIVIDIS))
-        ink = alt.condition(f"datum.shade > {LIGHT_FROM}", alt.value(DARK), alt.value(LIGHT))
+        scale = alt.Scale(domain=[0, 1], range=list(BAD_TO_GOOD))
+        is_pale = f"datum.shade > {PALE[0]} && datum.shade < {PALE[1]}"
+        ink = alt.condition(is_pale, alt.value(DARK), alt.value(LIGHT))
         layers = alt.layer(
             base.mark_rect().encode(color=alt.Color("shade:Q", scale=scale, legend=None)),
             base.mark_text(fontSize=6).encode(text=alt.Text("mean:Q", format=".0f"), color=ink),

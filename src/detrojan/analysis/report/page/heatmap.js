@@ -1,7 +1,6 @@
 // The heat map of defenses against attacks: a table whose numbers are recomputed for the chosen filters.
 
 const FILTERS = [["dataset", "data set"], ["architecture", "architecture"], ["ratio", "ratio"], ["attack_took", "attacks"]];
-const LIGHT_FROM = 0.47; // as in charts.py: from this shade on, black text has more contrast than white
 
 class HeatMap {
   constructor(page, root, choice, openCells) {
@@ -117,12 +116,14 @@ class HeatMap {
     if (value === null) return;
     const shade = this.shade(value, measure);
     cell.style.backgroundColor = this.color(shade);
-    cell.style.color = shade > LIGHT_FROM ? "#000" : "#fff";
+    const [from, to] = this.page.pale;
+    cell.style.color = shade > from && shade < to ? "#000" : "#fff";
   }
 
+  /** How good a share is, from 0 to 1: the same in all reports, as `charts.shade`. */
   shade(value, measure) {
-    const [low, high] = this.page.domains[measure];
-    return Math.min(1, Math.max(0, (100 * value - low) / (high - low)));
+    const within = Math.min(1, Math.max(0, value));
+    return this.page.lower_is_better.includes(measure) ? 1 - within : within;
   }
 
   /** A colour of the palette, mixed from its two neighbours. */
@@ -138,16 +139,15 @@ class HeatMap {
   }
 
   explain(measure, any) {
-    const [low, high] = this.page.domains[measure];
+    const flipped = this.page.lower_is_better.includes(measure);
     this.legend.hidden = !any;
-    this.legend.querySelector(".low").textContent = `${low > 0 ? "≤ " : ""}${low} %`;
-    this.legend.querySelector(".high").textContent = `${high < 100 ? "≥ " : ""}${high} %`;
-    const better = this.page.lower_is_better.includes(measure) ? "low is good" : "high is good";
-    this.legend.querySelector(".title").textContent = `${MEASURES[measure]}, ${better}`;
+    this.legend.querySelector(".low").textContent = `bad, ${flipped ? 100 : 0} %`;
+    this.legend.querySelector(".high").textContent = `${flipped ? 0 : 100} %, good`;
+    this.legend.querySelector(".title").textContent = measure === "der" ? "DER (50 %: untouched)" : MEASURES[measure];
     this.legend.querySelector(".ramp").style.background = `linear-gradient(to right, ${this.page.palette.join(", ")})`;
     const dotted = this.table.querySelector(".partial") ? " A dot: some of the cells have no result." : "";
     this.note.textContent = any
-      ? `Percent: means over the settings that the filters leave, each by its mean over budgets.${dotted} Choose a number for the cells behind it.`
+      ? `Percent: means over the settings that the filters leave, each by its mean over budgets.${dotted} Click a number to see its cells.`
       : `The filters leave no cell that has the measure ${MEASURES[measure]}.`;
     this.code.textContent = this.pandas(measure);
   }
