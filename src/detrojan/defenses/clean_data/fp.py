@@ -10,6 +10,10 @@ step k, k features are masked, not k - 1; a gain in accuracy never stops the swe
 are not augmented, so the points of the sweep are comparable. As there, features are ranked by their
 signed mean. Nothing is fitted to the labels before the sweep, so all clean images may judge it: ten
 validation images say little of a loss of a twenty-fifth.
+
+What it can't do: in narrow networks the trigger raises channels that clean images use too. Then the
+accuracy is gone before the backdoor, however far pruning may go, and fine-tuning on clean images, which the
+backdoor does not disturb, has no reason to undo it.
 """
 
 import copy
