@@ -66,8 +66,8 @@ class Perceptron(nn.Sequential):
         )
 
 
-NORMALIZATION = {"clp", "bnp", "anp", "awn", "rnp", "mm_bd"}
-CONVOLUTION = {"fp", "nad", "npd", "grad_prune", "grad_prune_inverted"}
+NORMALIZATION = {"clp", "bnp", "anp", "awn", "rnp"}
+CONVOLUTION = {"fp", "mm_bd", "nad", "npd", "grad_prune", "grad_prune_inverted"}
 NEITHER = {"ft", "ft_sam", "fst", "ibau", "nc", "pbe", "sau"}
 GRAPH = {"mm_bd", "grad_prune", "grad_prune_inverted"}
 # What names layers is told which ones this network has.

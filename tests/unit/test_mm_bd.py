@@ -91,6 +91,41 @@ def test_without_sites_every_activation_of_the_trunk_is_bounded(toy_model, sampl
     assert list(repaired.build.inserted) == sample.chosen["sites"] == trunk
 
 
+class Tokens(nn.Module):
+    """Four tokens an image, of which a perceptron makes others; an activation between two linear layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.up, self.act, self.down = (
+            *(nn.Conv2d(3, 6, 4, 4), nn.Linear(6, 10)),
+            *(nn.GELU(), nn.Linear(10, 6)),
+        )
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        return self.linear((tokens + self.down(self.act(self.up(tokens)))).mean(1))
+
+
+def test_channels_of_tokens_are_bounded_too(sample):
+    with rng.global_stream(rng.stream("tokens")):
+        model = models.Classifier(Tokens(), models.Build("odd", {}, 4, (0.5,) * 3, (0.25,) * 3)).eval()
+    images = to_float(sample.train.images)
+    ceilings, before = mm_bd.insert_ceilings(copy.deepcopy(model), ["act"], sample.train)
+    assert [len(bound) for bound in ceilings.parameters()] == [10]
+    with torch.no_grad():
+        torch.testing.assert_close(before, model(images))
+    repaired = defend(load(lr=0.1, epochs=5), model, sample)
+    assert repaired.build.inserted == {"act": "token_ceiling"}
+    outputs = []
+    repaired.network.down.register_forward_pre_hook(lambda _, inputs: outputs.append(inputs[0]))
+    with torch.no_grad():
+        repaired(images)
+    bound = repaired.network.act.token_ceiling.bound
+    assert (outputs[0].amax((0, 1)) <= bound).all()
+    assert (outputs[0] == bound).any()  # it acts
+
+
 def test_the_authors_bounds_start_at_8_and_clip_the_sum_of_a_block(toy_model, sample):
     paper = settings("paper", "preactresnet18")
     ceilings, _ = mm_bd.insert_ceilings(toy_model, paper["sites"], sample.train, paper["start"])
@@ -289,7 +324,7 @@ def test_a_loss_of_exactly_the_tolerance_keeps_bounds(toy_model, sample, monkeyp
     assert fitted.chosen["epoch"] == 2
 
 
-def unmeasured(model, sites, images, start):
+def unmeasured(model, sites, images, _start, _tokens):
     """Insert bounds of 1, and take all images for right."""
     ceilings = [Ceiling(channels) for channels in (4, 4, 8)]
     for site, ceiling in zip(sites, ceilings, strict=True):

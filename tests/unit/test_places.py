@@ -18,7 +18,7 @@ from detrojan.models._parts.torchvision import torchvision
 from detrojan.registry import PACKAGE
 
 OURS = ("preactresnet18", "vgg19_bn", "efficientnet_b3", "mobilenet_v3_large")
-SETTINGS = {"stages": ("nad", "layers"), "early": ("mm_bd", "sites"), "late": ("npd", "host")}
+SETTINGS = {"stages": ("nad", "layers"), "late": ("npd", "host")}
 SETTINGS |= {"head": ("fst", "layers")}
 
 
@@ -53,9 +53,19 @@ def configured(method, field, architecture):
     return getattr(registry.load("defenses", method, {}), field)
 
 
+# No setting names these.
+EARLY = {
+    "preactresnet18": ["layer1.0.relu1", "layer2.0.relu1", "layer3.0.relu1"],
+    "vgg19_bn": ["features.5", "features.12", "features.25"],
+    "efficientnet_b3": ["features.0.2", "features.2.2.block.1.2", "features.3.2.block.1.2"],
+    "mobilenet_v3_large": ["features.0.2", "features.3.block.1.2", "features.6.block.1.2"],
+}
+
+
 @pytest.mark.parametrize("architecture", OURS)
 def test_our_architectures_yield_what_is_configured(architecture):
     expected = {pick: configured(*setting, architecture) for pick, setting in SETTINGS.items()}
+    expected |= {"early": EARLY[architecture]}
     assert picks(ours(architecture), 32) == expected
 
 

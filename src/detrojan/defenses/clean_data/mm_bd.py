@@ -24,6 +24,7 @@ networks only activations of the trunk can be bounded; SiLU and hard-swish are b
 import copy
 import functools
 import math
+from collections.abc import Callable, Container
 from typing import ClassVar
 
 import torch
@@ -34,12 +35,12 @@ from torch.nn import functional as F
 from detrojan.defenses._parts import choices
 from detrojan.defenses.base import Defense
 from detrojan.errors import NotApplicableError
-from detrojan.images import Batch, DefenderSample, ImageSet, num_batches, passes
+from detrojan.images import Batch, DefenderSample, ImageSet, num_batches, passes, to_float
 from detrojan.learning import inference, training
 from detrojan.learning.training import Epoch, Part
 from detrojan.models import Classifier
-from detrojan.models._parts.insertions import Ceiling
-from detrojan.models._parts.structure import norm_activations
+from detrojan.models._parts.insertions import Ceiling, TokenCeiling
+from detrojan.models._parts.structure import activations
 from detrojan.settings import NO_AUGMENTATION
 
 
@@ -79,8 +80,10 @@ class MMBD(Defense):
         repaired, original = (copy.deepcopy(model).eval().requires_grad_(False) for _ in range(2))
         assert isinstance(repaired, Classifier)
         images = _right(original, clean.everything) if self.only_right else clean.everything
-        sites = self.sites or list(norm_activations(repaired.network))
-        ceilings, wanted = insert_ceilings(repaired, sites, images, self.start)
+        found = [] if self.sites else activations(repaired.network, to_float(images.images[:1]))
+        sites = self.sites or [site.host for site in found]
+        tokens = {site.host for site in found if site.last}
+        ceilings, wanted = insert_ceilings(repaired, sites, images, self.start, tokens)
         initial = [float(bound.detach().max()) for bound in ceilings.parameters()]
         run = _Descent(self, repaired, ceilings, images, wanted, original if self.augment else None)
         run.descend(rng)
@@ -211,12 +214,13 @@ def _right(model: nn.Module, images: ImageSet) -> ImageSet:
 
 @torch.no_grad()
 def insert_ceilings(
-    model: Classifier, sites: list[str], images: ImageSet, start: float = 0
+    model: Classifier, sites: list[str], images: ImageSet, start: float = 0, tokens: Container[str] = ()
 ) -> tuple[nn.ModuleList, Tensor]:
     """Insert a ceiling behind each layer of ``sites``; return them, in that order, and logits without them.
 
     All channels of a site start at ``start``, or at 0 at the site's largest value over ``images``, so that
-    the logits of these, (N, num_classes), are as before. One pass over the images yields both.
+    the logits of these, (N, num_classes), are as before. One pass over the images yields both. Channels are
+    the second dimension; the last at sites in ``tokens``, and of what has three dimensions.
 
     Raises:
         NotApplicableError: ``sites`` is empty, or ``model`` lacks one; or puts out no maps there, or
@@ -226,20 +230,20 @@ def insert_ceilings(
     # A container of layers in sequence would take its ceiling for one more of them.
     known = [site for site in sites if site in modules and not isinstance(modules[site], nn.Sequential)]
     if not sites or known != sites:
-        what = (
-            ", ".join(site for site in sites if site not in known) or "activation behind batch normalization"
-        )
+        what = ", ".join(site for site in sites if site not in known) or "activation that a layer alone feeds"
         raise NotApplicableError(
             f"MM-BD bounds maps behind single layers, but {model.build.architecture} has no {what}: name "
             "some of its layers in the setting sites of mm_bd"
         )
     seen: dict[str, list[Tensor]] = {site: [] for site in sites}
-    channels: dict[str, int] = {}
+    kinds: dict[str, Callable[[], Ceiling]] = {}
 
     def measure(site: str, _module: nn.Module, _inputs: tuple[Tensor, ...], maps: Tensor) -> None:
-        if not isinstance(maps, Tensor) or maps.dim() != 4:
+        if not isinstance(maps, Tensor) or maps.dim() not in (3, 4):
             raise NotApplicableError(f"MM-BD bounds maps, and the layer {site} puts out none")
-        channels[site] = maps.shape[1]
+        last = site in tokens or maps.dim() == 3
+        kind, dimension = (TokenCeiling, -1) if last else (Ceiling, 1)
+        kinds[site] = functools.partial(kind, maps.shape[dimension])
         seen[site].append(maps.max())
 
     hooks = [modules[site].register_forward_hook(functools.partial(measure, site)) for site in sites]
@@ -253,7 +257,7 @@ def insert_ceilings(
     for site in sites:
         if len(seen[site]) != num_passes:
             raise NotApplicableError(f"MM-BD bounds layers that run once, and {site} doesn't")
-        ceiling = Ceiling(channels[site]).to(images.device)
+        ceiling = kinds[site]().to(images.device)
         ceiling.bound.fill_(start or torch.stack(seen[site]).max())
         model.insert(site, ceiling)
         ceilings.append(ceiling)

@@ -5,7 +5,10 @@ Source: Li, Lyu, Ma, Koren, Lyu, Li, Jiang, "Reconstructive Neuron Pruning for B
 survey's benchmark (arXiv 2411.11200). A neuron is a channel of a batch normalization.
 The authors fix no threshold: their code prints a sweep with accuracies and success rates on test images,
 which a defender has not. Under `paper` the neurons go one by one, as in their option `number`, and the
-accuracy on the clean images says how many.
+accuracy on the clean images says how many. Expect it to look weaker here than in its paper. Its ascent and
+recovery end with many masks at exactly 0, a seventh of all in one narrow network: among them nothing but
+their place in the network decides who goes first, each costs clean images too, and a tolerance of a fiftieth
+stops after one or two. There the next one would have been that of the trigger.
 Departures from that benchmark, whose code has slips: gradients are clipped after they are computed (there,
 as in the authors' code, before, which does nothing); the network that unlearns has no masks yet and each
 mask starts at 1 (there masks are trained and decayed with the weights, and recovery goes on from there);
