@@ -395,6 +395,7 @@ def test_a_class_that_the_study_leaves_out_needs_no_images(folder, wrong):
         if wrong == "a broken link":
             save(folder / split / "bat/0.png", np.full((8, 8, 3), 50, np.uint8))
             (folder / split / "bat/1.png").symlink_to("gone.png")
+    assert not [line for line in source.remarks() if "no test image" in line]
     train, _, test = build(source, classes=["cat", 2], overlap="allowed")
     assert train.info.classes == ("cat", "dog")
     assert (train.labels.tolist().count(1), test.labels.tolist()) == (2, [0, 1])

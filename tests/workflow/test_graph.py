@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,6 +16,8 @@ from detrojan import registry
 from detrojan.cells import NO_METHOD, axes_text
 from detrojan.study import files, grid
 from detrojan.workflow import graph
+
+from . import forked
 
 ROOT = Path(__file__).parents[2]
 SMOKE = ROOT / "config" / "smoke.yaml"
@@ -30,11 +33,9 @@ def inputs(job):
 
 def test_jobs_and_files_are_those_of_a_dry_run(tmp_path):
     study = files.load_study(yaml.safe_load(SMOKE.read_text()))
-    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--configfile", SMOKE]
-    done = subprocess.run(
-        [*command, "--dry-run", "--cores", "1"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    text = done.stdout + done.stderr
+    options = ["--snakefile", ROOT / "Snakefile", "--configfile", SMOKE, "--dry-run", "--cores", "1"]
+    done = forked.snakemake(options, tmp_path, os.environ)
+    text = done.stdout
     assert done.returncode == 0, text[-3000:]
     found = {}
     for name, job in re.findall(r"^(?:local)?rule (\w+):\n((?: +.*\n)+)", text, re.M):

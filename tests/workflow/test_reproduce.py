@@ -1,5 +1,6 @@
 """A number is recomputed from scratch and held against the study's; and what it stands on is told right."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from detrojan.study import files
 from detrojan.workflow import graph
 from detrojan.workflow.site import Site
 
+from . import forked
 from .conftest import ROOT, STUDY
 
 MODEL = Model("tiny", "preactresnet18", "badnets", 0.1, 0)
@@ -107,9 +109,10 @@ def test_other_code_and_settings_are_told_first(workshop):
 def planned(shard, site, into):
     """Return the rules of the jobs that Snakemake plans to recompute a cell, with the text of the plan."""
     reproduce.write_study(reproduce.study_of(shard, site), into, site)
-    line = reproduce.command(shard, into, ["--dry-run", "--cores", "1"])
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    _, _, name, *options = reproduce.command(shard, into, ["--dry-run", "--cores", "1"])
+    assert name == "snakemake"
+    done = forked.snakemake(options, Path.cwd(), os.environ)
+    assert done.returncode == 0, done.stdout
     return re.findall(r"^(?:local)?rule (\w+):$", done.stdout, re.M), done.stdout
 
 

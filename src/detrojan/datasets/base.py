@@ -133,7 +133,7 @@ class Source(BaseModel):
             f"left out, {why}: {len(names)} {'file' if len(names) == 1 else 'files'}: {listed(names)}"
             for why, names in self.left_out().items()
         ]
-        train, test = self.counts("train"), self.counts("test")
+        train, test = +self.counts("train"), self.counts("test")  # without classes that have no image
         names = self.class_names()
         if untested := [f"{label} ({names[label]})" for label in sorted(train) if not test[label]]:
             lines.append(
