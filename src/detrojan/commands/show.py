@@ -154,15 +154,19 @@ def main(results: Path) -> None:
         name: records.read_table(graph.below(results, graph.table(name)), schema)
         for name, schema in TABLES.items()
     }
-    first = _first_sentence(results, tables["cells"], tables["models"])
-    show(tables["cells"], tables["models"], tables["summary"], results, console, first)
-
-
-def _first_sentence(results: Path, cells: pa.Table, models: pa.Table) -> str:
-    """Return what the report says first; empty where a table is missing that it follows from."""
-    names = set(registry.names(registry.TABLES))
-    paths = {name: graph.below(results, graph.table(name)) for name in names}
+    paths = {name: graph.below(results, graph.table(name)) for name in registry.names(registry.TABLES)}
     made = {name: records.read_table(path) for name, path in paths.items() if path.is_file()}
-    if names - made.keys() - UNNEEDED:
+    whole = views.Tables(tables["cells"], tables["models"], made)
+    for protocol in whole.protocols:
+        # No number is over protocols, so each is a study by itself.
+        if len(whole.protocols) > 1:
+            console.rule(f"protocol {protocol}", align="left", characters="=")
+        own = whole.of_protocol(protocol)
+        show(own.cells, tables["models"], own.summary, results, console, _first_sentence(own))
+
+
+def _first_sentence(tables: views.Tables) -> str:
+    """Return what the report says first; empty where a table is missing that it follows from."""
+    if set(registry.names(registry.TABLES)) - tables.made.keys() - UNNEEDED:
         return ""
-    return headline.of_tables(views.Tables(cells, models, made)).first
+    return headline.of_tables(tables).first

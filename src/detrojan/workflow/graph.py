@@ -444,7 +444,7 @@ _aggregate = Rule(
 FIGURES = tuple(registry.names(registry.FIGURES))
 LISTINGS = (
     *(f"{name}_{m}" for name in ("ranking", "comparisons", "heatmap") for m in ("der", "asr", "acc", "ra")),
-    *("consistency", "outcomes", "reasons", "models"),
+    *("consistency", "protocol_effect", "outcomes", "reasons", "models"),
 )
 
 _report = Rule(

@@ -195,6 +195,7 @@ def _changes(row: Row) -> Row:
 
 
 CHANGED = ("asr", "acc", "ra")
+EFFECT = ("asr", "acc", "der")
 
 
 def _worst(measure: str) -> Column:
@@ -218,6 +219,7 @@ def of_tables(tables: Tables) -> list[Listing]:
         *(comparisons(tables, measure) for measure in MEASURE_TEXTS),
         consistency(tables),
         *(heatmap(tables, measure) for measure in MEASURE_TEXTS),
+        protocol_effect(tables),
         outcomes(tables),
         reasons(tables),
         *([] if tables.models is None else [models(tables.models)]),
@@ -600,6 +602,45 @@ def heatmap(tables: Tables, measure: str) -> Listing:
     ]
     caption = f"{MEASURE_TEXTS[measure]}, percent: means over settings, each by its mean over budgets"
     return Listing(f"heatmap_{measure}", caption, columns, [Block(None, rows, [])])
+
+
+def protocol_effect(tables: Tables) -> Listing:
+    """Return what one protocol changes against another, of each defense that ran under both."""
+    found: dict[tuple[str, str, str], Row] = {}
+    for row in tables.protocol_effect.to_pylist():
+        if row["spc"] is not None or row["measure"] not in EFFECT:
+            continue
+        pair = (row["defense"], row["protocol"], row["other"])
+        own = found.setdefault(
+            pair, {"defense": row["defense"], "pair": f"{row['other']} → {row['protocol']}"}
+        )
+        measure = row["measure"]
+        for name, end in (("", ""), ("_low", "_grid_low"), ("_high", "_grid_high")):
+            own[f"{measure}_change{name}"] = row[f"difference{end}"]
+        if None not in (row["other_mean"], row["mean"]):
+            own[f"{measure}_from_to"] = f"{views.share(row['other_mean'])} → {views.share(row['mean'])}"
+        if None not in (row["other_steps"], row["steps"]):
+            own["steps"] = f"{row['other_steps']:,.0f} → {row['steps']:,.0f}"
+    columns = [
+        DEFENSE,
+        Column("pair", "protocols"),
+        *(
+            Column(
+                f"{measure}_change",
+                f"{MEASURE_TEXTS[measure]} change, points",
+                points,
+                f"{measure}_change_low",
+                f"{measure}_change_high",
+                f"Mean {MEASURE_TEXTS[measure]} under the second protocol minus that under the first, pair by "
+                "pair, its 95 % interval on this grid, and both means, in percent.",
+                beside=f"{measure}_from_to",
+            )
+            for measure in EFFECT
+        ),
+        Column("steps", "optimizer steps", explained="Mean number in a run, under both."),
+    ]
+    rows = [found[pair] for pair in sorted(found)]
+    return Listing("protocol_effect", "What another protocol changes", columns, [Block(None, rows, [])])
 
 
 def outcomes(tables: Tables) -> Listing:

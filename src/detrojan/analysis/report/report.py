@@ -200,6 +200,7 @@ def page(
         rankings={measure: by_name[f"ranking_{measure}"] for measure in MEASURE_TEXTS},
         comparisons={measure: by_name[f"comparisons_{measure}"] for measure in MEASURE_TEXTS},
         consistency=by_name["consistency"],
+        protocol_effect=by_name["protocol_effect"],
         outcomes=by_name["outcomes"],
         reasons=by_name["reasons"],
         models=by_name.get("models"),
