@@ -396,3 +396,28 @@ def test_budgets_are_pooled_first_unless_there_is_one(tables):
     assert views.budgets(tables) == [None]
     study = pages.random_study(draws=1, defenses=("ft",), attacks=("sig",), ratios=(0.1,), seeds=(0,))
     assert views.budgets(study) == [None, 2, 10]
+
+
+def test_each_protocol_has_a_page_and_all_lead_to_one_another(tmp_path, monkeypatch):
+    rows = made.random_study(attacks=("badnets",), ratios=(0.1,), spc=(2,), draws=2).to_pylist()
+    paper = [row | {"protocol": "paper", "asr": 0.125} for row in rows if row["protocol"] == "survey"]
+    tables = pages.tables_of(pages.of_rows(*rows, *paper))
+    written = {}
+    monkeypatch.setattr(
+        report, "_write", lambda own, about, folder, _: written.update({folder: (own, about)})
+    )
+    report.write(tables, pages.about(tables), tmp_path)
+    assert set(written) == {tmp_path, tmp_path / "paper"}
+    for folder, name, others in (
+        (tmp_path, "survey", {"paper": "paper/index.html"}),
+        (tmp_path / "paper", "paper", {"survey": "../index.html"}),
+    ):
+        own, said = written[folder]
+        assert said.protocol == report.Protocol(name, others)
+        assert own.protocols == [name]
+        assert set(own.ranks["protocol"].to_pylist()) == {name}
+        text = pages.page(own, said)
+        for page in others.values():
+            assert f'<a href="{page}">' in text
+        assert "survey → paper" in text  # the one table that has both
+    assert 'href="#protocols"' not in pages.page(pages.random_study(attacks=("badnets",), ratios=(0.1,)))

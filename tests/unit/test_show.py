@@ -2,19 +2,21 @@
 
 import io
 import json
+import re
 import sys
 
 import pyarrow as pa
 import pytest
 from rich.console import Console
 
+from detrojan.analysis import derived
 from detrojan.analysis.report import views
 from detrojan.analysis.statistics import collect
-from detrojan.analysis.tables import summary
 from detrojan.commands import show
 from detrojan.storage import records
 from tests.command import exit_code
-from tests.unit import cases
+from tests.unit import cases, pages
+from tests.unit import tables as made
 
 ORIGIN = {"code": "c0de", "versions": json.dumps({"torch": "2.13.0"}), "git_commit": "abc"}
 
@@ -65,7 +67,7 @@ def tables():
         model("wanet", acc=0.97, asr=0.95, ra=0.1, attack_took=True, trigger_weakness="a faint warp"),
     ]
     cells = pa.Table.from_pylist(cells, collect.CELLS)
-    return cells, pa.Table.from_pylist(models, collect.MODELS), summary.make(cells)
+    return cells, pa.Table.from_pylist(models, collect.MODELS), derived.make({"cells": cells})["summary"]
 
 
 @pytest.fixture
@@ -160,6 +162,18 @@ def test_it_begins_as_the_report_does(tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert said.startswith("Results of 2 models, one seed each, which describe these models: ft: ASR 9")
     assert " repaired " in said
+
+
+def test_each_protocol_is_shown_by_itself(tmp_path, capsys):
+    rows = made.random_study(attacks=("badnets",), ratios=(0.1,), spc=(2,), draws=2).to_pylist()
+    rows += [row | {"protocol": "paper"} for row in rows if row["protocol"] == "survey"]
+    tables = pages.tables_of(pages.of_rows(*rows))
+    for name, table in {"cells": tables.cells, "models": tables.models, **tables.made}.items():
+        records.write_table(table, tmp_path / "tables" / f"{name}.parquet", table.schema)
+    assert exit_code("show", "--results", tmp_path) == 0
+    _, survey, paper = re.split("protocol (?:survey|paper) =+", capsys.readouterr().out)
+    assert survey.split() == paper.split()
+    assert "anp" in survey
 
 
 def test_missing_tables_are_one_line(tmp_path, capsys):

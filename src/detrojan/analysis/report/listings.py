@@ -611,9 +611,8 @@ def protocol_effect(tables: Tables) -> Listing:
         if row["spc"] is not None or row["measure"] not in EFFECT:
             continue
         pair = (row["defense"], row["protocol"], row["other"])
-        own = found.setdefault(
-            pair, {"defense": row["defense"], "pair": f"{row['other']} → {row['protocol']}"}
-        )
+        named = {"defense": row["defense"], "pair": f"{row['other']} → {row['protocol']}"}
+        own = found.setdefault(pair, named)
         measure = row["measure"]
         for name, end in (("", ""), ("_low", "_grid_low"), ("_high", "_grid_high")):
             own[f"{measure}_change{name}"] = row[f"difference{end}"]
@@ -631,8 +630,8 @@ def protocol_effect(tables: Tables) -> Listing:
                 points,
                 f"{measure}_change_low",
                 f"{measure}_change_high",
-                f"Mean {MEASURE_TEXTS[measure]} under the second protocol minus that under the first, pair by "
-                "pair, its 95 % interval on this grid, and both means, in percent.",
+                f"Mean {MEASURE_TEXTS[measure]} under the second protocol minus that under the first, pair "
+                "by pair, its 95 % interval on this grid, and both means, in percent.",
                 beside=f"{measure}_from_to",
             )
             for measure in EFFECT
