@@ -359,7 +359,8 @@ def test_a_number_leads_to_its_cells_and_a_cell_to_its_commands(tab, tables):
     tab.run(f"document.querySelectorAll('dialog tbody button')[{place}].click()")
     text = tab.run("document.querySelector('dialog').innerText")
     cell = expected[place]
-    axes = f"dataset=letters architecture=net attack=badnets ratio=0.1 seed=0 defense=ft spc={cell['spc']}"
+    axes = "dataset=letters architecture=net attack=badnets ratio=0.1 seed=0"
+    axes += f" defense=ft protocol=survey spc={cell['spc']}"
     assert f"detrojan why {axes} draw={cell['draw']}\n" in text
     assert f"detrojan reproduce {axes} draw={cell['draw']}\n" in text
     assert f"ACC\n{views.share(cell['acc'])} %, untouched 95.0 %" in text

@@ -6,7 +6,7 @@ from detrojan.workflow import attempts
 from detrojan.workflow.attempts import Diary
 
 MODEL = Model("tiny", "preactresnet18", "badnets", 0.1, 0)
-SHARD = MODEL._asdict() | {"defense": "ft", "spc": 2, "draws": Draws(0, 1)}
+SHARD = MODEL._asdict() | {"defense": "ft", "protocol": "survey", "spc": 2, "draws": Draws(0, 1)}
 
 
 def killed(workshop, monkeypatch, rule, axes):

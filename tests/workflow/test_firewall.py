@@ -95,7 +95,7 @@ def test_a_spy_finds_no_test_image_in_its_job(workshop):
     study["grid"]["defenses"] = ["none", "spy"]
     workshop.write(study)
     workshop.snakemake("--until", "defend")
-    (runs,) = workshop.folder.glob("results/defended/*/*/badnets/*/*/spy/*/*/runs.parquet")
+    (runs,) = workshop.folder.glob("results/defended/*/*/badnets/*/*/spy/*/*/*/runs.parquet")
     chosen = json.loads(pq.read_table(runs)["chosen"][0].as_py())
     # The search works: it finds the job's own inputs.
     assert len(chosen["inputs"]) == 2
