@@ -73,7 +73,7 @@ def metrics(attack, rest):
 def dies(workshop, spc):
     """Leave what a job leaves that failed while Grad-Prune repaired BadNets' model."""
     axes = {"dataset": "digits", "architecture": "preactresnet18", "attack": "badnets", "ratio": 0.1}
-    axes |= {"seed": 0, "defense": "grad_prune", "spc": spc, "draws": "0-2"}
+    axes |= {"seed": 0, "defense": "grad_prune", "protocol": "paper", "spc": spc, "draws": "0-2"}
     diary = Diary("defend", axes, "logs/x.log", workshop.folder / FOLDER)
     diary.start(mem_mb=None, runtime_min=None)
     diary.end("failed", "ValueError: no")
@@ -86,8 +86,8 @@ def finish(workshop):
 def let_some_die(workshop):
     for spc in (2, 10):
         dies(workshop, spc)
-        (workshop.folder / metrics("badnets", f"grad_prune/survey/spc-{spc}/draws-0-2")).unlink()
-    (workshop.folder / metrics("blended", "clp/survey/spc-0/draws-0-0")).unlink()
+        (workshop.folder / metrics("badnets", f"grad_prune/paper/spc-{spc}/draws-0-2")).unlink()
+    (workshop.folder / metrics("blended", "clp/paper/spc-0/draws-0-0")).unlink()
     for folder in ("tables", "report"):
         shutil.rmtree(workshop.folder / "results" / folder)
 
