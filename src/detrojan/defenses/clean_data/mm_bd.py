@@ -18,13 +18,16 @@ Departures from both: bounds stay at 0 or above; accuracy is that on the images 
 and a loss of exactly ``max_drop`` is accepted, in whole images. Where all images are right at first, that
 is the authors' rule that 95 % be right. Both return the last bounds, which may have cost accuracy, as the
 norms' share of the loss can end in bounds of 0; ``keep_last_good`` returns the last that kept it. In gated
-networks only activations of the trunk can be bounded; SiLU and hard-swish are bounded from above alone.
+networks only activations of the trunk can be bounded; SiLU, GELU and hard-swish are bounded from above alone.
+In transformers these are the activations of the multilayer perceptrons, where a channel is a hidden unit,
+with one bound for all tokens. Where no sites are named, ``site_choice: early`` takes three early activations
+in place of the authors' places; where blocks have shortcuts, these go round the last two.
 """
 
 import copy
 import functools
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -38,8 +41,8 @@ from detrojan.images import Batch, DefenderSample, ImageSet, num_batches, passes
 from detrojan.learning import inference, training
 from detrojan.learning.training import Epoch, Part
 from detrojan.models import Classifier
-from detrojan.models._parts.insertions import Ceiling
-from detrojan.models._parts.structure import norm_activations
+from detrojan.models._parts import places, structure
+from detrojan.models._parts.insertions import Ceiling, TokenCeiling
 from detrojan.settings import NO_AUGMENTATION
 
 
@@ -49,7 +52,11 @@ class MMBD(Defense):
     smoke: ClassVar[dict[str, object]] = {"epochs": 2}
 
     sites: list[str] = Field(
-        [], description="names of the layers whose output is bounded; none: every activation of the trunk"
+        [], description="names of the layers whose output is bounded; none: as site_choice says"
+    )
+    site_choice: Literal["every", "early"] = Field(
+        "every",
+        description="where no sites are named: every activation of the trunk, or three early ones",
     )
     start: float = Field(
         0, ge=0, description="first bounds; 0: the largest value of each site over the images"
@@ -75,11 +82,15 @@ class MMBD(Defense):
     )
 
     def __call__(self, model: nn.Module, clean: DefenderSample, *, rng: torch.Generator) -> nn.Module:
-        """Return a copy of ``model`` with bounded activations; its own tensors are as they were."""
+        """Return a copy of ``model`` with bounded activations; its own tensors are as they were.
+
+        Raises:
+            NotApplicableError: as of :func:`insert_ceilings`, or no image may be learned from.
+        """
         repaired, original = (copy.deepcopy(model).eval().requires_grad_(False) for _ in range(2))
         assert isinstance(repaired, Classifier)
         images = _right(original, clean.everything) if self.only_right else clean.everything
-        sites = self.sites or list(norm_activations(repaired.network))
+        sites = self.sites or self._find(repaired.network, images)
         ceilings, wanted = insert_ceilings(repaired, sites, images, self.start)
         initial = [float(bound.detach().max()) for bound in ceilings.parameters()]
         run = _Descent(self, repaired, ceilings, images, wanted, original if self.augment else None)
@@ -97,6 +108,10 @@ class MMBD(Defense):
             }
         )
         return repaired.requires_grad_(True)
+
+    def _find(self, network: nn.Module, images: ImageSet) -> list[str]:
+        find = places.early_activations if self.site_choice == "early" else structure.activations
+        return [site.host for site in find(network, images.images)]
 
 
 class _Descent:
@@ -216,30 +231,32 @@ def insert_ceilings(
     """Insert a ceiling behind each layer of ``sites``; return them, in that order, and logits without them.
 
     All channels of a site start at ``start``, or at 0 at the site's largest value over ``images``, so that
-    the logits of these, (N, num_classes), are as before. One pass over the images yields both.
+    the logits of these, (N, num_classes), are as before. One pass over the images yields both. Where that
+    value is negative, behind a normalization say whose ReLU lets nothing through, they start at 0.
 
     Raises:
-        NotApplicableError: ``sites`` is empty, or ``model`` lacks one; or puts out no maps there, or
-            several.
+        NotApplicableError: ``sites`` is empty, or ``model`` lacks one; or puts out neither maps nor tokens
+            there, or several.
     """
     modules = {name: module for name, module in model.network.named_modules() if name}
     # A container of layers in sequence would take its ceiling for one more of them.
     known = [site for site in sites if site in modules and not isinstance(modules[site], nn.Sequential)]
     if not sites or known != sites:
-        what = (
-            ", ".join(site for site in sites if site not in known) or "activation behind batch normalization"
-        )
+        what = ", ".join(site for site in sites if site not in known) or "activation that a layer alone feeds"
         raise NotApplicableError(
             f"MM-BD bounds maps behind single layers, but {model.build.architecture} has no {what}: name "
             "some of its layers in the setting sites of mm_bd"
         )
     seen: dict[str, list[Tensor]] = {site: [] for site in sites}
-    channels: dict[str, int] = {}
+    dimensions = structure.channel_dimensions(model.network, images.images)
+    fresh: dict[str, tuple[type[Ceiling], int]] = {}
 
     def measure(site: str, _module: nn.Module, _inputs: tuple[Tensor, ...], maps: Tensor) -> None:
-        if not isinstance(maps, Tensor) or maps.dim() != 4:
-            raise NotApplicableError(f"MM-BD bounds maps, and the layer {site} puts out none")
-        channels[site] = maps.shape[1]
+        tokens = dimensions.get(site) == 2
+        if not isinstance(maps, Tensor) or maps.dim() != (3 if tokens else 4):
+            raise NotApplicableError(f"MM-BD bounds maps and tokens, and the layer {site} puts out none")
+        dimension = dimensions.get(site, 1)  # of one that runs twice, which is refused, it isn't known
+        fresh[site] = (Ceiling if dimension == 1 else TokenCeiling, maps.shape[dimension])
         seen[site].append(maps.max())
 
     hooks = [modules[site].register_forward_hook(functools.partial(measure, site)) for site in sites]
@@ -253,8 +270,9 @@ def insert_ceilings(
     for site in sites:
         if len(seen[site]) != num_passes:
             raise NotApplicableError(f"MM-BD bounds layers that run once, and {site} doesn't")
-        ceiling = Ceiling(channels[site]).to(images.device)
-        ceiling.bound.fill_(start or torch.stack(seen[site]).max())
+        kind, channels = fresh[site]
+        ceiling = kind(channels).to(images.device)
+        ceiling.bound.fill_(start or torch.stack(seen[site]).max().clamp(min=0))
         model.insert(site, ceiling)
         ceilings.append(ceiling)
     return nn.ModuleList(ceilings), logits
