@@ -312,3 +312,9 @@ def test_it_removes_a_patch_backdoor(backdoored):
     assert acc > 0.85
     assert asr < 0.2
     assert ra > 0.75
+
+
+def test_layers_are_three_or_none():
+    assert registry.load("defenses", "nad", {}).layers == []
+    with pytest.raises(ValueError, match="name three layers, or none to have them found: there are 2"):
+        load(layers=["layer1", "layer2"])
