@@ -67,22 +67,24 @@ class Perceptron(nn.Sequential):
 
 
 NORMALIZATION = {"clp", "bnp", "anp", "awn", "rnp"}
-CONVOLUTION = {"fp", "mm_bd", "nad", "npd", "grad_prune", "grad_prune_inverted"}
+ACTIVATION = {"mm_bd"}  # of maps or tokens
+CONVOLUTION = {"fp", "nad", "npd", "grad_prune", "grad_prune_inverted"}
 NEITHER = {"ft", "ft_sam", "fst", "ibau", "nc", "pbe", "sau"}
-GRAPH = {"mm_bd", "grad_prune", "grad_prune_inverted"}
+GRAPH = {"fp", "mm_bd", "nad", "grad_prune", "grad_prune_inverted"}
 # What names layers is told which ones this network has.
 LAYERS = {
+    "fst": {"layers": ["linear"]},
     "nad": {"layers": ["conv1", "conv1", "conv2"]},
     "npd": {"host": "conv2"},
 }
 
 
-@pytest.mark.parametrize("name", sorted(NORMALIZATION | CONVOLUTION | NEITHER))
+@pytest.mark.parametrize("name", sorted(NORMALIZATION | ACTIVATION | CONVOLUTION | NEITHER))
 @pytest.mark.parametrize(
     ("network", "refusing"),
     [
         (Convolutions, NORMALIZATION),
-        (Perceptron, NORMALIZATION | CONVOLUTION),
+        (Perceptron, NORMALIZATION | ACTIVATION | CONVOLUTION),
         (Branching, GRAPH),
     ],
 )
@@ -217,7 +219,8 @@ def test_ft_moves_nothing_but_statistics_at_a_vanishing_rate(toy_model, sample):
 def test_fp_sweep_on_cached_features_equals_masking_the_model(toy_model, sample):
     head = toy_model.head
     order = torch.randperm(head.in_features, generator=rng.stream("order"))
-    right = fp_module._sweep(toy_model, sample.validation, order, 3)
+    found = fp_module._prunable(toy_model, sample.train)
+    right = fp_module._sweep(toy_model, found, sample.validation, order, 3)
     assert len(right) == math.ceil(head.in_features / 3)
     for point in (0, 1, 4, 7, 10):
         masked = copy.deepcopy(toy_model)
@@ -239,7 +242,8 @@ def test_fp_prunes_idle_channels_and_keeps_them_at_zero(toy_model, sample):
     planted.head.weight.data[0, 3] = 50
     clean = dataclasses.replace(sample, chosen={})
     repaired = defend(load("fp", epochs=3, step=0.01), planted, clean)
-    activity = fp_module._features(planted, clean.train).mean(0)
+    found = fp_module._prunable(planted, clean.train)
+    activity = fp_module._features(planted, found, clean.train).mean(0)
     assert activity.argmin() == 3
     if clean.chosen["num_pruned"]:
         assert (repaired.head.weight[:, 3] == 0).all()
@@ -256,7 +260,8 @@ def test_fp_prunes_what_is_lowest_by_its_signed_mean_up_to_the_last_point_accept
     assert sample.chosen["num_pruned"] == 6
     assert (sample.chosen["num_judged"], sample.chosen["allowed_errors"]) == (4, 1)
     assert sample.chosen["accuracy"] == [1.0, 0.75]
-    activity = fp_module._features(toy_model, sample.train).mean(0)
+    found = fp_module._prunable(toy_model, sample.train)
+    activity = fp_module._features(toy_model, found, sample.train).mean(0)
     lowest = activity.argsort()[:6]
     # Busy channels may be lowest: features of this network have a sign.
     assert set(lowest.tolist()) != set(activity.abs().argsort()[:6].tolist())
@@ -266,7 +271,7 @@ def test_fp_prunes_what_is_lowest_by_its_signed_mean_up_to_the_last_point_accept
 def test_fp_is_judged_by_the_images_that_it_is_told(toy_model, sample, monkeypatch):
     judges = []
 
-    def sweep(_model, images, order, step):
+    def sweep(_model, _head, images, order, step):
         judges.append((len(images), step))
         return [len(images)]
 
@@ -281,13 +286,14 @@ def test_fp_is_judged_by_the_images_that_it_is_told(toy_model, sample, monkeypat
     assert (load("fp")._step(512), load("fp", step=0)._step(512)) == (6, 1)
 
 
-def test_fp_prunes_whole_channels_of_vgg():
+def test_fp_prunes_whole_channels_of_vgg(toy_images):
     with torch.device("meta"):
         network = registry.load("models", "vgg19_bn").network(10)
     model = models.Classifier(network, models.Build("vgg19_bn", {}, 10, (0.0,) * 3, (1.0,) * 3))
-    linear, channels = fp_module._prunable(model)
+    head = fp_module._prunable(model, toy_images(side=32))
+    linear = fp_module._first(model, head)
     assert linear is network.classifier[0]
-    assert (linear.in_features, channels) == (25088, 512)
+    assert (linear.in_features, head.channels) == (25088, 512)
 
 
 # --- CLP -------------------------------------------------------------------------------------------

@@ -201,7 +201,7 @@ def test_each_pass_yields_all_maps_and_the_teacher_is_frozen(toy_model, sample, 
     assert calls == [(True, False, size) for size in sizes * 4]  # two epochs of two steps
     assert not any(module._forward_hooks for module in repaired.modules())
     assert all(parameter.requires_grad for parameter in repaired.parameters())
-    assert sample.chosen == {}
+    assert sample.chosen == {"layers": TOY_LAYERS}
 
 
 def test_the_rate_falls_after_a_share_of_the_passes():
@@ -292,7 +292,8 @@ def test_a_module_that_is_never_called_is_refused(toy_model, sample):
 )
 def test_layers_of_every_architecture_have_positions(architecture, sides):
     settings = schema.shipped("defenses", "nad").resolve({"architecture": architecture})
-    layers = registry.load("defenses", "nad", settings).layers
+    # Found where none are named.
+    layers = registry.load("defenses", "nad", settings).layers or ["layer2", "layer3", "layer4"]
     with torch.device("meta"):  # shapes alone
         network = registry.load("models", architecture).network(10).eval()
         for side, scale in ((32, 1), (64, 2)):
@@ -313,3 +314,9 @@ def test_it_removes_a_patch_backdoor(backdoored):
     assert acc > 0.85
     assert asr < 0.2
     assert ra > 0.75
+
+
+def test_layers_are_three_or_none():
+    assert registry.load("defenses", "nad", {}).layers == []
+    with pytest.raises(ValueError, match="name three layers, or none to have them found: there are 2"):
+        load(layers=["layer1", "layer2"])

@@ -13,12 +13,12 @@ from detrojan.defenses.clean_data import npd
 from detrojan.errors import NotApplicableError
 from detrojan.images import Batch, DatasetInfo, ImageSet, to_float, to_uint8
 from detrojan.learning import inference, training
+from detrojan.models._parts import places
 from detrojan.models._parts.insertions import Polarizer
 from detrojan.settings import NO_AUGMENTATION, Augmentation, Optimization
 from detrojan.stages import sampling
 from detrojan.storage import artifacts
 from detrojan.study import protocols
-from detrojan.study.schema import shipped
 from tests.unit.conftest import digits_with_badnets
 
 ARCHITECTURES = ("preactresnet18", "vgg19_bn", "efficientnet_b3", "mobilenet_v3_large")
@@ -52,7 +52,7 @@ def test_the_layer_starts_as_the_identity(architecture, toy_images):
     model = models.build(models.Build(architecture, settings, 4, (0.5,) * 3, (0.25,) * 3))
     images, other = toy_images(side=32, count=6), toy_images(side=32, count=6, seed=1)
     before = [inference.logits(model, s) for s in (images, other)]
-    host = load(**shipped("defenses", "npd").resolve({"architecture": architecture})).host
+    host = places.late_layer(model.network, images.images)
     npd.insert(model, host, images, "identity")
     for logits, some in zip(before, (images, other), strict=True):
         torch.testing.assert_close(inference.logits(model, some), logits, rtol=1e-4, atol=1e-5)
@@ -377,7 +377,7 @@ def test_what_the_last_shortcut_carries_goes_round_the_layer(backdoored):
 def test_values_by_number_of_classes(protocol, num_classes, eps, weights):
     facts = {"num_classes": num_classes, "architecture": "vgg19_bn"}
     defense = load(**protocols.settings("npd", protocol, facts))
-    assert (defense.host, defense.eps) == ("features.49", eps)
+    assert (defense.host, defense.eps) == ("", eps)
     assert (defense.keep_weight, defense.rival_weight, defense.aim_weight) == weights
     assert defense.augmented == (protocol == "survey")
     as_on_tiny_imagenet = (protocol, num_classes) == ("paper", 200)

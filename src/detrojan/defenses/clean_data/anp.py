@@ -71,9 +71,11 @@ class ANP(Defense):
         choose = self._sweep if self.thresholding == "sweep" else self._fixed
         threshold, chosen = choose(repaired, masks, clean)
         pruned = at_most(masks, threshold)
-        Channels(repaired).prune(pruned, shift=False)
+        channels = Channels(repaired)
+        channels.prune(pruned, shift=False)
         clean.chosen.update(
             {
+                "norms": channels.kind,
                 "threshold": threshold,
                 "num_pruned": int(pruned.sum()),
                 "num_channels": len(pruned),

@@ -96,13 +96,15 @@ class AWN(Defense):
         for optimizer in dict.fromkeys([self.optimizer, "sgd"]):
             masks, norms = self._learn(frozen, images, optimizer, rng)
             repaired = copy.deepcopy(model).eval()
-            Channels(repaired).multiply(masks)
+            channels = Channels(repaired)
+            channels.multiply(masks)
             after = inference.num_right(repaired, images)
             if choices.accepted(after, before, allowed):
                 break
         clean.chosen.update(
             {
                 "optimizer": optimizer,
+                "norms": channels.kind,
                 "num_judged": len(images),
                 "allowed_errors": allowed,
                 "accuracy": [before / len(images), after / len(images)],

@@ -30,12 +30,17 @@ from detrojan.errors import NotApplicableError
 from detrojan.images import DefenderSample, ImageSet
 from detrojan.learning import inference, training
 from detrojan.models import Classifier
+from detrojan.models._parts import places
 
 SWEEP_ELEMENTS = 2**24  # masked feature values held at once, which bounds the memory of the sweep
 
 
 class FP(FineTuning):
-    """Prune the last convolution's channels in order of rising mean activation, then fine-tune."""
+    """Prune the channels that feed the head in order of rising mean activation, then fine-tune.
+
+    They are the last convolution's, or, where a layer normalization stands behind the blocks as in
+    transformers, what that puts out.
+    """
 
     min_spc: ClassVar[int] = 2
     smoke: ClassVar[dict[str, object]] = {"epochs": 2}
@@ -54,13 +59,18 @@ class FP(FineTuning):
     )
 
     def __call__(self, model: nn.Module, clean: DefenderSample, *, rng: torch.Generator) -> nn.Module:
-        """Return a pruned and fine-tuned copy of ``model``; pruned columns stay exactly zero."""
+        """Return a pruned and fine-tuned copy of ``model``; pruned columns stay exactly zero.
+
+        Raises:
+            NotApplicableError: there is no convolution, or no linear layer between features and logits.
+        """
         repaired = copy.deepcopy(model).eval()
-        head, groups = _prunable(repaired)
-        activity = _features(repaired, clean.train).mean(0).view(groups, -1).mean(1)
+        head = _prunable(repaired, clean.train)
+        linear, groups = _first(repaired, head), head.channels
+        activity = _features(repaired, head, clean.train).mean(0).view(groups, -1).mean(1)
         order = activity.argsort(stable=True)
         judges = clean.everything if self.judge_on == "all" else clean.validation
-        right = _sweep(repaired, judges, order, self._step(groups))
+        right = _sweep(repaired, head, judges, order, self._step(groups))
         allowed = choices.allowed_errors(self.tolerance, right[0])
         accepted = choices.last_accepted(right, allowed)
         num_pruned = min(accepted * self._step(groups), math.floor(0.99 * groups))
@@ -75,11 +85,11 @@ class FP(FineTuning):
         )
         keep = torch.ones(groups, device=order.device)
         keep[order[:num_pruned]] = 0
-        columns = keep.repeat_interleave(head.in_features // groups)
+        columns = keep.repeat_interleave(linear.in_features // groups)
 
         @torch.no_grad()
         def prune() -> None:
-            head.weight.mul_(columns)
+            linear.weight.mul_(columns)
 
         prune()
         training.fit(
@@ -96,34 +106,31 @@ class FP(FineTuning):
         return max(1, math.ceil(self.step * groups))
 
 
-def _prunable(model: nn.Module) -> tuple[nn.Linear, int]:
-    """Return the first linear layer of the head and the number of channels that feed it.
+def _prunable(model: nn.Module, images: ImageSet) -> places.Head:
+    """Return the head of ``model``, whose channels can be pruned.
 
     Where pooling keeps several positions (VGG: 7×7), a channel is that many neighbouring columns,
     and its activity their mean: a channel of the last convolution goes as a whole.
     """
-    linear = next((m for m in _head(model).modules() if isinstance(m, nn.Linear)), None)
-    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-    if linear is None or not convolutions:
-        raise NotApplicableError("FP needs convolutions and a head with a linear layer")
-    channels = convolutions[-1].out_channels
-    if linear.in_features % channels:
-        raise NotApplicableError(
-            f"FP prunes the last convolution's {channels} channels, but the head takes "
-            f"{linear.in_features} features, which is no multiple"
-        )
-    return linear, channels
-
-
-def _head(model: nn.Module) -> nn.Module:
     assert isinstance(model, Classifier)
-    return model.head
+    if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        raise NotApplicableError("FP needs convolutions and a head with a linear layer")
+    return places.head(model.network, images.images)
 
 
-def _features(model: nn.Module, images: ImageSet) -> Tensor:
-    """Return the head's inputs (N, D), in eval mode."""
+def _first(model: nn.Module, head: places.Head) -> nn.Linear:
+    """Return the layer of the head that reads the features."""
+    assert isinstance(model, Classifier)
+    linear = model.network.get_submodule(head.layers[0])
+    assert isinstance(linear, nn.Linear)
+    return linear
+
+
+def _features(model: nn.Module, head: places.Head, images: ImageSet) -> Tensor:
+    """Return what the first layer of ``head`` reads, (N, D); the mode of ``model`` is the caller's."""
     seen: list[Tensor] = []
-    hook = _head(model).register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    linear = _first(model, head)
+    hook = linear.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
     try:
         inference.logits(model, images)
     finally:
@@ -132,13 +139,13 @@ def _features(model: nn.Module, images: ImageSet) -> Tensor:
 
 
 @torch.inference_mode()
-def _sweep(model: nn.Module, images: ImageSet, order: Tensor, step: int) -> list[int]:
+def _sweep(model: nn.Module, head: places.Head, images: ImageSet, order: Tensor, step: int) -> list[int]:
     """Return how many ``images`` are right with the first 0, step, 2 step, ... channels of ``order`` masked.
 
     Setting input columns of the head's first layer to zero is setting those features to zero, so the
     backbone runs once and only the head sees each mask.
     """
-    features = _features(model, images)
+    features = _features(model, head, images)
     groups = len(order)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(groups, device=order.device)
@@ -147,6 +154,6 @@ def _sweep(model: nn.Module, images: ImageSet, order: Tensor, step: int) -> list
     points = torch.arange(0, groups, step, device=order.device)
     for some in torch.split(points, max(1, SWEEP_ELEMENTS // features.numel())):
         masked = features * (column_rank >= some[:, None, None])
-        predicted = _head(model)(masked.flatten(0, 1)).argmax(1).view(len(some), -1)
+        predicted = head.logits(masked.flatten(0, 1)).argmax(1).view(len(some), -1)
         right += (predicted == images.labels).sum(1).tolist()
     return right

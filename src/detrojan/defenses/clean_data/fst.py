@@ -27,6 +27,8 @@ from detrojan.defenses.base import Defense
 from detrojan.errors import NotApplicableError
 from detrojan.images import Batch, DefenderSample, num_batches, passes, to_device
 from detrojan.learning import training
+from detrojan.models import Classifier
+from detrojan.models._parts import places
 from detrojan.settings import Optimization
 
 
@@ -36,7 +38,7 @@ class FST(Defense):
     smoke: ClassVar[dict[str, object]] = {"epochs": 1}
 
     layers: list[str] = Field(
-        ["linear"], min_length=1, description="linear modules of the network that are drawn anew"
+        [], description="linear modules of the network that are drawn anew; none: those of its head"
     )
     alpha: float = Field(
         0.2, ge=0, description="weight of the inner product of each new layer's weights with the old ones"
@@ -54,10 +56,14 @@ class FST(Defense):
         """Return a copy of ``model`` whose new layers have the norms of the old; it trains on every image.
 
         Raises:
-            NotApplicableError: a layer is missing or isn't linear.
+            NotApplicableError: a layer is missing or isn't linear, or the network ends in none.
         """
         repaired = copy.deepcopy(model)
-        fresh = NewLayers(repaired, self.layers[-1:] if self.head_only else self.layers)
+        assert isinstance(repaired, Classifier)
+        layers = self.layers or places.head(repaired.network, clean.train.images).layers
+        layers = layers[-1:] if self.head_only else layers
+        fresh = NewLayers(repaired, layers)
+        clean.chosen["layers"] = layers
         fresh.draw(streams.child(rng, "layers"))
 
         def shifting(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

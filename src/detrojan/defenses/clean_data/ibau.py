@@ -39,6 +39,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from detrojan import rng as streams
 from detrojan.defenses.base import Defense
@@ -270,7 +271,8 @@ def hypergradient(
 def twice_differentiable(model: nn.Module) -> Iterator[None]:
     """Let the hard sigmoids of ``model`` have second derivatives while the block runs.
 
-    Of torch's activations these alone have none. The modules are as before when the block ends.
+    Of torch's activations these alone have none, and of the ways in which torch computes attention, only
+    the plain one has them. All is as before when the block ends.
     """
     places = [
         (parent, name, module)
@@ -281,7 +283,8 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
     for parent, name, _ in places:
         setattr(parent, name, _HardSigmoid())
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         for parent, name, module in places:
             setattr(parent, name, module)

@@ -18,14 +18,16 @@ Departures from both: bounds stay at 0 or above; accuracy is that on the images 
 and a loss of exactly ``max_drop`` is accepted, in whole images. Where all images are right at first, that
 is the authors' rule that 95 % be right. Both return the last bounds, which may have cost accuracy, as the
 norms' share of the loss can end in bounds of 0; ``keep_last_good`` returns the last that kept it. In gated
-networks only activations of the trunk can be bounded; SiLU and hard-swish are bounded from above alone.
+networks only activations of the trunk can be bounded; SiLU, GELU and hard-swish are bounded from above alone.
+In transformers these are the activations of the multilayer perceptrons, where a channel is a hidden unit,
+with one bound for all tokens. Where no sites are named, ``site_choice: early`` takes three early activations
+in place of the authors' places; where blocks have shortcuts, these go round the last two.
 """
 
 import copy
 import functools
 import math
-from collections.abc import Callable, Container
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -35,12 +37,12 @@ from torch.nn import functional as F
 from detrojan.defenses._parts import choices
 from detrojan.defenses.base import Defense
 from detrojan.errors import NotApplicableError
-from detrojan.images import Batch, DefenderSample, ImageSet, num_batches, passes, to_float
+from detrojan.images import Batch, DefenderSample, ImageSet, num_batches, passes
 from detrojan.learning import inference, training
 from detrojan.learning.training import Epoch, Part
 from detrojan.models import Classifier
+from detrojan.models._parts import places, structure
 from detrojan.models._parts.insertions import Ceiling, TokenCeiling
-from detrojan.models._parts.structure import activations
 from detrojan.settings import NO_AUGMENTATION
 
 
@@ -50,7 +52,11 @@ class MMBD(Defense):
     smoke: ClassVar[dict[str, object]] = {"epochs": 2}
 
     sites: list[str] = Field(
-        [], description="names of the layers whose output is bounded; none: every activation of the trunk"
+        [], description="names of the layers whose output is bounded; none: as site_choice says"
+    )
+    site_choice: Literal["every", "early"] = Field(
+        "every",
+        description="where no sites are named: every activation of the trunk, or three early ones",
     )
     start: float = Field(
         0, ge=0, description="first bounds; 0: the largest value of each site over the images"
@@ -76,14 +82,16 @@ class MMBD(Defense):
     )
 
     def __call__(self, model: nn.Module, clean: DefenderSample, *, rng: torch.Generator) -> nn.Module:
-        """Return a copy of ``model`` with bounded activations; its own tensors are as they were."""
+        """Return a copy of ``model`` with bounded activations; its own tensors are as they were.
+
+        Raises:
+            NotApplicableError: as of :func:`insert_ceilings`, or no image may be learned from.
+        """
         repaired, original = (copy.deepcopy(model).eval().requires_grad_(False) for _ in range(2))
         assert isinstance(repaired, Classifier)
         images = _right(original, clean.everything) if self.only_right else clean.everything
-        found = [] if self.sites else activations(repaired.network, to_float(images.images[:1]))
-        sites = self.sites or [site.host for site in found]
-        tokens = {site.host for site in found if site.last}
-        ceilings, wanted = insert_ceilings(repaired, sites, images, self.start, tokens)
+        sites = self.sites or self._find(repaired.network, images)
+        ceilings, wanted = insert_ceilings(repaired, sites, images, self.start)
         initial = [float(bound.detach().max()) for bound in ceilings.parameters()]
         run = _Descent(self, repaired, ceilings, images, wanted, original if self.augment else None)
         run.descend(rng)
@@ -100,6 +108,10 @@ class MMBD(Defense):
             }
         )
         return repaired.requires_grad_(True)
+
+    def _find(self, network: nn.Module, images: ImageSet) -> list[str]:
+        find = places.early_activations if self.site_choice == "early" else structure.activations
+        return [site.host for site in find(network, images.images)]
 
 
 class _Descent:
@@ -214,17 +226,17 @@ def _right(model: nn.Module, images: ImageSet) -> ImageSet:
 
 @torch.no_grad()
 def insert_ceilings(
-    model: Classifier, sites: list[str], images: ImageSet, start: float = 0, tokens: Container[str] = ()
+    model: Classifier, sites: list[str], images: ImageSet, start: float = 0
 ) -> tuple[nn.ModuleList, Tensor]:
     """Insert a ceiling behind each layer of ``sites``; return them, in that order, and logits without them.
 
     All channels of a site start at ``start``, or at 0 at the site's largest value over ``images``, so that
-    the logits of these, (N, num_classes), are as before. One pass over the images yields both. Channels are
-    the second dimension; the last at sites in ``tokens``, and of what has three dimensions.
+    the logits of these, (N, num_classes), are as before. One pass over the images yields both. Where that
+    value is negative, behind a normalization say whose ReLU lets nothing through, they start at 0.
 
     Raises:
-        NotApplicableError: ``sites`` is empty, or ``model`` lacks one; or puts out no maps there, or
-            several.
+        NotApplicableError: ``sites`` is empty, or ``model`` lacks one; or puts out neither maps nor tokens
+            there, or several.
     """
     modules = {name: module for name, module in model.network.named_modules() if name}
     # A container of layers in sequence would take its ceiling for one more of them.
@@ -236,14 +248,15 @@ def insert_ceilings(
             "some of its layers in the setting sites of mm_bd"
         )
     seen: dict[str, list[Tensor]] = {site: [] for site in sites}
-    kinds: dict[str, Callable[[], Ceiling]] = {}
+    dimensions = structure.channel_dimensions(model.network, images.images)
+    fresh: dict[str, tuple[type[Ceiling], int]] = {}
 
     def measure(site: str, _module: nn.Module, _inputs: tuple[Tensor, ...], maps: Tensor) -> None:
-        if not isinstance(maps, Tensor) or maps.dim() not in (3, 4):
-            raise NotApplicableError(f"MM-BD bounds maps, and the layer {site} puts out none")
-        last = site in tokens or maps.dim() == 3
-        kind, dimension = (TokenCeiling, -1) if last else (Ceiling, 1)
-        kinds[site] = functools.partial(kind, maps.shape[dimension])
+        tokens = dimensions.get(site) == 2
+        if not isinstance(maps, Tensor) or maps.dim() != (3 if tokens else 4):
+            raise NotApplicableError(f"MM-BD bounds maps and tokens, and the layer {site} puts out none")
+        dimension = dimensions.get(site, 1)  # of one that runs twice, which is refused, it isn't known
+        fresh[site] = (Ceiling if dimension == 1 else TokenCeiling, maps.shape[dimension])
         seen[site].append(maps.max())
 
     hooks = [modules[site].register_forward_hook(functools.partial(measure, site)) for site in sites]
@@ -257,8 +270,9 @@ def insert_ceilings(
     for site in sites:
         if len(seen[site]) != num_passes:
             raise NotApplicableError(f"MM-BD bounds layers that run once, and {site} doesn't")
-        ceiling = kinds[site]().to(images.device)
-        ceiling.bound.fill_(start or torch.stack(seen[site]).max())
+        kind, channels = fresh[site]
+        ceiling = kind(channels).to(images.device)
+        ceiling.bound.fill_(start or torch.stack(seen[site]).max().clamp(min=0))
         model.insert(site, ceiling)
         ceilings.append(ceiling)
     return nn.ModuleList(ceilings), logits

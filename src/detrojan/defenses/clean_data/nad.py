@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -39,6 +39,9 @@ from detrojan.defenses.base import Defense
 from detrojan.errors import NotApplicableError
 from detrojan.images import Batch, DefenderSample, ImageSet, num_batches, passes, to_device
 from detrojan.learning import inference, training
+from detrojan.models import Classifier
+from detrojan.models._parts import places
+from detrojan.models._parts.places import Layout
 
 PROBES = 16  # images that show whether a layer's maps differ from place to place
 
@@ -49,10 +52,10 @@ class NAD(Defense):
     smoke: ClassVar[dict[str, object]] = {"teacher_epochs": 1, "epochs": 1}
 
     layers: list[str] = Field(
-        ["layer2", "layer3", "layer4"],
-        min_length=3,
+        [],
         max_length=3,
-        description="modules of the network whose output maps are compared, shallow to deep",
+        description="three modules of the network whose output maps are compared, shallow to deep; "
+        "none: the ends of its last three stages",
     )
     positions: Literal["mean", "sum"] = Field(
         "mean", description="of the squared difference of two attentions, over the positions of a map"
@@ -88,26 +91,34 @@ class NAD(Defense):
         """Return the student, a distilled copy of ``model`` that has learned from every image.
 
         Raises:
-            NotApplicableError: a layer is missing, has no maps, or its maps are the same everywhere.
+            NotApplicableError: a layer is missing, has no maps, or its maps are the same everywhere; or
+                no layers are named, and the network has no three stages.
         """
         images = clean.everything
         student = copy.deepcopy(model).eval()
-        self._check_maps(student, images)
+        assert isinstance(student, Classifier)
+        layers = self.layers or places.stages(student.network, images.images)
+        layouts = places.layouts(student.network, images.images, layers)
+        _check_maps(student, images, layers, layouts)
+        clean.chosen["layers"] = layers
         teacher = copy.deepcopy(model)
         batches = num_batches(len(images), self.batch_size)
         epochs = passes(self.teacher_epochs, self.teacher_min_steps, batches)
         self._fit(teacher, images, epochs, training.cross_entropy, streams.child(rng, "teacher"))
         teacher.zero_grad()
         teacher.requires_grad_(False)
-        with _recorded(teacher, self.layers) as taught, _recorded(student, self.layers) as seen:
+        with _recorded(teacher, layers) as taught, _recorded(student, layers) as seen:
 
             def distillation(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
                 value, logits = training.cross_entropy(network, batch)
                 with torch.no_grad():
                     teacher(batch.images)
-                for layer, beta in zip(self.layers, (self.beta1, self.beta2, self.beta3), strict=True):
+                for layer, beta in zip(layers, (self.beta1, self.beta2, self.beta3), strict=True):
                     value = value + beta * attention_loss(
-                        seen[layer], taught[layer], self.power, self.positions
+                        _maps(seen[layer], layouts.get(layer)),
+                        _maps(taught[layer], layouts.get(layer)),
+                        self.power,
+                        self.positions,
                     )
                 return value, logits
 
@@ -150,28 +161,39 @@ class NAD(Defense):
     def _with_hole(self, batch: Batch, rng: torch.Generator) -> Batch:
         return dataclasses.replace(batch, images=punched(batch.images, self.hole, rng))
 
-    def _check_maps(self, network: nn.Module, images: ImageSet) -> None:
-        """Raise unless every layer has maps that differ from place to place.
+    @field_validator("layers")
+    @classmethod
+    def _three_or_none(cls, layers: list[str]) -> list[str]:
+        if len(layers) not in (0, 3):
+            raise ValueError(f"name three layers, or none to have them found: there are {len(layers)}")
+        return layers
 
-        Else its attention is constant, its loss zero, and what is left would be plain fine-tuning.
-        """
-        with _recorded(network, self.layers) as seen:
-            inference.logits(network, images[torch.arange(min(len(images), PROBES), device=images.device)])
-        advice = "name others in NAD's setting 'layers'"
-        for layer in self.layers:
-            maps = seen.get(layer)
-            if maps is None or maps.dim() != 4:
-                found = "is never called" if maps is None else f"puts out shape {tuple(maps.shape)}"
-                raise NotApplicableError(
-                    f"NAD compares maps (N, C, H, W), but layer {layer!r} {found}: {advice}"
-                )
-            if (maps == maps[:, :, :1, :1]).all():
-                size = f"{maps.shape[2]}×{maps.shape[3]}"
-                raise NotApplicableError(
-                    f"NAD compares where maps are large, but those of layer {layer!r} ({size}) are the same "
-                    f"at every position, so its attention loss is zero whatever the weights: {advice}, with "
-                    "larger maps"
-                )
+
+def _check_maps(network: nn.Module, images: ImageSet, layers: list[str], layouts: dict[str, Layout]) -> None:
+    """Raise unless each of ``layers`` has maps that differ from place to place.
+
+    Else its attention is constant, its loss zero, and what is left would be plain fine-tuning.
+    """
+    with _recorded(network, layers) as seen:
+        inference.logits(network, images[torch.arange(min(len(images), PROBES), device=images.device)])
+    advice = "name others in NAD's setting 'layers'"
+    for layer in layers:
+        maps = _maps(seen[layer], layouts.get(layer)) if layer in seen else None
+        if maps is None or maps.dim() != 4:
+            found = "is never called" if maps is None else f"puts out shape {tuple(maps.shape)}"
+            raise NotApplicableError(f"NAD compares maps (N, C, H, W), but layer {layer!r} {found}: {advice}")
+        if (maps == maps[:, :, :1, :1]).all():
+            size = f"{maps.shape[2]}×{maps.shape[3]}"
+            raise NotApplicableError(
+                f"NAD compares where maps are large, but those of layer {layer!r} ({size}) are the same "
+                f"at every position, so its attention loss is zero whatever the weights: {advice}, with "
+                "larger maps"
+            )
+
+
+def _maps(output: Tensor, layout: Layout | None) -> Tensor:
+    """Return what a layer put out as maps (N, C, H, W), or as it is where its layout is not known."""
+    return layout.maps(output) if layout else output
 
 
 def punched(images: Tensor, side: int, rng: torch.Generator) -> Tensor:

@@ -45,6 +45,7 @@ from detrojan.images import Batch, DefenderSample, ImageSet, num_batches, passes
 from detrojan.learning import inference, training
 from detrojan.learning.training import Objective, Part
 from detrojan.models import Classifier
+from detrojan.models._parts import places
 from detrojan.models._parts.insertions import Polarizer
 from detrojan.settings import NO_AUGMENTATION
 
@@ -56,7 +57,9 @@ class NPD(Defense):
 
     smoke: ClassVar[dict[str, object]] = {"epochs": 1}
 
-    host: str = Field("layer4.1.conv1", description="name of the convolution that the layer stands before")
+    host: str = Field(
+        "", description="name of the convolution that the layer stands before; none: a late one is found"
+    )
     start: Literal["whitened", "identity"] = Field(
         "whitened",
         description="how the layer starts: normalizing by the clean images' statistics, or changing nothing",
@@ -85,11 +88,17 @@ class NPD(Defense):
     )
 
     def __call__(self, model: nn.Module, clean: DefenderSample, *, rng: torch.Generator) -> nn.Module:
-        """Return a copy of ``model`` with a trained polarizer; its other tensors are as they were."""
+        """Return a copy of ``model`` with a trained polarizer; its other tensors are as they were.
+
+        Raises:
+            NotApplicableError: there is no convolution of the name that is set, or none late enough.
+        """
         repaired = copy.deepcopy(model).eval().requires_grad_(False)
         assert isinstance(repaired, Classifier)
         images = clean.everything
-        polarizer = insert(repaired, self.host, images, self.start)
+        host = self.host or places.late_layer(repaired.network, images.images)
+        polarizer = insert(repaired, host, images, self.start)
+        clean.chosen["host"] = host
         optimizer = torch.optim.SGD(
             polarizer.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
@@ -170,9 +179,11 @@ def insert(
     """
     convolution = dict(model.network.named_modules()).get(host)
     if not isinstance(convolution, nn.Conv2d):
+        kind = type(convolution).__name__
+        found = "has none of that name" if convolution is None else f"has a {kind} there"
         raise NotApplicableError(
-            f"NPD puts a layer before the convolution {host!r}, but {model.build.architecture} has none of "
-            "that name: name one of its last in the setting host of npd"
+            f"NPD puts a layer before the convolution {host!r}, but {model.build.architecture} {found}: "
+            "name one of its last in the setting host of npd, if it has late ones"
         )
     count, moments = 0, torch.zeros(2, convolution.in_channels, dtype=torch.float64, device=images.device)
 

@@ -92,9 +92,11 @@ class RNP(Defense):
         unlearned = self.unlearn(model, images, rng=streams.child(rng, "unlearn"))
         masks, recovered = self.recover(unlearned.model, images, rng=streams.child(rng, "recover"))
         pruned, chosen = self.choose(repaired, masks, images)
-        Channels(repaired).prune(pruned, shift=False)
+        channels = Channels(repaired)
+        channels.prune(pruned, shift=False)
         clean.chosen.update(
             {
+                "norms": channels.kind,
                 "unlearning_lr": unlearned.lr,
                 "unlearning_epochs": unlearned.last.epoch,
                 "unlearned_accuracy": unlearned.last.accuracy,

@@ -118,6 +118,18 @@ def activations(network: nn.Module, images: Tensor | None = None) -> list[Site]:
     return [site for _, site in sites(trace(network, images))]
 
 
+def channel_dimensions(network: nn.Module, images: Tensor | None = None) -> dict[str, int]:
+    """Return the dimension of the channels, 1 or the last, of what modules put out, by their names.
+
+    Modules that are no part of the flow, are called twice or put out flat features are left out.
+
+    Raises:
+        NotApplicableError: the data flow can't be read.
+    """
+    nodes = [node for node in trace(network, images).nodes if len(node.shape) > 2]
+    return {name: channel_dimension(node) for node in nodes for name in node.outputs}
+
+
 def sites(flow: Flow) -> Iterator[tuple[Node, Site]]:
     """Yield each activation of the trunk as a node, and as what :func:`activations` returns."""
     for node in flow.nodes:
