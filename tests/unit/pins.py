@@ -35,7 +35,7 @@ def measured(name: str) -> dict[str, Any]:
     if registry.threat_model("defenses", method) != "known_trigger":
         sample = dataclasses.replace(sample, triggered=None)
     defense = registry.load("defenses", method, protocols.settings(method, protocol, FACTS))
-    started = time.monotonic()
+    started = time.process_time()  # another job beside it is no matter
     with meter(torch.device("cpu")) as cost:
         repaired = defense(backdoored.model, sample, rng=rng.stream("pins"))
     acc, asr, _ = backdoored.rates(repaired)
@@ -43,7 +43,7 @@ def measured(name: str) -> dict[str, Any]:
         "acc": round(acc, 4),
         "asr": round(asr, 4),
         "steps": cost.steps,
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": round(time.process_time() - started, 1),
     }
 
 
