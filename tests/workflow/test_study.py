@@ -96,7 +96,7 @@ def test_repaired_weights_stay_if_asked_for(workshop):
     study["grid"] |= {"defenses": ["none", "ft"], "attacks": ["badnets"], "draws": ["7-7"]}
     workshop.write(study)
     workshop.snakemake("--until", "evaluate")
-    (kept,) = workshop.folder.glob("results/defended/*/*/badnets/*/*/ft/*/draws-7-7/*.safetensors")
+    (kept,) = workshop.folder.glob("results/defended/*/*/badnets/*/*/ft/*/*/draws-7-7/*.safetensors")
     assert kept.name == "draw-7.safetensors"
 
 
@@ -114,7 +114,7 @@ def test_a_cell_is_the_same_in_another_shard(workshop):
 def test_broken_input_is_one_clear_line_and_leaves_nothing(workshop):
     (sample,) = workshop.folder.glob("results/samples/tiny/spc-2/draws-0-1.parquet")
     sample.write_bytes(sample.read_bytes()[:-200])
-    (rows,) = workshop.folder.glob("results/metrics/*/*/badnets/*/*/ft/*/*/metrics.parquet")
+    (rows,) = workshop.folder.glob("results/metrics/*/*/badnets/*/*/ft/*/*/*/metrics.parquet")
     before = rows.read_bytes()
     shard = rows.parent.relative_to(workshop.folder / "results/metrics")
     output = workshop.snakemake("-R", f"results/defended/{shard}", "--until", "defend", check=False)
