@@ -661,8 +661,8 @@ def test_an_image_column_may_have_any_name(tmp_path):
     assert np.array_equal(source.read("train", 8).images[0], pixels)
 
 
-def arrays(file):
-    pixels = noise(2, 8, 8, 3).tolist()
+def fractions(file):
+    pixels = (noise(2, 8, 8, 3) / 255).tolist()
     pq.write_table(pa.table({"image": pixels, "label": [0, 1]}), file)
 
 
@@ -674,7 +674,7 @@ def two_columns(file, names):
     ("broken", "message"),
     [
         (lambda f: write_shard(f, [0, 1], image="x"), r"no column image or img; it has x, label"),
-        (arrays, r"column image is list<.*: cast the column to it"),
+        (fractions, r"column image is list<.*double>>>, but must be binary"),
         (lambda f: two_columns(f, ["image", "label", "label"]), r"2 columns are called label"),
         (lambda f: two_columns(f, ["image", "label", "image"]), r"2 columns are called image"),
         (lambda f: two_columns(f, ["image", "label", "img"]), r"it has columns image and img: say which"),

@@ -8,7 +8,6 @@ import yaml
 
 from detrojan.analysis import derived
 from detrojan.analysis.statistics import collect
-from detrojan.analysis.tables import summary
 from detrojan.cells import Draws
 from detrojan.commands import merge
 from detrojan.storage import records
@@ -123,7 +122,7 @@ def test_the_other_tables_are_those_of_the_merged_cells(two, monkeypatch):
     given = {"cells": table(into), "models": table(into, "models", collect.MODELS)}
     for name, made in derived.make(given).items():
         assert table(into, name, ALL_TABLES[name].schema).equals(made), name
-    found = table(into, "summary", summary.TABLE.schema)
+    found = table(into, "summary", ALL_TABLES["summary"].schema)
     (ft,) = (r for r in found.to_pylist() if (r["attack"], r["defense"]) == ("sig", "ft"))
     assert (ft["num_cells"], ft["asr_mean"]) == (2, pytest.approx(0.25))
 

@@ -324,7 +324,7 @@ def test_a_loss_of_exactly_the_tolerance_keeps_bounds(toy_model, sample, monkeyp
     assert fitted.chosen["epoch"] == 2
 
 
-def unmeasured(model, sites, images, _start, _tokens):
+def unmeasured(model, sites, images, _start):
     """Insert bounds of 1, and take all images for right."""
     ceilings = [Ceiling(channels) for channels in (4, 4, 8)]
     for site, ceiling in zip(sites, ceilings, strict=True):
