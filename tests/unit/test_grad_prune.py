@@ -341,7 +341,7 @@ def test_scores_of_the_authors_take_the_first_batch_in_training_mode(two_convolu
     which takes the unbiased 2, is 1.1: in the second batch the inputs are (0 - 0.1) / √1.1 and 1.9 / √1.1.
     """
     images = one_pixel([0, 255, 0, 255], [0, 1, 0, 1])
-    filters = load("grad_prune", **AUTHORS).candidates(two_convolutions)
+    filters = load("grad_prune", **AUTHORS).candidates(two_convolutions, images)
     scores = filters.training_scores(two_convolutions, images, 2)
     norm = two_convolutions.network.norm
     torch.testing.assert_close(norm.running_mean, torch.tensor([0.1, 0.0]))
@@ -362,7 +362,7 @@ def test_scores_of_the_authors_take_the_first_batch_in_training_mode(two_convolu
 
 def test_a_round_of_the_authors_zeroes_the_next_tensor_and_picks_the_same_filter_again(two_convolutions):
     images = one_pixel([0, 255, 0, 255], [0, 1, 0, 1])
-    filters = load("grad_prune", **AUTHORS).candidates(two_convolutions)
+    filters = load("grad_prune", **AUTHORS).candidates(two_convolutions, images)
     assert type(filters) is NextTensorFilters
     assert filters.names == ["first", "second"]
     network, before = two_convolutions.network, copy.deepcopy(two_convolutions.network.state_dict())
@@ -410,7 +410,7 @@ def test_scoring_in_training_mode_draws_from_its_own_stream(two_convolutions):
 
     def scored(name):
         model = copy.deepcopy(two_convolutions)
-        return defense._scores(model, defense.candidates(model), images, rng.stream(name))
+        return defense._scores(model, defense.candidates(model, images), images, rng.stream(name))
 
     assert torch.equal(scored("a"), scored("a"))
     assert not torch.equal(scored("a"), scored("b"))
@@ -462,7 +462,9 @@ def test_a_triggered_batch_hides_from_the_tuning_what_a_mixed_one_shows(backdoor
     # The first step of the tuning, behind the pruning.
     pruned = copy.deepcopy(model)
     limit = ours.limit(pruned, sample)
-    ours.prune(pruned, ours.candidates(pruned), limit, sample.triggered, rng=rng.stream("prune"))
+    ours.prune(
+        pruned, ours.candidates(pruned, sample.train), limit, sample.triggered, rng=rng.stream("prune")
+    )
     unlearning = inference.evaluate(pruned, sample.triggered.train)[1]
     assert stamped_loss(ours, pruned, sample) > max(unlearning / 2, 2 * stamped_loss(authors, pruned, sample))
 

@@ -316,7 +316,9 @@ def test_it_removes_a_patch_backdoor(backdoored):
     assert ra > 0.75
 
 
-def test_layers_are_three_or_none():
+def test_layers_are_three_or_none(backdoored):
     assert registry.load("defenses", "nad", {}).layers == []
-    with pytest.raises(ValueError, match="name three layers, or none to have them found: there are 2"):
-        load(layers=["layer1", "layer2"])
+    with pytest.raises(
+        NotApplicableError, match="name three layers, or none to have them found: there are 2"
+    ):
+        defend(load(layers=["layer1", "layer2"]), backdoored.model, backdoored.sample)

@@ -36,6 +36,8 @@ def check(study: Study) -> None:
     if not asked:
         raise StudyError(["grid: include and exclude leave no model: widen include, or narrow exclude"])
     mistakes = [*_wrong_shipped(study)]
+    if mistakes:
+        raise StudyError(mistakes)  # what follows reads these files
     for name in asked:
         try:
             source = _source(study, name)

@@ -243,9 +243,15 @@ class GradientPruning(Defense):
             loss += inference.evaluate(model, triggered.validation)[1]
         return loss
 
-    def candidates(self, model: nn.Module) -> "Filters":
-        """Return the filters of ``model`` that may be removed, and what goes with each."""
-        return Filters(model) if self.removal == "filter" else NextTensorFilters(model)
+    def candidates(self, model: nn.Module, images: ImageSet) -> "Filters":
+        """Return the filters of ``model`` that may be removed, and what goes with each.
+
+        Args:
+            model: takes ``images``.
+            images: of the size that its data flow is read at.
+        """
+        kind = Filters if self.removal == "filter" else NextTensorFilters
+        return kind(model, images.images)
 
 
 class Filter(NamedTuple):
@@ -261,9 +267,9 @@ class Filters:
     Which convolutions are candidates, and what goes with a filter, is read from the data flow.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, images: Tensor | None = None) -> None:
         network = getattr(model, "network", model)
-        found = self._find(network)
+        found = self._find(network, images)
         if not found:
             raise NotApplicableError("gradient-based pruning needs convolutions; this model has none")
         self.names = list(found)
@@ -273,10 +279,10 @@ class Filters:
         self.removed: list[Filter] = []
 
     @staticmethod
-    def _find(network: nn.Module) -> dict[str, list[Tensor]]:
+    def _find(network: nn.Module, images: Tensor | None) -> dict[str, list[Tensor]]:
         """Return the candidates by name, with the tensors whose row is zeroed with a filter."""
         found = {}
-        for name, norm in convolution_norms(network).items():
+        for name, norm in convolution_norms(network, images).items():
             modules = [network.get_submodule(part) for part in (name, norm) if part]
             # Kernel, bias, its norm's scale and shift.
             tensors = [cast("Tensor | None", t) for m in modules for t in (m.weight, m.bias)]
@@ -378,7 +384,7 @@ class NextTensorFilters(Filters):
     """
 
     @staticmethod
-    def _find(network: nn.Module) -> dict[str, list[Tensor]]:
+    def _find(network: nn.Module, images: Tensor | None) -> dict[str, list[Tensor]]:
         parameters = dict(network.named_parameters())
         names = list(parameters)
         following = {name: names[place + 1 : place + 2] for place, name in enumerate(names)}

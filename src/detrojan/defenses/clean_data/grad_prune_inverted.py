@@ -44,7 +44,7 @@ class GradPruneInverted(GradientPruning, TriggerInversion):
     def __call__(self, model: nn.Module, clean: DefenderSample, *, rng: torch.Generator) -> nn.Module:
         """Return a pruned and fine-tuned copy of ``model``; without ``regrow`` pruned filters stay zero."""
         repaired = copy.deepcopy(model).eval()
-        filters, limit = self.candidates(repaired), self.limit(repaired, clean)
+        filters, limit = self.candidates(repaired, clean.train), self.limit(repaired, clean)
         masks, patterns = [], []
         searches: list[dict[str, object]] = []
         labels, num_pruned, epochs, capped = [], [], [], []

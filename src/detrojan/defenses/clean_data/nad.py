@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -94,6 +94,10 @@ class NAD(Defense):
             NotApplicableError: a layer is missing, has no maps, or its maps are the same everywhere; or
                 no layers are named, and the network has no three stages.
         """
+        if len(self.layers) not in (0, 3):
+            raise NotApplicableError(
+                f"name three layers, or none to have them found: there are {len(self.layers)}"
+            )
         images = clean.everything
         student = copy.deepcopy(model).eval()
         assert isinstance(student, Classifier)
@@ -160,13 +164,6 @@ class NAD(Defense):
 
     def _with_hole(self, batch: Batch, rng: torch.Generator) -> Batch:
         return dataclasses.replace(batch, images=punched(batch.images, self.hole, rng))
-
-    @field_validator("layers")
-    @classmethod
-    def _three_or_none(cls, layers: list[str]) -> list[str]:
-        if len(layers) not in (0, 3):
-            raise ValueError(f"name three layers, or none to have them found: there are {len(layers)}")
-        return layers
 
 
 def _check_maps(network: nn.Module, images: ImageSet, layers: list[str], layouts: dict[str, Layout]) -> None:

@@ -30,7 +30,7 @@ class GradPrune(GradientPruning):
         if triggered is None:
             raise NotApplicableError("Grad-Prune needs triggered copies of the sample: no attack, no trigger")
         repaired = copy.deepcopy(model).eval()
-        filters, limit = self.candidates(repaired), self.limit(repaired, clean)
+        filters, limit = self.candidates(repaired, clean.train), self.limit(repaired, clean)
         self.prune(repaired, filters, limit, triggered, rng=streams.child(rng, "prune"))
         tuned = self.tune(repaired, filters, clean, triggered, rng=streams.child(rng, "tune"))
         pruned = filters.removed_names()
