@@ -158,7 +158,7 @@ def losses(given: Given, draw: int) -> str:
     pruned = copy.deepcopy(given.model).eval()
     method.prune(
         pruned,
-        method.candidates(pruned),
+        method.candidates(pruned, sample.train),
         method.limit(pruned, sample),
         sample.triggered,
         rng=streams.stream("prune"),

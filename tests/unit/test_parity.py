@@ -83,7 +83,7 @@ def our_model(ratio=0.1, *, seed=0):
     return (
         dict.fromkeys(MODELS.names, 0)
         | {"dataset": "gtsrb", "architecture": "preactresnet18", "attack": "badnets", "ratio": ratio}
-        | {"clean_matched": True}
+        | {field.name: True for field in MODELS if field.type == pa.bool_()}
         | {"seed": seed, "acc": 0.9, "asr": 0.9, "ra": 0.1, "attack_took": True, "num_train": 2000}
         | dict.fromkeys(("gate_reason", "trigger_weakness", "label_map"))
         | {"attack_hyperparameters": '{"side": 3}', "architecture_settings": '{"width": 8}', "epochs": 15}

@@ -24,7 +24,7 @@ def test_pins_are_of_protocols_that_are_declared():
     assert set(PINS) <= set(names())
 
 
-@pytest.mark.parametrize("name", map(marked, PINS))
+@pytest.mark.parametrize("name", [*map(marked, PINS)])
 def test_it_leaves_what_it_left(name):
     found, pinned = measured(name), PINS[name]
     assert found["steps"] == pinned["steps"]
