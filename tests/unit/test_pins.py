@@ -11,7 +11,7 @@ import pytest
 from tests.unit.pins import FILE, measured, names
 
 PINS = json.loads(FILE.read_text())
-QUICK = 4  # seconds of a processor, as they were measured
+QUICK = 3  # seconds of a processor, as they were measured
 ACC_SLACK, ASR_SLACK = 0.015, 0.05  # another processor rounds otherwise
 
 
