@@ -7,10 +7,10 @@ what a defense costs hardly depends on how well a model is trained. What part 3 
 import math
 from collections.abc import Iterator
 
-from detrojan.cells import NO_METHOD, NO_SAMPLES, SURVEY, Model
+from detrojan.cells import NO_METHOD, Model
 from detrojan.commands.costs import Run, learned
 from detrojan.workflow import job_costs
-from detrojan.workflow.job_costs import Costs, Key
+from detrojan.workflow.job_costs import Costs, Key, of_draw
 from gpu_parts.study import FIRST, SPC, Work, defend_all, train
 
 PART = "costs"
@@ -62,10 +62,7 @@ def write(work: Work) -> int:
 def _defended(work: Work) -> Iterator[Run]:
     for row in work.rows:
         if row["defense"] != NO_METHOD and row["status"] == "ok":
-            spc = None if row["spc"] == NO_SAMPLES else row["spc"]
-            protocol = "" if row["protocol"] == SURVEY else row["protocol"]
-            key = Key("defend", row["defense"], row["architecture"], row["dataset"], spc, protocol)
-            yield Run(key, row["seconds"], row["peak_memory_bytes"] / 1e6, row["device"])
+            yield Run(of_draw(row), row["seconds"], row["peak_memory_bytes"] / 1e6, row["device"])
 
 
 def _epochs(work: Work) -> Iterator[Run]:

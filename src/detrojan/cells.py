@@ -80,6 +80,12 @@ class Shard(NamedTuple):
     draws: Draws
     protocol: str = SURVEY
 
+    @property
+    def axes(self) -> dict[str, Any]:
+        """The axes that all its cells share, with their values."""
+        own = {"defense": self.defense, "protocol": self.protocol, "spc": self.spc}
+        return self.model._asdict() | own
+
 
 # The untouched model, and methods that are given no data, have one shard a model: neither the number
 # of samples nor the draw can change what they do.

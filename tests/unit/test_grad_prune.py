@@ -169,7 +169,7 @@ def test_pruning_ends_as_the_rules_say_and_keeps_the_best(
     for _ in range(removed):
         scores = reference.scores(expected, known.triggered.train)
         reference.remove(reference.without_removed(scores))
-    monkeypatch.setattr(module, "_num_right", num_right)
+    monkeypatch.setattr(module.inference, "num_right", num_right)
     monkeypatch.setattr(inference, "evaluate", evaluate)
     filters = Filters(model := copy.deepcopy(toy_model))
     defense = load("grad_prune", patience=2, max_rounds=7)
@@ -184,7 +184,7 @@ def test_pruning_ends_as_the_rules_say_and_keeps_the_best(
 
 
 def with_right(monkeypatch, right):
-    monkeypatch.setattr(module, "_num_right", lambda model, images: right)
+    monkeypatch.setattr(module.inference, "num_right", lambda model, images: right)
 
 
 @pytest.mark.parametrize(

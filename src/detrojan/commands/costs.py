@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detrojan import registry
-from detrojan.cells import NO_METHOD, NO_SAMPLES, SURVEY
+from detrojan.cells import NO_METHOD
 from detrojan.settings import Optimization
 from detrojan.study import conditions
 from detrojan.workflow import graph
-from detrojan.workflow.job_costs import UNITS, Costs, Estimate, Key, Row, method_axis, number_text
+from detrojan.workflow.job_costs import (
+    UNITS,
+    Costs,
+    Estimate,
+    Key,
+    Row,
+    method_axis,
+    number_text,
+    of_draw,
+)
 
 # The axes whose values are methods.
 KINDS: dict[str, registry.Kind] = {"defense": "defenses", "attack": "attacks", "architecture": "models"}
@@ -45,10 +54,7 @@ def runs(results: Path) -> Iterator[Run]:
     rows = list(_cells(results))
     for row in rows:
         if row["defense"] != NO_METHOD and row["status"] == "ok":
-            spc = None if row["spc"] == NO_SAMPLES else row["spc"]
-            protocol = "" if row["protocol"] == SURVEY else row["protocol"]
-            key = Key("defend", row["defense"], row["architecture"], row["dataset"], spc, protocol)
-            yield _run(key, row, 1)
+            yield _run(of_draw(row), row, 1)
     models = list(_models(results))
     for row in models:
         key = Key("train", row["attack"], row["architecture"], row["dataset"])

@@ -238,9 +238,7 @@ def left_out(study: Study) -> list[LeftOut]:
     planned = set(grid.shards(study))
     for shard in grid.shards(bare):
         if shard.model in stays and shard not in planned:
-            own = {"defense": shard.defense, "protocol": shard.protocol, "spc": shard.spc}
-            axes = shard.model._asdict() | own
-            cells[_taken_out_by(study, axes)] += len(shard.draws)
+            cells[_taken_out_by(study, shard.axes)] += len(shard.draws)
     return [
         LeftOut(_filter_text(study, place), _why(study, place), models[place], cells[place])
         for place in sorted(models.keys() | cells.keys())

@@ -328,8 +328,7 @@ def explain_cells(lookup: Lookup, shard: Shard, draws: Sequence[int]) -> Facts:
     common = _common_facts(lookup, steps, first, own.get("draw"))
     common["seeds"] = {"seed": shard.model.seed} | own
     what = "cell" if len(draws) == 1 else "shard"
-    named = {"defense": shard.defense, "protocol": shard.protocol, "spc": shard.spc}
-    axes = {**shard.model._asdict(), **named, **own}
+    axes = shard.axes | own
     return {"what": what, "axes": axes, "results": results, **common}
 
 

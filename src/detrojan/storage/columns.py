@@ -89,5 +89,4 @@ def model_key(model: Model) -> dict[str, Any]:
 
 def cell_key(shard: Shard, draw: int) -> dict[str, Any]:
     """Return the key columns of a cell's row."""
-    own = {"defense": shard.defense, "protocol": shard.protocol, "spc": shard.spc, "draw": draw}
-    return model_key(shard.model) | own
+    return shard.axes | {"draw": draw}

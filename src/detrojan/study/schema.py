@@ -423,6 +423,8 @@ class Study(Strict):
 
     def deviates(self, defense: str, axes: Mapping[str, Axis]) -> bool:
         """Return whether a defense runs with other settings than its protocol's."""
+        if not self._own("defenses", defense, axes):
+            return False  # asked of every job that is planned
         kind = registry.declared("defenses", defense).settings
         declared = kind(**self._declared("defenses", defense, axes)).model_dump(mode="json")
         return declared != self.method("defenses", defense, axes)

@@ -69,13 +69,7 @@ class Closed:
 
 def _cells(shard: Shard, verdict: Verdict) -> Iterator[dict[str, Any]]:
     for draw in shard.draws.numbers():
-        yield shard.model._asdict() | {
-            "defense": shard.defense,
-            "protocol": shard.protocol,
-            "spc": shard.spc,
-            "draw": draw,
-            **verdict._asdict(),
-        }
+        yield shard.axes | {"draw": draw, **verdict._asdict()}
 
 
 def closed(records: Iterable[Record], slurm: Mapping[str, str], kills: int) -> Closed:

@@ -721,8 +721,7 @@ def all_code() -> dict[str, str]:
 
 def shard_axes(shard: Shard) -> dict[str, Any]:
     """Return the axes of a shard."""
-    own = {name: getattr(shard, name) for name in ("defense", "protocol", "spc", "draws")}
-    return shard.model._asdict() | own
+    return shard.axes | {"draws": shard.draws}
 
 
 def shard_job(shard: Shard) -> Job:

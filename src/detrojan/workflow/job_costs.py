@@ -32,7 +32,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from detrojan.cells import SURVEY
+from detrojan.cells import NO_SAMPLES, SURVEY
 from detrojan.registry import CHECKOUT
 from detrojan.workflow import graph
 
@@ -107,6 +107,13 @@ class Key(NamedTuple):
             spc,
         ]
         return " ".join(filter(None, words))
+
+
+def of_draw(cell: Mapping[str, Any]) -> Key:
+    """Return the key of what a draw of a defense takes, for a row of the table of cells."""
+    spc = None if cell["spc"] == NO_SAMPLES else cell["spc"]
+    protocol = "" if cell["protocol"] == SURVEY else cell["protocol"]
+    return Key("defend", cell["defense"], cell["architecture"], cell["dataset"], spc, protocol)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,9 +100,7 @@ class Site:
         """Yield the shards of the study that hold cells with the values ``given``."""
         draw = given.get("draw")
         for shard in grid.shards(self.study) if self.study else ():
-            own = {"defense": shard.defense, "protocol": shard.protocol, "spc": shard.spc}
-            named = shard.model._asdict() | own
-            if _has(named, given) and (draw is None or draw in shard.draws.numbers()):
+            if _has(shard.axes, given) and (draw is None or draw in shard.draws.numbers()):
                 yield shard
 
     def planned(self, given: Axes) -> Iterator[Shard]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from detrojan.cells import Model, Shard, untouched
 from detrojan.storage import records
-from detrojan.storage.columns import CELL_KEYS, PREDICTIONS, model_key, required
+from detrojan.storage.columns import CELL_KEYS, PREDICTIONS, required
 
 Labels = npt.NDArray[np.int16]
 Flags = npt.NDArray[np.bool_]
@@ -309,9 +309,9 @@ def rows(reader: Reader, shard: Shard, draws: Sequence[int], measures: Mapping[s
     )
     widths = [block[0].shape[1] for block in blocks]
     which = np.repeat(np.arange(len(blocks), dtype=np.int32), np.multiply(widths, len(draws)))
-    keys = model_key(shard.model) | {name: getattr(shard, name) for name in ("defense", "protocol", "spc")}
     repeated = {
-        name: pa.repeat(pa.scalar(key, MEASURES.field(name).type), len(value)) for name, key in keys.items()
+        name: pa.repeat(pa.scalar(key, MEASURES.field(name).type), len(value))
+        for name, key in shard.axes.items()
     }
     table = {
         **repeated,

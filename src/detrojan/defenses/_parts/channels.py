@@ -11,6 +11,7 @@ from torch.func import functional_call
 from detrojan.errors import NotApplicableError
 from detrojan.images import ImageSet
 from detrojan.learning import inference
+from detrojan.learning.meter import count_step
 
 
 class Channels:
@@ -124,3 +125,13 @@ def pruned_right(model: nn.Module, sets: Iterable[Tensor], images: ImageSet) -> 
             channels.prune(pruned, shift=False)
             right = inference.num_right(trial, images)
         yield right
+
+
+def step_masks(loss: Tensor, masks: Tensor, optimizer: torch.optim.Optimizer, num_images: int) -> None:
+    """Take a step of ``optimizer`` down ``loss``, of so many images; ``masks`` stay in [0, 1]."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    count_step(num_images)
+    with torch.no_grad():
+        masks.clamp_(0, 1)

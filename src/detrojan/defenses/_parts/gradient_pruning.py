@@ -56,7 +56,7 @@ class Limit(NamedTuple):
 
     def allows(self, model: nn.Module) -> bool:
         """Return whether ``model``, in eval mode, has enough images right."""
-        return accepted(_num_right(model, self.images), self.right, self.allowed)
+        return accepted(inference.num_right(model, self.images), self.right, self.allowed)
 
 
 class Tuned(NamedTuple):
@@ -122,7 +122,7 @@ class GradientPruning(Defense):
     def limit(self, model: nn.Module, clean: DefenderSample) -> Limit:
         """Return what pruning may lose of what ``model``, as it came and in eval mode, has right."""
         images = clean.everything if self.accuracy_images == "all" else clean.validation
-        right = _num_right(model, images)
+        right = inference.num_right(model, images)
         if self.ties == "counted":
             allowed = allowed_errors(self.max_drop, len(images))
         else:
@@ -400,10 +400,6 @@ def _batches(images: ImageSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor
     parts = (torch.split(part, batch_size) for part in (images.images, images.labels))
     for pixels, labels in zip(*parts, strict=True):
         yield to_float(pixels), labels
-
-
-def _num_right(model: nn.Module, images: ImageSet) -> int:
-    return int((inference.logits(model, images).argmax(1) == images.labels).sum())
 
 
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:

@@ -27,11 +27,10 @@ from torch.nn import functional as F
 
 from detrojan import rng as streams
 from detrojan.defenses._parts import adversarial, choices
-from detrojan.defenses._parts.channels import Channels, pruned_right
+from detrojan.defenses._parts.channels import Channels, pruned_right, step_masks
 from detrojan.defenses.base import Defense
 from detrojan.errors import DivergedError
 from detrojan.images import Batch, DefenderSample, ImageSet, Loader, to_device
-from detrojan.learning.meter import count_step
 
 DECIMALS = 4  # masks and thresholds are compared after rounding, as the authors' code does
 
@@ -137,12 +136,7 @@ class ANP(Defense):
                 clean = F.cross_entropy(channels.logits(scratch, batch.images, masks), batch.labels)
                 perturbed = perturbed_loss(scratch, channels, masks, perturbation, batch)
                 loss = self.alpha * clean + (1 - self.alpha) * perturbed
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                count_step(len(batch.rows))
-                with torch.no_grad():
-                    masks.clamp_(0, 1)
+                step_masks(loss, masks, optimizer, len(batch.rows))
                 total += loss.detach()
         if not bool(total.isfinite()):
             raise DivergedError(

@@ -40,12 +40,11 @@ from torch.nn import functional as F
 
 from detrojan import rng as streams
 from detrojan.defenses._parts import choices
-from detrojan.defenses._parts.channels import Channels
+from detrojan.defenses._parts.channels import Channels, step_masks
 from detrojan.defenses.base import Defense
 from detrojan.errors import DivergedError
 from detrojan.images import Batch, DefenderSample, ImageSet, Loader, passes
 from detrojan.learning import inference
-from detrojan.learning.meter import count_step
 from detrojan.settings import NO_AUGMENTATION
 
 Gated = Callable[[Tensor, Tensor], Tensor]  # images and masks to logits
@@ -191,12 +190,7 @@ class AWN(Defense):
         total = torch.zeros((), device=masks.device)
         for batch in batches:
             loss = self._loss(gated, masks, perturbation, batch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            count_step(len(batch.rows))
-            with torch.no_grad():
-                masks.clamp_(0, 1)
+            step_masks(loss, masks, optimizer, len(batch.rows))
             total += loss.detach()
         if not bool(total.isfinite()):
             raise DivergedError(f"a loss of the masks is not finite: lower lr ({self.lr:g})")
