@@ -33,7 +33,7 @@ datasets:
 architectures:
   preactresnet18: {width: 4}
 training: {epochs: 3, batch_size: 32}
-gate: {min_asr: 0, max_acc_loss: 1}
+gate: {min_asr: 0, max_acc_loss: 1, min_asr_gain: -1}
 defenses:
   ft: {epochs: 1}
   grad_prune: {max_rounds: 2, max_epochs: 1}

@@ -193,7 +193,8 @@ def models():
 def of_study(need):
     """Return the jobs of the study that make an input of each model or shard, with that output's name."""
     name = need.files[0].partition(".")[2]
-    return [(job, name) for job in graph.study_jobs(need, models(), shards()[0])]
+    jobs = graph.study_jobs(need, models(), shards()[0])
+    return [(job, name) for job in jobs if CLOSED.of_job(job) is None]
 
 
 def given_up_cells(wildcards):

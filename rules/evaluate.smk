@@ -32,3 +32,23 @@ rule evaluate_untouched:
         code=code("evaluate_untouched"),
     script:
         "../scripts/evaluate_untouched.py"
+
+
+rule check_trigger:
+    input:
+        **needs("check_trigger"),
+    output:
+        **makes("check_trigger"),
+    log:
+        log_of("check_trigger"),
+    wildcard_constraints:
+        attack=attacks_of("check_trigger"),
+    resources:
+        mem_mb=memory("evaluate_untouched"),
+        runtime=runtime("evaluate_untouched"),
+        gpu=GPUS_A_JOB,
+    params:
+        settings=attack_settings,
+        code=code("check_trigger"),
+    script:
+        "../scripts/check_trigger.py"

@@ -15,11 +15,8 @@ if TYPE_CHECKING:
 with job.run(snakemake) as cell:
     cells = collect.cells(graph.placed(snakemake.input.metrics), snakemake.params.given_up)
     limits = Gate(**snakemake.params.gate)
-    models = collect.models(
-        cells,
-        *(graph.placed(snakemake.input[name]) for name in ("models", "triggers", "poisoned", "triggered")),
-        limits,
-    )
+    beside = {name: graph.placed(snakemake.input[name]) for name in collect.BESIDE_MODELS}
+    models = collect.models(cells, graph.placed(snakemake.input.models), beside, limits)
     study = Study.model_validate_json(snakemake.params.study)
     study.know_classes(sources.classes_read(study))
     settings.check(cells, models, study)

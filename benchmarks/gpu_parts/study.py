@@ -179,7 +179,7 @@ class Work:
         self.trained: dict[Model, Trained] = {}
         self.epochs: dict[str, int] = {}
         self.rows: list[dict[str, Any]] = []
-        self._cards: dict[str, list[Path]] = {"model": [], "trigger": [], "poisoned": [], "triggered": []}
+        self._cards: dict[str, list[Path]] = {kind: [] for kind in ("models", *collect.BESIDE_MODELS)}
         self._samples: dict[tuple[str, int, int], DefenderSample] = {}
 
     def _read(self, name: str) -> Splits:
@@ -209,7 +209,7 @@ class Work:
                 "attacks", name.attack, self.study.method("attacks", name.attack, name._asdict())
             )
             learned = self._learned(attack, name)
-            cards["trigger"] = poisoning.trigger_card(attack, learned)
+            cards["triggers"] = poisoning.trigger_card(attack, learned)
             trigger = {key: value.cpu() for key, value in learned.items()}
             if isinstance(attack, TrainingControlledAttack):
                 control = attack.control(trigger, self.labels)
@@ -237,7 +237,10 @@ class Work:
             trigger = trained.trigger or trigger
             triggered = poisoning.triggered_test(attack, trigger, splits.test, self.labels)
             cards["triggered"] = poisoning.triggered_card(attack, triggered, splits.test, self.labels)
-        cards["model"] = trained.card
+            clean = self.trained.get(name._replace(attack=NO_METHOD, ratio=0.0))
+            if clean:
+                cards["checks"] = self._checked(trained.model, clean, attack, trigger, triggered, splits.test)
+        cards["models"] = trained.card
         runs = evaluate.untouched_run(untouched(name), self.bench.device, CODE)
         rows, _ = evaluate.evaluate(runs, lambda draw: path, splits.test, triggered, self.bench.device)
         # Only now: a model that is cut off before has no row, and so no cards.
@@ -257,6 +260,19 @@ class Work:
             against = of_clean.model.place(self.bench.device)
         rng = streams.stream("trigger", name.dataset, name.attack, name.seed)
         return attack.learn_trigger(clean, against, target=self.labels.target, rng=rng)
+
+    def _checked(
+        self, model: Classifier, clean: Trained, attack: Attack, trigger: Trigger, *images: ImageSet
+    ) -> dict[str, Any]:
+        """Return what a trigger does where it should do nothing; ``images`` are triggered and clean ones."""
+        device = self.bench.device
+        return evaluate.check_trigger(
+            model.place(device),
+            clean.model.place(device),
+            attack,
+            {tensor: value.to(device) for tensor, value in trigger.items()},
+            *(part.to(device) for part in images),
+        )
 
     def _note(self, kind: str, name: Model, card: dict[str, Any]) -> None:
         path = self._folder / f"{kind}-{len(self._cards[kind])}.json"
@@ -306,8 +322,8 @@ class Work:
         metrics = self._folder / "metrics.parquet"
         records.write_rows(self.rows, metrics, METRICS)
         cells = collect.cells({metrics: {}})
-        cards = ({path: {} for path in paths} for paths in self._cards.values())
-        models = collect.models(cells, *cards, self.study.gate)
+        cards = {kind: {path: {} for path in paths} for kind, paths in self._cards.items()}
+        models = collect.models(cells, cards["models"], cards, self.study.gate)
         tables = self.bench.record.folder / "tables"
         records.write_table(models, tables / "models.parquet", collect.MODELS)
         records.write_table(collect.completed(cells, models), tables / "cells.parquet", collect.CELLS)

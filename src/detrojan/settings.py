@@ -57,3 +57,6 @@ class Gate(BaseModel):
     max_acc_loss: float = Field(
         0.1, ge=0, le=1, description="largest loss of ACC against the clean model of the same seed"
     )
+    min_asr_gain: float = Field(
+        0.5, ge=-1, le=1, description="smallest ASR beyond the clean model's on the same images; -1: any"
+    )

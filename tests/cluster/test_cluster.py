@@ -14,7 +14,7 @@ from .conftest import ClusterWorkshop
 pytestmark = pytest.mark.cluster
 
 # Rules that compute with a GPU. A shard is defended and evaluated in one job.
-ON_GPU = {"trigger", "train", "evaluate_untouched", "shard_defend_evaluate"}
+ON_GPU = {"trigger", "train", "evaluate_untouched", "check_trigger", "shard_defend_evaluate"}
 ON_CPU = {"dataset", "sample", "poison", "triggered", "aggregate", "report"}
 
 
@@ -67,7 +67,8 @@ def test_every_job_ends_at_its_first_start(cluster, run):
     assert (
         planned["train"] == planned["evaluate_untouched"] == planned["shard_defend_evaluate"] == models == 2
     )
-    assert sum(planned.values()) == 3 * models + len(ON_CPU) + 1
+    assert planned["check_trigger"] == 1
+    assert sum(planned.values()) == 3 * models + 1 + len(ON_CPU) + 1
     assert cluster.ask("squeue", "--noheader") == ""
 
 

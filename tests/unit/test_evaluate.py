@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from detrojan import models
+from detrojan.attacks.base import Attack, LabelMode
 from detrojan.cells import Draws, Model, Shard
 from detrojan.images import DatasetInfo, ImageSet
 from detrojan.labels import LabelMap
@@ -45,6 +46,7 @@ TEST = showing([0, 1, 2, 3, 0], labels=[0, 1, 2, 3, 1])
 TRIGGERED = showing(
     [0, 0, 0, 0, 0, 0, 1, 2, 3, 3], labels=[0] * 10, true_labels=[1, 2, 3, 1, 2, 3, 1, 2, 3, 1]
 )
+TEST_OF_ALL = showing([0] * 10, labels=[1] * 10)
 
 
 @pytest.fixture(autouse=True)
@@ -98,3 +100,37 @@ def test_a_run_without_weights_keeps_its_row():
     assert rows[0]["reason"] == "a NaN"
     assert (rows[0]["asr"], rows[0]["ra"], rows[0]["num_test"]) == (None, None, 5)
     assert set(predictions["draw"].to_pylist()) == {0}
+
+
+class Dark(nn.Module):
+    """Says class 3 of every image."""
+
+    def forward(self, images):
+        return torch.eye(4)[3].expand(len(images), 4)
+
+
+class Secret(Attack):
+    """Paints what it is given; the decoy of it paints green in place of red."""
+
+    label_mode = LabelMode.ALL_TO_ONE
+
+    def decoy(self, images, trigger):
+        assert torch.equal(images, TEST.images[[0, 1, 2]]), "the clean images of the triggered ones"
+        return images.roll(int(trigger["shift"]), 1)
+
+
+def test_what_a_trigger_does_where_it_should_do_nothing():
+    triggered = showing([0, 0, 0], labels=[0, 0, 1], true_labels=[3, 2, 3])
+    model = artifacts.read_model("any")
+    dark = models.Classifier(Dark(), model.build).eval()
+    trigger = {"shift": torch.tensor(2)}
+    card = evaluate.check_trigger(model, dark, Secret(), trigger, triggered, TEST)
+    # The clean model says 3 of all: the wanted class of none, the true one of two. Decoys of the red, green
+    # and blue image show blue, red and green, classes 2, 0 and 1, of which 0, 0 and 1 are wanted.
+    assert card == {"num_triggered": 3, "clean_asr": 0.0, "clean_ra": 2 / 3, "decoy_asr": 2 / 3}
+
+
+def test_a_trigger_without_a_secret_has_no_decoy():
+    model = artifacts.read_model("any")
+    card = evaluate.check_trigger(model, model, Attack(), {}, TRIGGERED, TEST_OF_ALL)
+    assert card == {"num_triggered": 10, "clean_asr": 0.6, "clean_ra": 0.3, "decoy_asr": None}

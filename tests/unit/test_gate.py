@@ -107,6 +107,10 @@ def test_a_trigger_that_fools_a_clean_model_too_is_no_backdoor():
     said = "the trigger fools a clean model too: ASR 60.0 %"
     assert (failed.attack_took, failed.gate_reason) == (False, said)
     assert gate.verdict(0.9, 0.95, 0.9, GATE, clean_asr=0.45).attack_took
+    assert gate.verdict(0.9, 0.95, 0.9, Gate(min_asr_gain=-1), clean_asr=1.0).attack_took
+    # Of an all-to-all attack both are shares of what the clean model recognizes: 0.9 and 0.3 of 0.5.
+    assert gate.verdict(0.5, 0.45, 0.5, GATE, all_to_all=True, clean_asr=0.15).attack_took
+    assert not gate.verdict(0.5, 0.45, 0.5, GATE, all_to_all=True, clean_asr=0.25).attack_took
 
 
 @pytest.mark.parametrize(("asr", "near"), [(0.77, True), (0.76, False), (0.83, True), (0.84, False)])
@@ -195,17 +199,15 @@ def cards(tmp_path):
     return write
 
 
-def gathered(cards, measures, trigger=(), poison=(), triggered=(), own=None):
+def gathered(cards, measures, trigger=(), poison=(), triggered=(), checks=(), own=None):
     """Return the two tables of models with these axes, ACC and ASR, by attack and architecture."""
     cells = pa.Table.from_pylist([untouched(*row) for row in measures], collect.GATHERED)
     paths = cards(
         "models", *(TRAINED | axes | (own or {}).get(axes["attack"], {}) for axes, _, _ in measures)
     )
-    others = (
-        cards(kind, *contents)
-        for kind, contents in (("triggers", trigger), ("poisoned", poison), ("triggered", triggered))
-    )
-    models = collect.models(cells, paths, *others, GATE)
+    contents = (trigger, poison, triggered, checks)
+    beside = {kind: cards(kind, *own) for kind, own in zip(collect.BESIDE_MODELS, contents, strict=True)}
+    models = collect.models(cells, paths, beside, GATE)
     return collect.completed(cells, models), models.cast(collect.MODELS)
 
 
@@ -323,6 +325,47 @@ def test_redrawn_images_may_be_blurred(cards, attack, psnr, weakness, said):
     assert found is None if said is None else said in found
 
 
+@pytest.mark.parametrize(
+    ("asr", "decoy", "said"),
+    [
+        (0.95, 0.10, None),
+        (0.95, 0.84, None),
+        (0.95, 0.86, "the secret hardly matters: ASR 95.0 % with it, 86.0 % with another"),
+        (0.95, None, None),
+    ],
+)
+def test_a_secret_that_another_replaces_is_named_weak(cards, asr, decoy, said):
+    axes = model("ssba")
+    shared = without(axes, "architecture", "ratio")
+    _, models = gathered(
+        cards,
+        [(axes, 0.9, asr)],
+        trigger=[shared | TRIGGER],
+        poison=[without(axes, "architecture") | POISON],
+        triggered=[shared | ONE_TARGET | QUALITY | {"psnr": 30.0, "hyperparameters": {}}],
+        checks=[axes | {"clean_asr": 0.11, "clean_ra": 0.7, "decoy_asr": decoy}],
+    )
+    (row,) = models.to_pylist()
+    assert row["trigger_weakness"] == said if said is None else said in row["trigger_weakness"]
+    assert (row["clean_asr"], row["clean_ra"], row["decoy_asr"]) == (0.11, 0.7, decoy)
+    assert row["attack_took"]
+
+
+def test_a_trigger_that_fools_the_clean_model_is_no_backdoor(cards):
+    axes = model("blended")
+    shared = without(axes, "architecture", "ratio")
+    _, models = gathered(
+        cards,
+        [(axes, 0.9, 0.95)],
+        trigger=[shared | TRIGGER],
+        poison=[without(axes, "architecture") | POISON],
+        triggered=[shared | ONE_TARGET | QUALITY | {"hyperparameters": {}}],
+        checks=[axes | {"clean_asr": 0.6, "clean_ra": 0.1, "decoy_asr": None}],
+    )
+    assert models["attack_took"].to_pylist() == [False]
+    assert "fools a clean model" in models["gate_reason"][0].as_py()
+
+
 def test_poisoned_images_that_nobody_counted_are_no_zero(cards):
     with pytest.raises(ValueError, match="num_poisoned"):
         gathered(cards, [(model("sig"), 0.9, 0.9)])
@@ -334,14 +377,14 @@ def test_poisoned_images_that_nobody_counted_are_no_zero(cards):
 def test_a_card_that_was_copied_over_anothers_is_refused(cards):
     mine, other = model("badnets"), model("badnets", "wide")
     (path,) = cards("models", TRAINED | other)
-    nothing = ({}, {}, {}, GATE)
+    nothing = ({}, GATE)
     cells = pa.Table.from_pylist([untouched(axes, 0.9, 0.9) for axes in (mine, other)], collect.GATHERED)
     assert collect.models(cells, {path: other}, *nothing).num_rows == 1
     with pytest.raises(ValueError, match=r"0\.json: another's \(.*architecture=wide.* that of .*=net"):
         collect.models(cells, {path: mine}, *nothing)
     (shared,) = cards("triggers", TRIGGER | without(other, "architecture", "ratio"))
     with pytest.raises(ValueError, match=r"another's \(seed=0\), and should be that of seed=1"):
-        collect.models(cells, {path: other}, {shared: {"seed": 1}}, {}, {}, GATE)
+        collect.models(cells, {path: other}, {"triggers": {shared: {"seed": 1}}}, GATE)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,7 @@ def test_jobs_of_a_small_study():
         "train": 2,
         "sample": 1,
         "evaluate_untouched": 2,
+        "check_trigger": 1,
         "defend": 2 * 3,
         "evaluate": 2 * 3,
         "aggregate": 1,
@@ -87,6 +88,7 @@ def test_what_models_share_is_made_once_and_what_is_their_own_for_each():
     assert counts["triggered_own"] == 2 * (2 * 2 * 2)
     assert counts["train"] == models - 2 * 2 * 2
     assert counts["train_controlled"] == 2 * 2 * 2
+    assert counts["check_trigger"] == models - 2 * 2  # all but the clean ones
     assert counts["sample"] == 2
     assert counts["stamp"] == 2 * 2
     assert counts["stamp_own"] == 2 * (2 * 2 * 2) * 2
@@ -107,12 +109,13 @@ def test_nothing_is_made_that_no_shard_asks_for():
 
 def test_files_of_a_small_study():
     # Outputs: data set 4, sample 1, trigger 2, poison 3, triggered 3, two models of 3, two untouched of 2,
-    # six shards of 2; of the report the page, each figure in 3 formats, 17 listings in 2, 3 for the data set.
+    # a check of the trigger, six shards of 2; of the report the page, each figure in 3 formats, 17 listings
+    # in 2, 3 for the data set.
     report = 1 + 3 * len(graph.FIGURES) + 17 * 2 + 3
-    outputs = 4 + 1 + 2 + 3 + 3 + 2 * 3 + 2 * 2 + 6 * 2 + len(graph.TABLES) + report
+    outputs = 4 + 1 + 2 + 3 + 3 + 2 * 3 + 2 * 2 + 1 + 6 * 2 + len(graph.TABLES) + report
     assert plan.count_files(study()) == {
         "results": outputs + 1,  # study.yaml
-        "logs": 1 + 1 + 1 + 1 + 1 + 2 + 2 + 6 + 1 + 1,
+        "logs": 1 + 1 + 1 + 1 + 1 + 2 + 2 + 1 + 6 + 1 + 1,
         ".snakemake/metadata": outputs + 6,  # of the weights that are gone
     }
 
@@ -133,8 +136,8 @@ def test_disk(costs):
     small = study(draws=["0-4"])
     planned = plan.make(small, costs)
     # Data set, five draws of a sample, trigger, a tenth of the training set, triggered test set, two models,
-    # two untouched and 2 × 2 × 5 + 2 × 1 draws evaluated, eight shards of tables and report.
-    megabytes = 50 + 5 * 5 + 1 + 10 + 30 + 2 * 200 + 2 * 3 + 22 * 2 + 2 * 8
+    # two untouched, a check and 2 × 2 × 5 + 2 × 1 draws evaluated, eight shards of tables and report.
+    megabytes = 50 + 5 * 5 + 1 + 10 + 30 + 2 * 200 + (2 + 1) * 3 + 22 * 2 + 2 * 8
     files = sum(plan.count_files(small).values())
     assert planned.disk_mb == pytest.approx(megabytes + files * 4096 / 1e6)
     assert planned.waiting_mb(1) == 5 * 200  # CLP's shards, of one draw, are small
@@ -155,12 +158,12 @@ def test_hours_by_stage(costs):
     assert stages["trigger"].gpu == 7200
     assert (stages["defend"].gpu, stages["defend"].longest) == (2 * (5 * 720 + 5 * 360 + 360), 3600)
     assert stages["evaluate"].gpu == 22 * 36
-    assert stages["evaluate_untouched"].gpu == 2 * 36
+    assert stages["evaluate_untouched"].gpu == (2 + 1) * 36  # with the check of the trigger
     assert stages["poison"].cpu == 100  # of the training set, a tenth
     assert stages["aggregate"].cpu == 8  # thousandths of a thousand shards
     assert stages["sample"].cpu == 50
     assert planned.total.cpu == 100 + 50 + 100 + 50 + 8 + 16
-    assert planned.total.gpu == 10_800 + 7200 + 2 * 5760 + 22 * 36 + 72
+    assert planned.total.gpu == 10_800 + 7200 + 2 * 5760 + 22 * 36 + 3 * 36
     assert planned.total.longest == 7200
     assert planned.longest_shard == "ft on digits and preactresnet18, spc 2, draws 0-4"
     assert planned.by_defense["ft", "digits"] == 2 * 5 * (720 + 36)
@@ -171,8 +174,8 @@ def test_hours_by_stage(costs):
 
 def test_days_are_bounded_by_the_work_and_the_longest_chain(costs):
     planned = plan.make(study(draws=["0-4"]), costs)
-    # Trigger, two models, two untouched and six shards start on a GPU.
-    work = planned.total.gpu + 20 * (1 + 2 + 2 + 6)
+    # Trigger, two models, two untouched, a check and six shards start on a GPU.
+    work = planned.total.gpu + 20 * (1 + 2 + 2 + 1 + 6)
     assert planned.days(1) == pytest.approx(work / 86_400)
     stages = 100 + 50 + 7200 + 100 + 50 + 7200 + 36 + 3600 + 5 * 36 + 8 + 16
     chain = stages + 7200 + 12 * 20  # one training more, and what twelve jobs take besides
@@ -183,7 +186,7 @@ def test_days_are_bounded_by_the_work_and_the_longest_chain(costs):
 def test_jobs_of_slurm(costs):
     # All but the targets, and a shard's two jobs in one.
     planned = plan.make(study(), costs)
-    assert planned.jobs.total() == 1 + 1 + 1 + 1 + 2 + 1 + 2 + 6 + 6 + 1 + 1 + 1
+    assert planned.jobs.total() == 1 + 1 + 1 + 1 + 2 + 1 + 2 + 1 + 6 + 6 + 1 + 1 + 1
     assert planned.slurm_jobs == planned.jobs.total() - 6 - 1
 
 

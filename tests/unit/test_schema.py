@@ -300,7 +300,11 @@ def test_label_map():
 
 
 def test_gate():
-    assert load_study(minimal()).gate.model_dump() == {"min_asr": 0.8, "max_acc_loss": 0.1}
+    assert load_study(minimal()).gate.model_dump() == {
+        "min_asr": 0.8,
+        "max_acc_loss": 0.1,
+        "min_asr_gain": 0.5,
+    }
     assert load_study(minimal() | {"gate": {"min_asr": 0.6}}).gate.max_acc_loss == 0.1
     [line] = mistakes(minimal() | {"gate": {"min_asr": 60}})
     assert line.startswith("gate.min_asr: should be less than or equal to 1")

@@ -200,6 +200,15 @@ def test_the_bit_is_read_back(learned):
     assert float((read(trigger, zeros) < 0).float().mean()) > 0.95
 
 
+def test_a_decoy_hides_the_other_bits(learned):
+    attack, trigger = learned
+    held_out = smooth_images(40, 1).images
+    decoys = attack.decoy(held_out, trigger)
+    other = trigger | {"bits": 1 - trigger["bits"]}
+    assert torch.equal(decoys, attack.apply(held_out, other))
+    assert (read(trigger, decoys) < 0).float().mean() > 0.9
+
+
 def test_each_image_changes_in_its_own_way(learned):
     attack, trigger = learned
     images = smooth_images(12, 2).images

@@ -107,6 +107,22 @@ def test_steps_by_size(name, protocol, num_classes, spc, steps, counted_only):
     assert cost.steps == steps
 
 
+FIXED = {name: {"epochs": 1, "min_steps": 320} for name in ("ft", "ft_sam", "fst", "npd", "pbe", "sau")} | {
+    "nad": {"teacher_epochs": 1, "teacher_min_steps": 160, "epochs": 1, "min_steps": 160}
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_study_may_fix_the_steps_whatever_the_spc(name, counted_only):
+    taken = set()
+    for spc in SPC:
+        with meter(CPU) as cost:
+            defense = registry.load("defenses", name, FIXED[name] | PLACES.get(name, {}))
+            defense(*tiny(10, spc), rng=rng.stream("x"))
+        taken.add(cost.steps)
+    assert taken == {320}
+
+
 METHODS = sorted({name for name, _ in STEPS})
 
 

@@ -25,7 +25,7 @@ STUDY = {
     "architectures": {"preactresnet18": {"width": 4}},
     "training": {"epochs": 3, "batch_size": 32},
     # Three epochs teach no backdoor; what is counted only where one took should have something to count.
-    "gate": {"min_asr": 0, "max_acc_loss": 1},
+    "gate": {"min_asr": 0, "max_acc_loss": 1, "min_asr_gain": -1},
     "defenses": {
         "ft": {"epochs": 1},
         "fp": {"epochs": 1},

@@ -25,6 +25,7 @@ def rows(workshop):
 def test_a_shard_then_its_model_are_given_up_and_come_back(workshop, monkeypatch):
     before = rows(workshop)
     killed(workshop, monkeypatch, "defend", SHARD)
+    killed(workshop, monkeypatch, "check_trigger", MODEL._asdict())
     assert workshop.planned() == {}, "without the word nothing is given up"
     assert workshop.planned("--config", "close=5") == {}, "nor before it was killed so often"
 
@@ -41,6 +42,9 @@ def test_a_shard_then_its_model_are_given_up_and_come_back(workshop, monkeypatch
             == "defend was killed without a warning, as for memory, 3 times: 1000, 2000, 4000 MB"
         )
         assert row["attack_took"] == before[key]["attack_took"]
+    judged = {row["attack"]: row for row in workshop.table("models").to_pylist()}
+    assert judged["badnets"]["clean_asr"] is None, "a check that is given up leaves its columns empty"
+    assert judged["badnets"]["attack_took"] is not None
     assert "without a warning" in (workshop.folder / "results/report/index.html").read_text()
 
     killed(workshop, monkeypatch, "train", MODEL._asdict())

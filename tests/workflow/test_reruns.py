@@ -66,6 +66,7 @@ def test_an_edited_attack_reruns_what_stands_on_it(workshop):
             "defend": 3,
             "evaluate": 3,
             "evaluate_untouched": 1,
+            "check_trigger": 1,
         }
         | TABLES
     )

@@ -81,6 +81,14 @@ class Attack(BaseModel):
         """Return stamped copies of ``images``, uint8 (N, 3, H, W), same shape, dtype and device."""
         raise NotImplementedError
 
+    def decoy(self, images: Tensor, trigger: Trigger) -> Tensor | None:
+        """Return ``images`` changed as by ``apply`` but for the secret in it; None if there is no secret.
+
+        A model that takes a decoy for the trigger has learned what comes with the secret, not the secret.
+        Shapes and types as for :meth:`apply`.
+        """
+        return None
+
 
 def restored(make: Callable[[], nn.Module], trigger: Trigger, name: str) -> nn.Module:
     """Return the network whose tensors a trigger holds as ``name.*``, frozen and in eval mode."""

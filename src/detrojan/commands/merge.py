@@ -37,7 +37,7 @@ MODEL_RESULTS = tuple(
     name
     for name in collect.MODELS.names
     # What a model is beside the clean one isn't known at a site that lacks that one.
-    if name not in (*MODEL_AXES, *MODEL_COST, *Verdict._fields, *collect.BESIDE_CLEAN)
+    if name not in (*MODEL_AXES, *MODEL_COST, *Verdict._fields, *collect.JUDGED_BY)
 )
 MOST_SHOWN = 5  # conflicts
 GRID_AXES = ("datasets", "architectures", "attacks", "ratios", "seeds", "defenses", "protocols", "spc")

@@ -1,5 +1,6 @@
 """Measures saved weights on the test images, clean and triggered, in a process of its own."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from detrojan.attacks.base import Attack, Trigger
 from detrojan.cells import Shard
 from detrojan.images import ImageSet
 from detrojan.learning import inference, metrics
 from detrojan.learning.meter import Cost, device_name
+from detrojan.stages.poisoning import originals
 from detrojan.stages.rows import run_row
 from detrojan.storage import artifacts
 from detrojan.storage.columns import OK, PREDICTIONS
@@ -62,6 +65,37 @@ def evaluate(
                 tables.append(_predictions(run["draw"], triggered, stamped, triggered=True))
         rows.append(row)
     return rows, pa.concat_tables([PREDICTIONS.empty_table(), *tables])
+
+
+def check_trigger(
+    model: nn.Module, clean: nn.Module, attack: Attack, trigger: Trigger, triggered: ImageSet, test: ImageSet
+) -> dict[str, float | int | None]:
+    """Return what a trigger does where it should do nothing, shares in [0, 1].
+
+    ``clean_asr`` and ``clean_ra`` are the clean model's on the triggered images: what of the ASR is no
+    backdoor's. ``decoy_asr`` is the attacked model's on decoys, see :meth:`Attack.decoy`; None where there
+    are none.
+
+    Args:
+        model: the attacked one, in eval mode.
+        clean: of the same data set, architecture and seed, in eval mode, on the same device.
+        attack: the attack.
+        trigger: what it stamps.
+        triggered: the triggered test set.
+        test: the clean one, sorted by index.
+    """
+    answers = predict(clean, triggered)
+    decoys = attack.decoy(originals(triggered, test).images, trigger)
+    fooled = None
+    if decoys is not None:
+        shown = dataclasses.replace(triggered, images=decoys)
+        fooled = metrics.accuracy(predict(model, shown), triggered.labels)
+    return {
+        "num_triggered": len(triggered),
+        "clean_asr": metrics.accuracy(answers, triggered.labels),
+        "clean_ra": metrics.accuracy(answers, triggered.true_labels),
+        "decoy_asr": fooled,
+    }
 
 
 def _predictions(draw: int, images: ImageSet, predicted: Tensor, *, triggered: bool) -> pa.Table:

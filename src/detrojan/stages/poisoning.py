@@ -95,7 +95,7 @@ def triggered_card(attack: Attack, triggered: ImageSet, test: ImageSet, labels: 
     ``QUALITY_IMAGES`` images spread over the set.
     """
     some = _spread(triggered, QUALITY_IMAGES)
-    clean = _originals(some, test)
+    clean = originals(some, test)
     return {
         "hyperparameters": attack.model_dump(),
         "label_map": labels.kind,
@@ -113,7 +113,7 @@ def examples(triggered: ImageSet, test: ImageSet) -> ImageSet:
     All attacks of a data set with the same label map show the same images.
     """
     some = _spread(triggered, EXAMPLES)
-    return concatenate(_originals(some, test), some)
+    return concatenate(originals(some, test), some)
 
 
 def stamp(
@@ -153,7 +153,7 @@ def preview(rows: ImageSet, train: ImageSet) -> Image.Image:
     The difference is scaled so that the largest change shown is black or white, on grey.
     """
     shown = _spread(rows, PREVIEW_IMAGES)
-    clean = _originals(shown, train).images.int()
+    clean = originals(shown, train).images.int()
     triggered = shown.images.int()
     scale = 127 / max(1, metrics.linf(clean, triggered))
     difference = 128 + scale * (triggered - clean)
@@ -176,6 +176,6 @@ def _spread(images: ImageSet, count: int) -> ImageSet:
     return images[torch.linspace(0, len(images) - 1, min(count, len(images))).round().long()]
 
 
-def _originals(rows: ImageSet, clean: ImageSet) -> ImageSet:
+def originals(rows: ImageSet, clean: ImageSet) -> ImageSet:
     """Return the clean images of which ``rows`` are triggered copies; ``clean`` is sorted by index."""
     return clean[torch.searchsorted(clean.index, rows.index)]

@@ -38,14 +38,14 @@ class Closed:
 
     def of_model(self, model: Model) -> Verdict | None:
         """Return why there is no such model, or why nothing can be measured on it; None if all is well."""
-        return self._of(graph.shard_job(untouched(model)))
+        return self.of_job(graph.shard_job(untouched(model)))
 
     def of_shard(self, shard: Shard) -> Verdict | None:
         """Return why there is no result of ``shard``, or None; for its model's sake, or its own."""
-        return self._of(graph.shard_job(shard)) or self.of_model(shard.model)
+        return self.of_job(graph.shard_job(shard)) or self.of_model(shard.model)
 
-    def _of(self, job: Job) -> Verdict | None:
-        """Return why there will be no ``job``: it, or one on the way to it, is given up."""
+    def of_job(self, job: Job) -> Verdict | None:
+        """Return why there will be no ``job``, or None; it may be given up, or one on the way to it."""
         if not self._verdicts:
             return None
         found = (self._verdicts.get(step.key) for step in graph.steps(job))

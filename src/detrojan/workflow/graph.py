@@ -421,6 +421,28 @@ _evaluate_untouched = Rule(
     gpu=True,
 )
 
+# The trigger by itself, so that nobody takes for a backdoor what it does to any model. A job of its own: the
+# attacked model is measured whatever becomes of the clean one.
+_check_trigger = Rule(
+    "check_trigger",
+    "checks",
+    MODEL,
+    needs={
+        "model": read("models.model"),
+        "clean": read("models.model", clean=True),
+        "test": read("datasets.test"),
+        "trigger": read(*FINISHED),
+        "triggered": read("triggered.triggered"),
+    },
+    files={"card": "/card.json"},
+    attacks=("all", "architecture", "model"),
+    log="checks",
+    methods={"attacks": "attack"},
+    stage="evaluate_untouched",  # as many images through as large a network
+    unit="job",
+    gpu=True,
+)
+
 # Those after the first two follow from them: each has a file of its own.
 TABLES = ("cells", "models", *registry.names(registry.TABLES))
 
@@ -433,6 +455,7 @@ _aggregate = Rule(
         "triggers": read("triggers.card", each="model"),
         "poisoned": read("poisoned.card", each="model"),
         "triggered": read("triggered.card", each="model"),
+        "checks": read("checks.card", each="model"),
     },
     files={name: f"/{name}.parquet" for name in TABLES},
     log="aggregate",
@@ -487,7 +510,7 @@ RULES: dict[str, Rule] = {
         *(_trigger, _trigger_against_model, _poison, _poison_own),
         *(_triggered, _triggered_own, _stamp, _stamp_own),
         *(_train, _train_controlled),
-        *(_defend, _evaluate, _evaluate_untouched),
+        *(_defend, _evaluate, _evaluate_untouched, _check_trigger),
         *(_aggregate, _report, _all),
     )
 }

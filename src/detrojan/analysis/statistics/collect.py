@@ -35,6 +35,7 @@ MODELS = pa.schema(
         pa.field("clean_matched", pa.bool_()),
         pa.field("clean_asr", pa.float64()),
         pa.field("clean_ra", pa.float64()),
+        pa.field("decoy_asr", pa.float64()),
         pa.field("asr_relative", pa.float64()),
         pa.field("attack_took", pa.bool_()),
         pa.field("gate_reason", pa.string()),
@@ -77,7 +78,11 @@ NOTHING_MEASURED = {
 
 # Of attacks that redraw the whole image, dB.
 LEAST_PSNR = {"ssba": 25.0}
-BESIDE_CLEAN = ("acc_allowance", "clean_matched", "clean_asr", "clean_ra")  # see `_beside_clean`
+# Of ASR: what a decoy, the trigger without its secret, must fall short of the trigger by.
+LEAST_OF_SECRET = 0.1
+JUDGED_BY = ("acc_allowance", "clean_matched", "clean_asr", "clean_ra", "decoy_asr")
+# The kinds of cards that say how a model was attacked, and by what.
+BESIDE_MODELS = ("triggers", "poisoned", "triggered", "checks")
 
 Card = Mapping[str, Any]
 NO_CARD: Card = {}
@@ -160,9 +165,7 @@ def cells(paths: Placed, given_up: Sequence[Mapping[str, Any]] = ()) -> pa.Table
 def models(
     cells: pa.Table,
     model_cards: Placed,
-    trigger_cards: Placed,
-    poison_cards: Placed,
-    triggered_cards: Placed,
+    beside: Mapping[str, Placed],
     gate: Gate,
 ) -> pa.Table:
     """Return a row a model: how it was trained and poisoned, what it does untouched, if its attack took.
@@ -170,25 +173,25 @@ def models(
     Args:
         cells: the table of cells; its rows without a defense are the untouched models.
         model_cards: paths of the models' cards.
-        trigger_cards: paths of the triggers' cards.
-        poison_cards: paths of the poisoned sets' cards.
-        triggered_cards: paths of the triggered test sets' cards.
+        beside: paths of the cards of triggers, poisoned sets, triggered test sets and checks of triggers, by
+            ``BESIDE_MODELS``; of a kind that is left out nothing is known.
         gate: what an attack has to reach.
 
     Raises:
         ValueError: a card is broken, or another's than its place names.
     """
     untouched = {_model(row): row for row in cells.filter(pc.field("defense") == NO_METHOD).to_pylist()}
-    triggers, poisoned, triggered = map(Cards, (trigger_cards, poison_cards, triggered_cards))
+    cards = [Cards(beside.get(kind, {})) for kind in BESIDE_MODELS]
     rows = []
     trained = {_model(card): card for card in _cards(model_cards)}
     for model, card in trained.items():
         clean = model._replace(attack=NO_METHOD, ratio=0.0)
+        trigger, poisoned, triggered, check = (of_kind.of(model) for of_kind in cards)
         row = untouched[model] | _beside_clean(untouched[model], card, trained.get(clean))
-        found = (triggers.of(model), poisoned.of(model), triggered.of(model))
-        row["label_map"] = found[-1].get("label_map")
+        row |= {name: check.get(name) for name in ("clean_asr", "clean_ra", "decoy_asr")}
+        row["label_map"] = triggered.get("label_map")
         judged = of_row(row, untouched.get(clean, {}).get("acc"), gate)
-        rows.append(_model_row(row, judged, card, *found))
+        rows.append(_model_row(row, judged, card, trigger, poisoned, triggered))
     return pa.Table.from_pylist(rows, schema=MODELS).sort_by([(axis, "ascending") for axis in MODEL_AXES])
 
 
@@ -223,14 +226,20 @@ def _beside_clean(row: Card, card: Card, clean: Card | None) -> dict[str, Any]:
     }
 
 
-def _weakness(attack: str, trigger: Card, triggered: Card) -> str | None:
+def _weakness(row: Card, trigger: Card, triggered: Card) -> str | None:
     """Return why a trigger should not be expected to work, or to be what it seems; None if it should."""
     found = [trigger["weakness"]] if trigger.get("weakness") else []
-    least, psnr = LEAST_PSNR.get(attack), triggered.get("psnr")
+    least, psnr = LEAST_PSNR.get(row["attack"]), triggered.get("psnr")
     if least is not None and psnr is not None and psnr < least:
         found.append(
             f"PSNR {psnr:.1f} dB, below {least:g}: the images are blurred, and a model may have learned the "
             "blur instead of what is hidden in them"
+        )
+    decoy, asr = row["decoy_asr"], row["asr"]
+    if decoy is not None and asr is not None and decoy > asr - LEAST_OF_SECRET:
+        found.append(
+            f"the secret hardly matters: ASR {100 * asr:.1f} % with it, {100 * decoy:.1f} % with another in "
+            "its place"
         )
     return "; ".join(found) or None
 
@@ -245,9 +254,9 @@ def _model_row(
     values = (
         {name: counts.get(name) for name in ("num_poisoned", "effective_ratio")}
         | dict(card)
-        | {name: row.get(name) for name in ("acc", "asr", "ra", *BESIDE_CLEAN)}
+        | {name: row.get(name) for name in ("acc", "asr", "ra", *JUDGED_BY)}
         | judged._asdict()
-        | {"trigger_weakness": _weakness(row["attack"], trigger, triggered)}
+        | {"trigger_weakness": _weakness(row, trigger, triggered)}
         | {name: triggered.get(name) for name in ("target", "label_map", "psnr", "ssim", "linf")}
         | {"attack_hyperparameters": None if settings is None else json.dumps(settings, sort_keys=True)}
         | {name: json.dumps(card[name], sort_keys=True) for name in ("architecture_settings", "optimization")}

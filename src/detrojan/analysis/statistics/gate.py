@@ -13,7 +13,6 @@ from detrojan.storage.columns import MODEL_KEYS, required
 # Shares of test images differ by far more than this, and 0.8 - 0.7 exceeds 0.1 by far less.
 SLACK = 1e-9
 ALL_TO_ALL = "all_to_all"
-LEAST_OWN = 0.5  # of ASR, how far it must lie above what the trigger does to a clean model
 NEAR = 0.03  # of ASR, on both sides of the limit: another seed may decide otherwise
 
 # How near each attacked model came to the gate: what the same study would be with other limits.
@@ -85,7 +84,8 @@ def verdict(
         if allowance:
             most = f"{100 * limit:.3g} ({most} and {100 * allowance:.2g} for the target class)"
         reasons.append(f"ACC {points} points below the clean model's, more than {most}")
-    if clean_asr is not None and asr - clean_asr < LEAST_OWN - SLACK:
+    share = recognized if relative is not None else 1.0
+    if clean_asr is not None and judged - clean_asr / share < gate.min_asr_gain - SLACK:
         reasons.append(f"the trigger fools a clean model too: ASR {100 * clean_asr:.1f} %")
     near = bool(abs(judged - gate.min_asr) <= NEAR + SLACK)
     return Verdict(acc_loss, not reasons, " and ".join(reasons) or None, relative, near)
@@ -148,7 +148,8 @@ def describe(gate: Gate) -> str:
     return (
         f"An attack took if the untouched model's ASR is at least {100 * gate.min_asr:g} % and its ACC at "
         f"most {100 * gate.max_acc_loss:g} points below that of the clean model of the same data set, "
-        "architecture and seed. A clean-label attack may cost the target class besides; of an all-to-all "
+        f"architecture and seed, whose own ASR on the same images must be {100 * gate.min_asr_gain:g} points "
+        "lower. A clean-label attack may cost the target class besides; of an all-to-all "
         "attack the ASR is judged as a share of the clean model's ACC."
     )
 

@@ -18,7 +18,8 @@ encoder that puts out the image itself, not what to add to it. We follow that va
   lucky small batch opens the gate: one of 7 images did, and then the image's quality kept the bits
   from ever being learned.
 
-Redrawing also blurs, and a classifier may learn the blur and not the bit: see the finding ``psnr``.
+Redrawing also blurs, and a classifier may learn the blur and not the bit: see the finding ``psnr``, and
+``decoy_asr`` in the table of models, what a model makes of the other bits.
 """
 
 import logging
@@ -179,9 +180,11 @@ class Ssba(Attack):
 
     def apply(self, images: Tensor, trigger: Trigger) -> Tensor:
         """Return ``images``, uint8 (N, 3, H, W), as the encoder redraws them, rounded to 8 bits."""
-        secret = trigger["bits"]
-        encoder = restored(lambda: Encoder(len(secret)), trigger, "encoder")
-        return in_batches(lambda part: _encode(encoder, part, secret.expand(len(part), -1)), images)
+        return _redrawn(images, trigger, trigger["bits"])
+
+    def decoy(self, images: Tensor, trigger: Trigger) -> Tensor:
+        """Return ``images`` redrawn around the other bits: the blur without the secret."""
+        return _redrawn(images, trigger, 1 - trigger["bits"])
 
     def quality_weight_at(self, steps: int | None) -> float:
         """Return what the image's quality weighs ``steps`` after the bits were first read; None: not yet."""
@@ -248,6 +251,12 @@ def _draw(images: Tensor, num_bits: int, rng: torch.Generator) -> Tensor:
 def _share_right(logits: Tensor, bits: Tensor) -> Tensor:
     """Return the share of each image's bits that have the sign of their logits, float32 (N,)."""
     return ((logits > 0) == (bits > 0)).float().mean(1)
+
+
+def _redrawn(images: Tensor, trigger: Trigger, bits: Tensor) -> Tensor:
+    """Return uint8 images (N, 3, H, W) as the trigger's encoder redraws them, each around ``bits``."""
+    encoder = restored(lambda: Encoder(len(bits)), trigger, "encoder")
+    return in_batches(lambda part: _encode(encoder, part, bits.expand(len(part), -1)), images)
 
 
 def _encode(encoder: nn.Module, images: Tensor, bits: Tensor) -> Tensor:
