@@ -155,6 +155,31 @@ def plan(configfiles: Sequence[Path], gpus: Sequence[int], table: Path) -> None:
     plan.main(configfiles, gpus, table)
 
 
+@detrojan.command(
+    epilog=examples("detrojan rounds", "detrojan rounds --configfile config/survey.yaml --measure asr --all")
+)
+@configfile("config/config.yaml")
+@results
+@table
+@click.option(
+    "--measure",
+    type=click.Choice(["der", "asr", "acc", "ra"]),
+    default="der",
+    show_default=True,
+    help="By which defenses are compared.",
+)
+@click.option("--all", "every", is_flag=True, help="Name all pairs that are undecided.")
+def rounds(configfiles: Sequence[Path], results: Path, table: Path, measure: str, *, every: bool) -> None:
+    """Split a study into rounds, and say after each which defenses it can't tell apart yet.
+
+    A round is a whole smaller study: the first seeds and ranges of draws. It says what each costs, the
+    command that runs the next, and which pairs are told apart, tied or undecided after those that are done.
+    """
+    from detrojan.commands import rounds
+
+    rounds.main(configfiles, results, table, measure, every=every)
+
+
 @detrojan.command(epilog=examples("detrojan status", "detrojan status --watch 30"))
 @results
 @click.option(
