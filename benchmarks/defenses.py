@@ -16,9 +16,8 @@ methods take many minutes on a CPU: name the ones you mean, or shorten them.
 """
 
 import argparse
-import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import yaml
@@ -28,225 +27,11 @@ from detrojan import registry
 from detrojan import rng as streams
 from detrojan.defenses.base import Defense
 from detrojan.errors import DivergedError, NotApplicableError
-from detrojan.images import DefenderSample, num_batches, passes
+from detrojan.images import DefenderSample
 from detrojan.learning.meter import Cost, device_name, meter
 from detrojan.models.base import Classifier
 from detrojan.study.schema import shipped
-
-
-class Sizes(NamedTuple):
-    """How many images of how many classes the defender holds."""
-
-    train: int
-    validation: int
-    classes: int
-
-    @property
-    def all(self) -> int:
-        """Training and validation images together."""
-        return self.train + self.validation
-
-
-class Passes(NamedTuple):
-    """Image passes; with ``bound`` at most so many."""
-
-    forward: float
-    backward: float
-    bound: bool = False
-
-
-# --- what each method should cost -------------------------------------------------------------------
-#
-# `n` are the sizes, `d` is the method with its settings, `c` what its run noted in `clean.chosen`; with
-# nothing noted, an entry that needs it gives a bound.
-
-Formula = Callable[[Sizes, Any, Mapping[str, Any]], Passes]
-
-
-def _steps(count: int, batch_size: int) -> int:
-    return math.ceil(count / batch_size)
-
-
-def _floored(epochs: int, min_steps: int, count: int, batch_size: int) -> int:
-    """Passes over ``count`` images that take so many steps at least."""
-    return passes(epochs, min_steps, num_batches(count, batch_size))
-
-
-def _training(epochs: float, images: float) -> Passes:
-    """Each image of each epoch, once forward and once backward."""
-    return Passes(epochs * images, epochs * images)
-
-
-def _fp(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
-    """Activity on training images, features of those that judge once for the whole sweep, fine-tuning."""
-    tuning = _training(_floored(d.epochs, d.min_steps, n.train, d.batch_size), n.train)
-    judges = n.all if d.judge_on == "all" else n.validation
-    return Passes(n.train + judges + tuning.forward, tuning.backward)
-
-
-def _nad(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
-    """Train the teacher; then a pass of each for every image, and the student's backward pass."""
-    return Passes(n.all * (d.teacher_epochs + 2 * d.epochs), n.all * (d.teacher_epochs + d.epochs))
-
-
-def _anp(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
-    """The adversary's steps, then the masks' step on two losses; at the end one pass a threshold.
-
-    It doesn't depend on the number of images: a step draws a whole batch, with replacement.
-    """
-    masks = d.iterations * d.batch_size * (d.steps + 2)
-    thresholds = math.floor(d.max_threshold / d.threshold_step + 1e-9) + 1
-    judged = thresholds * n.validation if d.thresholding == "sweep" else 2 * n.all
-    return Passes(masks + judged, masks)
-
-
-def _awn(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
-    """A pass for pseudo-labels, one to perturb, and two losses of the masks; the images of half a round each.
-
-    All of it again with SGD, where Adam has cost too much accuracy.
-    """
-    if n.all < d.small_sample:
-        d = d.model_copy(update={"batch_size": d.small_batch_size})
-    half = _floored(d.passes, d.min_steps, n.all, d.batch_size) * n.all
-    if d.replacement:
-        half = max(d.min_steps, d.passes * (n.all // d.batch_size)) * d.batch_size
-    runs = 2 if d.optimizer == "adam" and c.get("optimizer") == "sgd" else 1
-    rounds = runs * d.epochs * half
-    return Passes(4 * rounds, 3 * rounds)
-
-
-def _ibau(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
-    """Perturb over the images; then for each batch its loss, the first batch's, and products.
-
-    A product with a second derivative passes the output of the first batch's images once more.
-    """
-    first = min(n.all, d.batch_size, d.inner_images)
-    batches = _steps(n.all, d.batch_size)
-    products = d.iterations + 1
-    forward = 2 * n.all + n.all + batches * first
-    backward = n.all + n.all + batches * first * (1 + products)
-    times = d.rounds * passes(1, d.min_steps, batches)
-    return Passes(times * forward, times * backward)
-
-
-def _inversion(n: Sizes, d: Any, images: int, steps: int | None = None) -> Passes:
-    """Every class a stamped copy of each image of a step, until the class is done, which can be early.
-
-    Then one of each image, to see how often it gets the class. ``steps`` of the longest search, if they
-    are known.
-    """
-    used = min(images, d.max_images)
-    batches = _steps(used, d.inversion_batch_size)
-    if steps is None:
-        each_epoch = max(batches, _steps(d.min_steps, d.inversion_epochs))
-        steps = min(d.max_steps, d.inversion_epochs * each_epoch)
-    passed = n.classes * steps * used / batches
-    return Passes(passed + n.classes * used, passed, bound=True)
-
-
-def _nc(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
-    """The search; then fine-tuning on clean images, a share of them stamped once for each flagged class."""
-    search = _inversion(n, d, n.all, c.get("search_steps"))
-    flagged = len(c.get("flagged", [0]))
-    images = n.all * (1 - d.stamped_share + d.stamped_share * flagged)
-    tuning = _training(d.epochs if flagged else 0, images)
-    return Passes(search.forward + tuning.forward, search.backward + tuning.backward, bound=True)
-
-
-def _npd(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
-    """Statistics for the layer; then what is predicted, the attack's steps and checks, and both losses."""
-    forward = 1 + 2 * d.attack_steps + 2
-    backward = d.attack_steps + 2
-    return Passes(n.all + d.epochs * n.all * forward, d.epochs * n.all * backward, bound=True)
-
-
-def _rnp(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
-    """Unlearn until the accuracy is low, recover the masks, a pass for each threshold that is tried.
-
-    One by one, a pass for each neuron that goes; how many, only the run can tell: here as many as a sweep.
-    """
-    unlearning = _floored(d.unlearning_epochs, d.unlearning_min_steps, n.all, d.batch_size)
-    recovery = _floored(d.recovery_epochs, d.recovery_min_steps, n.all, d.batch_size)
-    epochs = c.get("unlearning_epochs", unlearning) + recovery
-    one_by_one = d.thresholding == "one_by_one" and "num_pruned" in c
-    thresholds = c["num_pruned"] + 2 if one_by_one else _steps(1, d.threshold_step)
-    return Passes((epochs + thresholds) * n.all, epochs * n.all, bound=True)
-
-
-def _mm_bd(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
-    """Logits and largest activations of the model as it is; then the bounds are fitted.
-
-    Varied images need the logits of the model as it is, too. The accuracy is asked for at the end and where
-    the norms' weight changes, or after each pass if it says which bounds are kept. With the images that the
-    model has right alone, fewer.
-    """
-    epochs = _floored(d.epochs, d.min_steps, n.all, d.batch_size)
-    judged = epochs if d.keep_last_good else len(d.adjust_at) + 1
-    forward = 1 + epochs * (1 + d.augment) + judged + d.only_right
-    return Passes(forward * n.all, epochs * n.all, bound=d.only_right)
-
-
-def _sau(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
-    """What the original makes of clean images, once; then an epoch's attack on both models, and its step.
-
-    A step of the attack is a pass of both; besides, a clean pass of the model and a perturbed one of the
-    original show which examples are shared, and the loss takes clean and perturbed images.
-    """
-    forward, backward = 2 * d.steps + 4, 2 * d.steps + 2
-    return Passes(n.all * (1 + d.epochs * forward), n.all * d.epochs * backward, bound=True)
-
-
-def _grad_prune(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
-    """A round scores on triggered images and looks at what it judges by; an epoch fits both sets.
-
-    The method notes how many filters it removed and which epoch was best. Before it stops, as many more
-    rounds or epochs go by as it has patience.
-    """
-    rounds = min(d.max_rounds, c.get("num_pruned", d.max_rounds) + d.patience)
-    epochs = min(d.max_epochs, c.get("tuning_epoch", d.max_epochs) + d.tuning_patience)
-    judged = n.all if d.accuracy_images == "all" else n.validation
-    looked = rounds * (judged + n.validation) + epochs * n.validation * (2 if d.criterion == "joint" else 1)
-    backward = rounds * n.train + epochs * 2 * n.train
-    return Passes(backward + looked, backward, bound=True)
-
-
-def _grad_prune_inverted(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
-    """In turns: search triggers with the training images, prune and tune. The last search may find none."""
-    removed = [0, *c.get("num_pruned", [])]  # in all, after each turn
-    turns: list[dict[str, int]] = [
-        {"num_pruned": after - before, "tuning_epoch": epoch}
-        for before, after, epoch in zip(removed, removed[1:], c.get("tuning_epoch", []), strict=False)
-    ] or [{}] * d.max_inversions
-    searches = c.get("search_steps", [None] * d.max_inversions)
-    parts = [_inversion(n, d, n.train, steps) for steps in searches]
-    parts += [_grad_prune(n, d, turn) for turn in turns]
-    return Passes(sum(p.forward for p in parts), sum(p.backward for p in parts), bound=True)
-
-
-FORMULAS: dict[str, Formula] = {
-    "ft": lambda n, d, c: _training(d.epochs, n.all),
-    "fp": _fp,
-    "nad": _nad,
-    "anp": _anp,
-    "awn": _awn,
-    # One pass in which hooks gather the statistics of all layers.
-    "bnp": lambda n, d, c: Passes(n.all, 0),
-    # Weights alone.
-    "clp": lambda n, d, c: Passes(0, 0),
-    "fst": lambda n, d, c: _training(d.epochs, n.all),
-    # The gradient at the weights, and that at the perturbed ones.
-    "ft_sam": lambda n, d, c: _training(2 * d.epochs, n.all),
-    "ibau": _ibau,
-    "nc": _nc,
-    "npd": _npd,
-    # A pass over attacked images: the attack's steps and one of the weights; and one over clean images.
-    "pbe": lambda n, d, c: _training(d.epochs * (d.steps + 2), n.all),
-    "rnp": _rnp,
-    "sau": _sau,
-    "mm_bd": _mm_bd,
-    "grad_prune": _grad_prune,
-    "grad_prune_inverted": _grad_prune_inverted,
-}
+from detrojan.workflow.image_passes import Passes, Sizes, of_run
 
 
 def prediction(
@@ -260,7 +45,7 @@ def prediction(
         defense: the method with its settings.
         chosen: what the run noted; without, data-dependent methods get an upper bound.
     """
-    return FORMULAS[name](sizes, defense, chosen or {}) if name in FORMULAS else None
+    return of_run(name, sizes, defense.model_dump(), chosen or {})
 
 
 # --- what it costs ----------------------------------------------------------------------------------

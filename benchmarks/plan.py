@@ -1,18 +1,19 @@
-"""Measures what planning a study and starting its jobs costs, and writes what the table of costs assumes.
+"""Measures what planning a study and starting its jobs costs, and counts what a pass of a network takes.
 
     python benchmarks/plan.py planning       # dry runs of studies of 1,000 to 60,000 jobs, and of the survey
     python benchmarks/plan.py overhead       # what Snakemake and SLURM take for each job that does nothing
     python benchmarks/plan.py starts         # studies with forked jobs, and with jobs that start anew
     python benchmarks/plan.py predictions    # size of the predictions of a shard
     python benchmarks/plan.py aggregation    # what the tables of so many shards take
-    python benchmarks/plan.py assume         # the assumed rows of slurm/costs.csv, from multiply-adds
+    python benchmarks/plan.py networks       # slurm/networks.csv: what a pass of each network takes
 
 docs/scale.md has what they print. Processor seconds are user and system time of all processes; on a shared
-machine trust them, not the wall clock. ``assume`` leaves rows that were measured as they are.
+machine trust them, not the wall clock.
 """
 
 import argparse
-import functools
+import csv
+import io
 import math
 import os
 import shutil
@@ -20,21 +21,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from detrojan import registry
-from detrojan.cells import SURVEY
 from detrojan.commands import plan
-from detrojan.settings import Optimization
 from detrojan.study.files import load_study
-from detrojan.study.schema import PROTOCOLS, Axis, protocols, shipped
-from detrojan.workflow import job_costs
+from detrojan.workflow.cost_formula import (
+    DATASETS,
+    NETWORK_COLUMNS,
+    NETWORKS,
+    NUM_DRAWS,
+    Counted,
+    Images,
+    Network,
+    counted,
+)
 from detrojan.workflow.fork_server import SWITCH
-from detrojan.workflow.job_costs import Costs, Estimate, Key, Row
 from equal_tables import differences
 
 ROOT = Path(__file__).parents[1]
@@ -246,28 +252,6 @@ def _toy(name: str, jobs: int, options: Sequence[str]) -> Taken:
 # --- sizes of what shards leave --------------------------------------------------------------------
 
 
-class Images(NamedTuple):
-    """A data set, as its authors publish it, and the side to which the survey scales it."""
-
-    num_classes: int
-    num_train: int
-    num_test: int
-    side: int
-
-    @property
-    def mb_each(self) -> float:
-        """Size of an image, 8 bits a channel."""
-        return 3 * self.side**2 / 1e6
-
-
-DATASETS = {
-    "cifar10": Images(10, 50_000, 10_000, 32),
-    "gtsrb": Images(43, 39_209, 12_630, 32),
-    "tiny_imagenet": Images(200, 100_000, 10_000, 64),
-}
-NUM_DRAWS = 10
-
-
 def predictions(arguments: argparse.Namespace) -> None:
     """Print how large the predictions of a shard of ten draws are."""
     print(f"{'data set':<16} {'ACC':>6} {'ASR':>6} {'rows':>10} {'bytes':>9} {'bytes/row':>10}")
@@ -357,60 +341,19 @@ def gather(arguments: argparse.Namespace) -> None:
     derived.write(given, {name: arguments.folder / f"{name}.table" for name in derived.TABLES})
 
 
-# --- what the table of costs assumes ----------------------------------------------------------------
-#
-# One data-centre GPU, an A100. PreAct-ResNet-18 takes 555 million multiply-adds for an image of 32 pixels,
-# so these figures mean that it passes 10,000 images a second forward in 32 bits (TensorFloat-32
-# convolutions, 7 % of the GPU's peak) and 20,000 in bfloat16. Small batches wait for launched kernels.
+# --- what the formula of costs knows of networks ----------------------------------------------------
 
-DEVICE = "A100"
-MULTIPLY_ADDS_PER_S = 5.55e12
-BFLOAT16_GAIN = 2
-BACKWARD = 2  # passes forward that a backward pass is worth
-LAUNCH_S = 40e-6  # for a module's kernels, forward
-WEIGHTS_PER_S = 75e9  # read and written five times by a step, 4 bytes each, at 1.5 TB/s
-DRAW_S = 1.0  # to copy a model and note what was done
-DISK_MB_PER_S = 500
-CPU_MULTIPLY_ADDS_PER_S = 1e10  # of one core
-CPU_IMAGE_S = 2e-3  # to decode and scale one image
-CPU_STAMP_S = 1e-4  # to trigger one image, without a network
-JOB_S = 20  # 5 for Snakemake's two starts, measured; then torch and the GPU
-JOB_MB = 350  # of Snakemake's processes, measured
-PROCESS_MB, CPU_PROCESS_MB = 3000, 700  # with torch and, on a GPU, its libraries
-COPIES = 3  # of a data set while it is read
-AGGREGATE_S, AGGREGATE_MB = 20.0, 2000.0  # for a thousand shards, 20 ms a file; for all of the survey
-
-OTHER_DATASET = "gtsrb"  # a data set that has no row is taken for one of its size
-OTHER_DEFENSE = "sau"  # and a defense for one of the slower
-SPCS = (2, 10, 100)
-SSBA_EPOCHS, IAB_MASK_EPOCHS = 20, 25
-LF_PASSES = 50 * 100 * 10  # passes over its images, images, DeepFool steps
-CPU = "cpu"
-
-
-class Network(NamedTuple):
-    """What a pass of one image takes."""
-
-    multiply_adds: float
-    calls: int  # modules that run
-    weights: int
-    mb: float  # all that is saved
-
-    def seconds(self, forward: float, backward: float, batch: float, gain: float = 1) -> float:
-        """Return what so many image passes take in batches of ``batch``; ``gain`` in arithmetic."""
-        arithmetic = batch * self.multiply_adds / (gain * MULTIPLY_ADDS_PER_S)
-        step = max(arithmetic, self.calls * LAUNCH_S)
-        return (forward * step + backward * (BACKWARD * step + self.weights / WEIGHTS_PER_S)) / batch
+ARCHITECTURES = ("preactresnet18", "vgg19_bn", "efficientnet_b3", "mobilenet_v3_large")
 
 
 def measured_network(module: Any, *inputs: Any) -> Network:
     """Return what a pass through a module takes, counted while it passes one image."""
     from torch import Tensor, nn
 
-    counts = {"multiply_adds": 0, "calls": 0}
+    counts = {"multiply_adds": 0, "modules": 0}
 
     def count(layer: nn.Module, _inputs: Any, output: Any) -> None:
-        counts["calls"] += 1
+        counts["modules"] += 1
         if isinstance(layer, nn.Conv2d):
             rows = layer.in_channels // layer.groups * math.prod(layer.kernel_size)
             counts["multiply_adds"] += output.numel() * rows
@@ -426,207 +369,46 @@ def measured_network(module: Any, *inputs: Any) -> Network:
     return Network(**counts, weights=sum(p.numel() for p in module.parameters()), mb=size / 1e6)
 
 
-@functools.cache
-def surveyed(kind: registry.Kind) -> list[str]:
-    """Return the methods of the survey's grid, which have rows; any other has that of no name."""
-    grid = yaml.safe_load((ROOT / "config" / "survey.yaml").read_text())["grid"]
-    return sorted(set(grid["architectures" if kind == "models" else kind]) - {"none"})
+def counted_networks(datasets: Iterable[str] = DATASETS) -> Iterator[Counted]:
+    """Yield what a pass takes of each network of the survey, and of the parts of attacks, by data set."""
+    import torch
+    from torch import nn
+
+    from detrojan import models
+    from detrojan.attacks.data_poisoning import ssba
+    from detrojan.attacks.training_control import iab
+
+    for images in map(DATASETS.__getitem__, datasets):
+        side, classes = images.side, images.num_classes
+        with torch.device("meta"):  # shapes alone: nothing is computed
+            pixels = torch.empty(1, 3, side, side)
+            for architecture in ARCHITECTURES:
+                build = models.Build(architecture, {}, classes, (0.5,) * 3, (0.25,) * 3)
+                yield Counted(architecture, side, classes, measured_network(models.build(build), pixels))
+            parts = {
+                "ssba_encoder": measured_network(ssba.Encoder(1), torch.empty(1, 1), pixels),
+                "ssba_decoder": measured_network(ssba.Decoder(1, side, side), pixels),
+                "iab_generator": measured_network(nn.Sequential(iab.Generator(3)), pixels),
+            }
+        for name, part in parts.items():
+            yield Counted(name, side, classes, part)
 
 
-class Assumptions:
-    """Makes the rows: what each stage takes, for each data set, network and method that a row is for."""
-
-    def __init__(self) -> None:
-        import torch
-        from torch import nn
-
-        from detrojan import models
-        from detrojan.attacks.data_poisoning import ssba
-        from detrojan.attacks.training_control import iab
-
-        self.rows: dict[Key, Row] = {}
-        self.networks: dict[tuple[str, str], Network] = {}
-        self.encoders: dict[str, Network] = {}
-        self.decoders: dict[str, Network] = {}
-        self.generators: dict[str, Network] = {}
-        self.predictions_mb: dict[str, float] = {}
-        for name, images in DATASETS.items():
-            with torch.device("meta"):  # shapes alone: nothing is computed
-                pixels = torch.empty(1, 3, images.side, images.side)
-                for architecture in surveyed("models"):
-                    build = models.Build(architecture, {}, images.num_classes, (0.5,) * 3, (0.25,) * 3)
-                    self.networks[architecture, name] = measured_network(models.build(build), pixels)
-                self.encoders[name] = measured_network(ssba.Encoder(1), torch.empty(1, 1), pixels)
-                self.decoders[name] = measured_network(ssba.Decoder(1, images.side, images.side), pixels)
-                self.generators[name] = measured_network(nn.Sequential(iab.Generator(3)), pixels)
-            _, size = _predictions_size(images, acc=0.9, asr=0.1)
-            self.predictions_mb[name] = size / NUM_DRAWS / 1e6
-        for name in (*DATASETS, ""):
-            self._before(name)
-            self._train(name)
-            for protocol in PROTOCOLS:
-                self._defend(name, protocol)
-            self._evaluate(name)
-        for rule in ("aggregate", "report"):
-            self._add(Key(rule), AGGREGATE_S, AGGREGATE_MB, 0.1, CPU)
-        self._add(Key("job"), JOB_S, JOB_MB, 0, CPU)
-
-    def _add(self, key: Key, seconds: float, memory_mb: float, disk_mb: float, device: str = DEVICE) -> None:
-        """Add a row. Its seconds get two digits: an assumption has no more."""
-        estimate = Estimate(float(f"{seconds:.2g}"), float(f"{memory_mb:.2g}"), float(f"{disk_mb:.3g}"))
-        self.rows[key] = Row(key, estimate, device, job_costs.ASSUMED)
-
-    def _before(self, dataset: str) -> None:
-        """Add what comes before training: data set, samples, triggers and what is stamped with them."""
-        known = dataset or OTHER_DATASET
-        images = DATASETS[known]
-        train_mb, test_mb = (count * images.mb_each for count in (images.num_train, images.num_test))
-        memory = CPU_PROCESS_MB + COPIES * train_mb
-        area = (images.side / 32) ** 2
-        seconds = (images.num_train + images.num_test) * CPU_IMAGE_S * area
-        self._add(
-            Key("dataset", dataset=dataset), seconds, memory + COPIES * test_mb, train_mb + test_mb, CPU
-        )
-        reading = 5 + train_mb / DISK_MB_PER_S
-        for attack in (*surveyed("attacks"), ""):
-            stamp_s = self._stamp_s(attack, known)
-            poisoning = images.num_train * stamp_s + reading
-            self._add(Key("poison", attack, dataset=dataset), poisoning, memory, train_mb, CPU)
-            triggering, triggered_memory = (
-                images.num_test * stamp_s + 5,
-                CPU_PROCESS_MB + 2 * COPIES * test_mb,
-            )
-            self._add(Key("triggered", attack, dataset=dataset), triggering, triggered_memory, test_mb, CPU)
-            for spc, sample in self._samples(known):
-                key = Key("stamp", attack, dataset=dataset, spc=spc)
-                sample_memory = CPU_PROCESS_MB + 2 * COPIES * NUM_DRAWS * sample * images.mb_each
-                self._add(key, DRAW_S + sample * stamp_s, sample_memory, sample * images.mb_each, CPU)
-            for architecture in (*surveyed("models"), "") if attack == "lf" else ("",):
-                learning = self._trigger_s(attack, architecture, known) + reading
-                gpu_memory = PROCESS_MB + COPIES * train_mb
-                self._add(Key("trigger", attack, architecture, dataset), learning, gpu_memory, 5)
-        for spc, sample in self._samples(known):
-            key = Key("sample", dataset=dataset, spc=spc)
-            self._add(key, DRAW_S + reading / NUM_DRAWS, memory, sample * images.mb_each, CPU)
-
-    def _samples(self, dataset: str) -> Iterator[tuple[int | None, int]]:
-        """Yield each SPC of a row, the largest as none, and how many images a draw of it has."""
-        for spc in SPCS:
-            yield None if spc == SPCS[-1] else spc, spc * DATASETS[dataset].num_classes
-
-    def _stamp_s(self, attack: str, dataset: str) -> float:
-        """Return what it takes to trigger an image on one core; the slowest if no attack is named."""
-        if not attack:
-            return max(self._stamp_s(name, dataset) for name in surveyed("attacks"))
-        networks = {"ssba": [self.encoders[dataset]], "iab": 2 * [self.generators[dataset]]}
-        passed = sum(network.multiply_adds for network in networks.get(attack, ()))
-        return CPU_STAMP_S + passed / CPU_MULTIPLY_ADDS_PER_S
-
-    def _trigger_s(self, attack: str, architecture: str, dataset: str) -> float:
-        """Return what it takes to learn a trigger; the slowest if no attack or no architecture is named."""
-        count = DATASETS[dataset].num_train
-        if attack == "ssba":
-            presented, networks = SSBA_EPOCHS * count, (self.encoders[dataset], self.decoders[dataset])
-            return sum(network.seconds(presented, presented, 64) for network in networks)
-        if attack == "iab":  # each image meets a partner
-            presented = 2 * IAB_MASK_EPOCHS * count
-            return self.generators[dataset].seconds(presented, presented, 128)
-        if attack == "lf":
-            names = [architecture] if architecture else surveyed("models")
-            return max(self.networks[name, dataset].seconds(LF_PASSES, LF_PASSES, 1) for name in names)
-        if attack:
-            return 0.0
-        return max(self._trigger_s(name, architecture, dataset) for name in surveyed("attacks"))
-
-    def _train(self, dataset: str) -> None:
-        """Add what an epoch takes, with the generators of IAB and without."""
-        known = dataset or OTHER_DATASET
-        images, batch = DATASETS[known], Optimization().batch_size
-        count = images.num_train
-        # Of each batch a tenth is triggered and a tenth gets another image's pattern.
-        generators = self.generators[known].seconds(0.4 * count, 0.2 * count, 0.2 * batch, BFLOAT16_GAIN)
-        for attack, more in (("", 0.0), ("iab", generators)):
-            for architecture, network in self._networks(known):
-                taken = max(n.seconds(count, count, batch, BFLOAT16_GAIN) for n in network)
-                size = max(n.mb for n in network)
-                memory = PROCESS_MB + 4 * size + COPIES * count * images.mb_each
-                self._add(Key("train", attack, architecture, dataset), taken + more, memory, size)
-
-    def _networks(self, dataset: str) -> Iterator[tuple[str, list[Network]]]:
-        """Yield each architecture and its network; at last all of them, for one that is not named."""
-        names = surveyed("models")
-        for name in names:
-            yield name, [self.networks[name, dataset]]
-        yield "", [self.networks[name, dataset] for name in names]
-
-    def _defend(self, dataset: str, protocol: str) -> None:
-        """Add what a draw takes under a protocol; what has no row of its own takes what ``survey`` takes."""
-        known = dataset or OTHER_DATASET
-        for defense in (*surveyed("defenses"), *([""] if protocol == SURVEY else [])):
-            method = defense or OTHER_DEFENSE
-            if protocol not in protocols(method):
-                continue
-            for architecture, networks in self._networks(known):
-                names = [architecture] if architecture else surveyed("models")
-                for spc, sample in self._samples(known):
-                    if spc and registry.threat_model("defenses", method) == "data_free":
-                        continue
-                    key = Key("defend", defense, architecture, dataset, spc, protocol * (protocol != SURVEY))
-                    taken = max(
-                        self._defend_s(method, name, known, spc or SPCS[-1], protocol) for name in names
-                    )
-                    size = max(network.mb for network in networks)
-                    copies = (
-                        2 * COPIES if registry.threat_model("defenses", method) == "known_trigger" else COPIES
-                    )
-                    given = NUM_DRAWS * sample * DATASETS[known].mb_each
-                    self._add(key, taken, PROCESS_MB + 4 * size + copies * given, size)
-
-    def _defend_s(self, method: str, architecture: str, dataset: str, spc: int, protocol: str) -> float:
-        """Return what a draw takes, by the image passes that the method should need, at most."""
-        import defenses  # beside this file
-        from detrojan.defenses._parts.inversion import PIXELS, TriggerInversion
-        from detrojan.stages.sampling import num_validation
-
-        images, network = DATASETS[dataset], self.networks[architecture, dataset]
-        facts: dict[str, Axis] = {"architecture": architecture, "spc": spc}
-        facts |= {"num_classes": images.num_classes, "image_size": images.side}
-        settings = shipped("defenses", method, protocol).resolve(facts)
-        defense = registry.load("defenses", method, settings)
-        classes, held = images.num_classes, num_validation(spc)
-        sizes = defenses.Sizes(classes * (spc - held), classes * held, classes)
-        passes = defenses.prediction(method, sizes, defense)
-        if isinstance(defense, TriggerInversion):
-            batch = PIXELS / images.side**2  # of the search, which is nearly all of it
-        elif method == "anp" or getattr(defense, "replacement", False):
-            batch = defense.batch_size  # drawn with replacement
-        else:
-            size = getattr(defense, "batch_size", sizes.all)
-            batch = sizes.all / math.ceil(sizes.all / size)
-        return DRAW_S + network.mb / DISK_MB_PER_S + network.seconds(passes.forward, passes.backward, batch)
-
-    def _evaluate(self, dataset: str) -> None:
-        known = dataset or OTHER_DATASET
-        images = DATASETS[known]
-        tested = 2 * images.num_test  # clean and triggered
-        for architecture, networks in self._networks(known):
-            taken = max(n.seconds(tested, 0, 512) + n.mb / DISK_MB_PER_S for n in networks)
-            memory = PROCESS_MB + 3 * max(n.mb for n in networks) + COPIES * tested * images.mb_each
-            metrics_mb = 0.01
-            for rule, more in (("evaluate", metrics_mb / NUM_DRAWS), ("evaluate_untouched", metrics_mb)):
-                key = Key(rule, "", architecture, dataset)
-                self._add(key, 0.5 + taken, memory, self.predictions_mb[known] + more)
+def networks_text() -> str:
+    """Return the table of networks, in the order of their names."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(NETWORK_COLUMNS)
+    for row in sorted(counted_networks(), key=lambda row: row[:3]):
+        multiply_adds, modules, weights, mb = row.taken
+        writer.writerow([*row[:3], int(multiply_adds), int(modules), int(weights), f"{mb:.6g}"])
+    return file.getvalue()
 
 
-def assume(arguments: argparse.Namespace) -> None:
-    """Write the assumed rows of the table of costs; leave what was measured."""
-    try:
-        measured = {row.key: row for row in Costs.load(arguments.table).rows.values() if row.measured}
-    except ValueError:
-        measured = {}
-    rows = Assumptions().rows | measured
-    Costs(rows.values(), arguments.table).write()
-    print(f"{arguments.table}: {len(rows):,} rows, of which {len(measured):,} are measured")
+def networks(arguments: argparse.Namespace) -> None:
+    """Write what a pass takes of each network: multiply-adds, modules, weights, MB."""
+    arguments.table.write_text(networks_text(), encoding="utf-8")
+    print(f"{arguments.table}: {len(counted()):,} rows")
 
 
 def _arguments() -> argparse.Namespace:
@@ -654,7 +436,7 @@ def _arguments() -> argparse.Namespace:
     command("predictions", predictions)
     command("aggregation", aggregation).add_argument("--shards", nargs="+", type=int, default=[1000, 4000])
     command("gather", gather).add_argument("folder", type=Path)
-    command("assume", assume).add_argument("--table", type=Path, default=job_costs.TABLE)
+    command("networks", networks).add_argument("--table", type=Path, default=NETWORKS)
     return parser.parse_args()
 
 

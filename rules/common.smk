@@ -148,15 +148,22 @@ def training_settings(wildcards):
     return study.optimization(axes(wildcards))
 
 
+COSTS = job_costs.default().of(study)
+
+
 def memory(rule):
-    """Return a resource: the memory that a job of ``rule`` asks for, MB, by the table of costs."""
-    return known_parameters(lambda wildcards, attempt: job_costs.mem_mb(rule, axes(wildcards), attempt))
+    """Return a resource: the memory that a job of ``rule`` asks for, MB; see :mod:`detrojan.workflow.job_costs`."""
+    return known_parameters(
+        lambda wildcards, attempt: job_costs.mem_mb(rule, axes(wildcards), attempt, COSTS)
+    )
 
 
 def runtime(rule, units=lambda wildcards: None):
     """Return a resource: the time limit of a job of ``rule``, minutes; see :mod:`detrojan.workflow.job_costs`."""
     return known_parameters(
-        lambda wildcards, attempt: job_costs.runtime_min(rule, axes(wildcards), attempt, units(wildcards))
+        lambda wildcards, attempt: job_costs.runtime_min(
+            rule, axes(wildcards), attempt, units(wildcards), COSTS
+        )
     )
 
 

@@ -10,6 +10,7 @@ import defenses as benchmark
 from detrojan import registry, rng
 from detrojan.defenses.base import Defense
 from detrojan.stages import poisoning, sampling
+from detrojan.workflow import image_passes
 from scenes import Scene
 
 CPU = torch.device("cpu")
@@ -33,7 +34,7 @@ def predict(name, sizes, chosen=None, **settings):
 
 
 def test_every_method_has_a_formula():
-    assert set(benchmark.FORMULAS) == set(METHODS)
+    assert set(image_passes.FORMULAS) == set(METHODS)
     for name in set(METHODS) & set(registry.names("defenses")):
         passes = predict(name, CIFAR10_SPC_10)
         assert all(math.isfinite(count) and count >= 0 for count in passes[:2]), name

@@ -9,7 +9,8 @@ import yaml
 from detrojan.commands import plan
 from detrojan.study.files import load_study, read
 from detrojan.workflow import graph
-from detrojan.workflow.job_costs import Costs
+from detrojan.workflow.cost_formula import H100
+from detrojan.workflow.job_costs import Costs, Estimate, Key, Row
 from tests.command import exit_code
 from tests.unit.test_schema import minimal
 
@@ -166,7 +167,8 @@ def test_hours_by_stage(costs):
     assert planned.total.gpu == 10_800 + 7200 + 2 * 5760 + 22 * 36 + 3 * 36
     assert planned.total.longest == 7200
     assert planned.longest_shard == "ft on digits and preactresnet18, spc 2, draws 0-4"
-    assert planned.by_defense["ft", "digits"] == 2 * 5 * (720 + 36)
+    assert planned.by(["method"])[plan.Part("ft", "", "", "")] == (2 * 5 * (720 + 36),) * 2
+    assert [part.method for part in planned.by(["method", "dataset"])] == ["ft", "fp", "clp"]
     measured = 7200 + 2 * 5 * 720
     everything = planned.total.gpu + planned.total.cpu
     assert planned.assumed == pytest.approx(1 - measured / everything)
@@ -176,11 +178,53 @@ def test_days_are_bounded_by_the_work_and_the_longest_chain(costs):
     planned = plan.make(study(draws=["0-4"]), costs)
     # Trigger, two models, two untouched, a check and six shards start on a GPU.
     work = planned.total.gpu + 20 * (1 + 2 + 2 + 1 + 6)
-    assert planned.days(1) == pytest.approx(work / 86_400)
+    assert planned.most_s(1) == planned.expected_s(1) == pytest.approx(work)
     stages = 100 + 50 + 7200 + 100 + 50 + 7200 + 36 + 3600 + 5 * 36 + 8 + 16
     chain = stages + 7200 + 12 * 20  # one training more, and what twelve jobs take besides
-    assert planned.days(10**9) == pytest.approx(chain / 86_400)
-    assert planned.days(4) == pytest.approx((work / 4 + chain * 3 / 4) / 86_400)
+    assert planned.most_s(10**9) == pytest.approx(chain)
+    assert planned.most_s(4) == pytest.approx(work / 4 + chain * 3 / 4)
+    assert planned.expected_s(4) == pytest.approx(work / 4)
+
+
+def test_what_is_expected_stands_beside_what_it_takes_at_most(tmp_path, capsys):
+    head, *rows = TABLE.splitlines()
+    expected = [f"{row},180" if row.startswith("defend,ft") else f"{row}," for row in rows]
+    (tmp_path / "costs.csv").write_text("\n".join([head + ",expected_s", *expected]) + "\n")
+    costs = Costs.load(tmp_path / "costs.csv")
+    planned = plan.make(study(draws=["0-4"]), costs)
+    assert planned.by(["method"])[plan.Part("ft", "", "", "")] == (10 * (180 + 36), 10 * (720 + 36))
+    defend = planned.stages["defend"]
+    assert defend.gpu - defend.expected == 10 * (720 - 180)
+    lines = plan.report(study(draws=["0-4"]), planned, [8], ["method", "spc"])
+    place = next(number for number, line in enumerate(lines) if line.startswith("method "))
+    assert lines[place].split("  ")[0] == "method"
+    assert [line.split() for line in lines[place + 1 : place + 4]] == [
+        ["ft", "2", "0.6", "2.1"],
+        ["fp", "2", "1.1", "1.1"],
+        ["clp", "0", "0.2", "0.2"],
+    ]
+
+
+def test_another_machine_counts_what_was_measured_on_its_own():
+    axes = {"defense": "ft", "architecture": "preactresnet18", "dataset": "digits", "spc": 2, "draws": [0]}
+    key = Key("defend", "ft", "preactresnet18", "digits", 2)
+    measured = [Row(key, Estimate(50, 1, 1), device, "measured, 1 run", 40) for device in ("cpu", "H100 SXM")]
+    for row, hours in zip(measured, (False, True), strict=True):
+        costs = Costs([row])
+        assert (plan._on(H100, row, costs, "defend", axes) == row) == hours
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (75, "75 s"), (300, "5 min"), (5400, "1.5 h"), (86_400, "24.0 h"), (1e6, "11.6 d")],
+)
+def test_a_short_study_takes_minutes_and_not_no_days(seconds, text):
+    assert plan.duration(seconds) == text
+
+
+def test_only_what_shards_differ_in_can_be_asked_for(capsys):
+    assert exit_code("plan", "--by", "method,seed") == 1
+    assert "--by seed: there are method, dataset, architecture, spc" in capsys.readouterr().err
 
 
 def test_jobs_of_slurm(costs):
@@ -257,7 +301,7 @@ def test_a_study_without_gpus_has_no_days(tmp_path, capsys):
     files = ["--configfile", str(tmp_path / "study.yaml"), "--table", str(tmp_path / "costs.csv")]
     assert exit_code("plan", *files) == 0
     out = capsys.readouterr().out
-    assert "days" not in out
+    assert "repaired models that wait" not in out
     assert "GPU-hours" in out
 
 

@@ -151,7 +151,8 @@ def test_costs_are_those_of_the_study_that_runs(tmp_path, monkeypatch):
     files.keep(study, tmp_path / "results")
     expect(progress)
     seconds = plan_of.seconds_a_job(files.load_study(study), job_costs.default())
-    assert seconds["dataset"] == job_costs.default().estimate("dataset", {"dataset": "digits"}).seconds
+    costs = job_costs.default().of(files.load_study(study))
+    assert seconds["dataset"] == costs.row("dataset", {"dataset": "digits"}).expected_s
     total = duration(seconds["dataset"] + seconds["train"] + 2 * START_S)
     assert progress.left(0.0) == f"about {total} left by the table of costs"
 

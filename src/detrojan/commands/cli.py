@@ -144,15 +144,23 @@ def data(ctx: click.Context, configfiles: Sequence[Path]) -> None:
     metavar="N,N",
     help="How many are free for the study.",
 )
+@click.option(
+    "--by",
+    default="",
+    metavar="KEY,KEY",
+    help="List the hours of all shards by these: method, dataset, architecture, spc. If not given: the "
+    "largest by method and data set.",
+)
 @table
-def plan(configfiles: Sequence[Path], gpus: Sequence[int], table: Path) -> None:
+def plan(configfiles: Sequence[Path], gpus: Sequence[int], by: str, table: Path) -> None:
     """Say what a study will take: jobs, hours, days, files and disk.
 
-    All follows from the study file and the table of costs, so it needs no data and takes seconds.
+    All follows from the study file and the costs of jobs, so it needs no data and takes seconds. Hours are
+    given as one should expect them, and at most.
     """
     from detrojan.commands import plan
 
-    plan.main(configfiles, gpus, table)
+    plan.main(configfiles, gpus, table, [part.strip() for part in by.split(",") if part.strip()])
 
 
 @detrojan.command(

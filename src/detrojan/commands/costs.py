@@ -3,23 +3,27 @@
 :mod:`detrojan.workflow.job_costs` says what a row of the table stands for.
 """
 
+import json
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from detrojan import registry
-from detrojan.cells import NO_METHOD
+from detrojan.cells import NO_METHOD, NO_SAMPLES, SURVEY
 from detrojan.settings import Optimization
 from detrojan.study import conditions
-from detrojan.workflow import graph
+from detrojan.workflow import graph, image_passes
+from detrojan.workflow.cost_formula import CPU
 from detrojan.workflow.job_costs import (
     UNITS,
     Costs,
+    CountKey,
     Estimate,
     Key,
     Row,
-    method_axis,
+    key_axes,
     number_text,
     of_draw,
 )
@@ -35,12 +39,16 @@ QUANTILE = 0.9  # of the measured seconds: one draw in ten may take longer, and 
 
 
 class Run(NamedTuple):
-    """What one draw of a defense, or one epoch of a training, has taken."""
+    """What one draw of a defense, or one epoch of a training, has taken.
+
+    ``counts`` says how often the loops of a defense went round, by name.
+    """
 
     key: Key
     seconds: float
     peak_memory_mb: float
     device: str
+    counts: Mapping[str, float] = {}
 
 
 def runs(results: Path) -> Iterator[Run]:
@@ -54,7 +62,8 @@ def runs(results: Path) -> Iterator[Run]:
     rows = list(_cells(results))
     for row in rows:
         if row["defense"] != NO_METHOD and row["status"] == "ok":
-            yield _run(of_draw(row), row, 1)
+            counts = image_passes.counts_of(row["defense"], json.loads(row["chosen"]))
+            yield _run(of_draw(row), row, 1)._replace(counts=counts)
     models = list(_models(results))
     for row in models:
         key = Key("train", row["attack"], row["architecture"], row["dataset"])
@@ -68,7 +77,7 @@ def _run(key: Key, row: Mapping[str, Any], units: int) -> Run:
 
 
 def _cells(results: Path) -> Iterator[dict[str, Any]]:
-    columns = ["dataset", "architecture", "defense", "protocol", "spc", "status", *MEASURED]
+    columns = ["dataset", "architecture", "defense", "protocol", "spc", "status", "chosen", *MEASURED]
     table = graph.below(results, graph.table("cells"))
     for file in [table] if table.exists() else graph.find(results, "metrics.metrics"):
         yield from _read(file, columns)
@@ -101,11 +110,10 @@ def _read(file: Path, columns: list[str]) -> list[dict[str, Any]]:
 
 
 def learned(costs: Costs, found: Iterable[Run]) -> Costs:
-    """Return ``costs`` with rows for what was measured, and for data sets that were not.
+    """Return ``costs`` with rows and counts for what was measured.
 
-    Seconds are the 90th percentile. Memory is the largest on a CPU; a GPU's runs tell the GPU's memory,
-    so there the host's stays what it was. Where no data set is named, a row has the largest of what was
-    measured on any, in earlier studies too.
+    Seconds are the 90th percentile, and beside them the median, which is what to expect. Memory is the
+    largest on a CPU; a GPU's runs tell the GPU's memory, so there the host's stays what it was.
 
     Raises:
         ValueError: there are runs of CPUs and of GPUs.
@@ -114,53 +122,43 @@ def learned(costs: Costs, found: Iterable[Run]) -> Costs:
     for run in found:
         by_key.setdefault(run.key, []).append(run)
     devices = sorted({run.device for of_key in by_key.values() for run in of_key})
-    if "cpu" in devices and len(devices) > 1:
+    if CPU in devices and len(devices) > 1:
         raise ValueError(f"runs on {', '.join(devices)}: choose a device, such as --device {devices[1]!r}")
-    return _with(costs, [_measured(costs, key, of_key) for key, of_key in by_key.items()])
-
-
-def _with(costs: Costs, measured: Sequence[Row]) -> Costs:
-    """Return ``costs`` with rows that were measured, and what follows for data sets that were not."""
-    rows = costs.rows | {row.key: row for row in measured}
-    for key in {row.key._replace(dataset="") for row in measured}:
-        same = [row for row in rows.values() if row.measured and row.key.dataset]
-        rows[key] = _largest(key, [row for row in same if row.key._replace(dataset="") == key])
-    return Costs(rows.values(), costs.path)
+    measured = {key: _measured(costs, key, of_key) for key, of_key in by_key.items()}
+    counts = dict(costs.counts) | _counts(by_key)
+    return Costs((costs.rows | measured).values(), costs.path, counts, costs.study)
 
 
 def _measured(costs: Costs, key: Key, of_key: list[Run]) -> Row:
-    before = costs.row(key.rule, _axes(key)).estimate
+    before = costs.row(key.rule, key_axes(key)).estimate
     seconds = sorted(run.seconds for run in of_key)
-    on_cpu = all(run.device == "cpu" for run in of_key)
+    on_cpu = all(run.device == CPU for run in of_key)
     estimate = Estimate(
         seconds[math.ceil(QUANTILE * len(seconds)) - 1],
         max(run.peak_memory_mb for run in of_key) if on_cpu else before.memory_mb,
         before.disk_mb,
     )
     device = " / ".join(sorted({run.device for run in of_key}))
-    return Row(key, estimate, device, _source(len(of_key)))
+    # The lower of the middle two, where their mean could lie above the ninth decile's run.
+    expected = statistics.median_low(seconds)
+    return Row(key, estimate, device, _source(len(of_key)), expected)
 
 
-def _largest(key: Key, rows: list[Row]) -> Row:
-    estimate = Estimate(*(max(numbers) for numbers in zip(*(row.estimate for row in rows), strict=True)))
-    device = " / ".join(sorted({row.device for row in rows}))
-    return Row(key, estimate, device, _source(sum(int(row.source.split()[1]) for row in rows)))
+def _counts(by_key: Mapping[Key, Sequence[Run]]) -> dict[CountKey, dict[str, tuple[float, int]]]:
+    """Return the median of each count by method, data set, SPC and protocol, over all networks."""
+    pooled: dict[CountKey, list[Mapping[str, float]]] = {}
+    for key, of_key in by_key.items():
+        own = CountKey(key.method, key.dataset, key.spc or NO_SAMPLES, key.protocol or SURVEY)
+        pooled.setdefault(own, []).extend(run.counts for run in of_key if run.counts)
+    return {
+        key: {name: (median, len(counts)) for name, median in image_passes.medians(counts).items()}
+        for key, counts in pooled.items()
+        if counts
+    }
 
 
 def _source(count: int) -> str:
     return f"measured, {count} run{'s' if count != 1 else ''}"
-
-
-def _axes(key: Key) -> dict[str, Any]:
-    """Return axes of a job that ``key`` stands for."""
-    axes = {
-        method_axis(key.rule): key.method,
-        "architecture": key.architecture,
-        "dataset": key.dataset,
-        "spc": key.spc,
-        "protocol": key.protocol,
-    }
-    return {axis: value for axis, value in axes.items() if value not in ("", None)}
 
 
 # --- the command -----------------------------------------------------------------------------------
@@ -181,23 +179,34 @@ def learn(results: Sequence[Path], table: Path, device: str) -> list[str]:
     tables = [path for path in results if path.suffix == ".csv"]
     rows = [row for path in tables for row in Costs.load(path).rows.values() if row.measured]
     found = [run for path in results if path not in tables for run in runs(path)]
-    taken = [row for row in rows if device in row.device and row.key.dataset]
+    taken = {row.key: row for row in rows if device in row.device}
     chosen = [run for run in found if device in run.device]
     if not (taken or chosen):
         devices = {row.device for row in rows} | {run.device for run in found}
         there = ", ".join(sorted(devices)) or "none that ended well"
         raise ValueError(f"no run on a device named {device!r}: there are {there}")
-    new = learned(_with(costs, taken), chosen)
+    new = learned(Costs((costs.rows | taken).values(), table, costs.counts), chosen)
     new.write()
     lines = []
     for key, row in new.rows.items():
         if costs.rows.get(key) != row:
-            before = costs.row(key.rule, _axes(key)).estimate
+            before = costs.row(key.rule, key_axes(key)).estimate
             lines.append(f"{key}: {_change(before.seconds, row.estimate.seconds)} s, {row.source}")
-    measured = sum(row.measured for row in new.rows.values())
     changed = f"{len(lines)} rows changed" if lines else "nothing changed"
-    lines.append(f"{table}: {changed}; {measured} are measured, {len(new.rows) - measured} assumed.")
+    lines += _count_lines(costs, new)
+    lines.append(f"{table}: {changed}; it has {len(new.rows)}. What has no row goes by the formula.")
     return lines
+
+
+def _count_lines(before: Costs, after: Costs) -> list[str]:
+    """Return lines that say which counts have changed."""
+    return [
+        f"{key.method} {key.dataset} spc {key.spc}, {key.protocol}: {name} {number_text(median)}, "
+        f"the median of {runs}"
+        for key, counts in after.counts.items()
+        if before.counts.get(key) != counts
+        for name, (median, runs) in counts.items()
+    ]
 
 
 def _change(before: float, after: float) -> str:
@@ -217,15 +226,20 @@ def show(texts: Sequence[str], table: Path) -> list[str]:
     """
     costs, (axes, draws, num_draws) = Costs.load(table), _parsed(texts)
     epochs = Optimization().epochs
-    lines = [f"{'rule':<18} {'seconds':>9}  {'of a':<16} {'MB':>7} {'disk, MB':>9}  source"]
+    heads = f"{'expected':>9} {'at most, s':>10}  {'of a':<16} {'MB':>7} {'disk, MB':>9}"
+    lines = [f"{'rule':<18} {heads}  source"]
     for rule, unit in UNITS.items():
         row = costs.row(rule, axes)
         seconds, memory, disk = map(number_text, row.estimate)
-        lines.append(f"{rule:<18} {seconds:>9}  {unit:<16} {memory:>7} {disk:>9}  {row.source}, {row.device}")
+        expected = number_text(row.expected_s)
+        taken = f"{expected:>9} {seconds:>10}  {unit:<16} {memory:>7} {disk:>9}"
+        lines.append(f"{rule:<18} {taken}  {row.source}, {row.device}")
     of_shard = graph.grouped_with("defend")
     shard = sum(num_draws * costs.estimate(rule, axes).seconds for rule in of_shard)
     training = epochs * costs.estimate("train", axes).seconds
-    lines.append(f"Draws {draws} take {number_text(shard)} s, {epochs} epochs {number_text(training)} s.")
+    lines.append(
+        f"Draws {draws} take at most {number_text(shard)} s, {epochs} epochs {number_text(training)} s."
+    )
     return lines
 
 

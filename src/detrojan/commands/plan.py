@@ -1,16 +1,16 @@
 """Says what a study will take before anyone starts it.
 
-Jobs, files, disk, GPU-hours and days follow from the study file and the table of costs alone, so this
-needs no data and takes seconds where Snakemake's dry run takes a minute. What a job takes is as good as
-the table: see :mod:`detrojan.workflow.job_costs`.
+Jobs, files, disk, GPU-hours and days follow from the study file and the costs of jobs alone, so this
+needs no data and takes seconds where Snakemake's dry run takes a minute. Where a run itself decides how long
+it goes on, hours are given twice: as one should expect, and at most. What a job takes is as good as
+:mod:`detrojan.workflow.job_costs` knows it.
 """
 
 import dataclasses
 import heapq
-import operator
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +21,14 @@ from detrojan.study import grid
 from detrojan.study.files import load_study, read
 from detrojan.study.schema import Study
 from detrojan.workflow import graph
-from detrojan.workflow.job_costs import CPU, UNITS, Costs, num_units
+from detrojan.workflow.cost_formula import ASSUMED, CPU, H100, H100_FAST, LAPTOP, Machine
+from detrojan.workflow.job_costs import UNITS, Costs, Row, num_units
 
 DEFAULT_STUDY = Path("config/config.yaml")  # the Snakefile's
 BLOCK_BYTES = 4096  # of a file system: what the smallest file takes
 WIDTH = 100  # of what is printed
+MACHINES = (ASSUMED, H100, H100_FAST, LAPTOP)  # whose hours are given beside those of the table
+MOST_PARTS = 10  # that are printed where nobody asks for more
 
 # --- jobs ------------------------------------------------------------------------------------------
 
@@ -48,13 +51,37 @@ def _counts(jobs: Iterable[graph.Job]) -> Counter[str]:
 
 @dataclasses.dataclass
 class Stage:
-    """What the jobs of a stage take together, and the longest of them; times in seconds."""
+    """What the jobs of a stage take together, and the longest of them; times in seconds.
+
+    ``expected`` is what to expect of a GPU, the others are at most.
+    """
 
     jobs: int = 0
+    expected: float = 0.0
     gpu: float = 0.0
     cpu: float = 0.0
     longest: float = 0.0
     disk_mb: float = 0.0
+
+
+class Part(NamedTuple):
+    """The shards of a defense on one data set and network at one SPC; empty where they are taken together."""
+
+    method: str
+    dataset: str
+    architecture: str
+    spc: int | str
+
+
+class Seconds(NamedTuple):
+    """What jobs take: as to be expected, and at most."""
+
+    expected: float = 0.0
+    most: float = 0.0
+
+    def plus(self, expected: float, most: float) -> "Seconds":
+        """Return these and others together."""
+        return Seconds(self.expected + expected, self.most + most)
 
 
 @dataclasses.dataclass
@@ -68,7 +95,9 @@ class Plan:
         files: how many there are in the end, by folder.
         defended_mb: repaired weights of each shard.
         kept: whether these stay.
-        by_defense: seconds by defense and data set, evaluation included.
+        parts: seconds of shards, evaluation included.
+        machines: seconds of all jobs that use a GPU, by the name of a machine, if that did them; measured
+            rows count on their own device.
         longest_shard: the shard whose defense takes longest, in words; empty without shards.
         job_s: what a job takes on a cluster besides its script's work.
         assumed: share of the seconds that nobody has measured.
@@ -80,10 +109,19 @@ class Plan:
     files: dict[str, int]
     defended_mb: list[float]
     kept: bool
-    by_defense: dict[tuple[str, str], float]
+    parts: dict[Part, Seconds]
+    machines: dict[str, Seconds]
     longest_shard: str
     job_s: float
     assumed: float
+
+    def by(self, axes: Sequence[str]) -> dict[Part, Seconds]:
+        """Return the seconds of shards by some of the fields of :class:`Part`, the largest bound first."""
+        found: dict[Part, Seconds] = {}
+        for part, taken in self.parts.items():
+            named = Part(*(value if axis in axes else "" for axis, value in part._asdict().items()))
+            found[named] = found.get(named, Seconds()).plus(*taken)
+        return dict(sorted(found.items(), key=lambda item: item[1].most, reverse=True))
 
     @property
     def total(self) -> Stage:
@@ -91,6 +129,7 @@ class Plan:
         stages = self.stages.values()
         return Stage(
             self.jobs.total() - self.jobs["all"],
+            sum(stage.expected for stage in stages),
             sum(stage.gpu for stage in stages),
             sum(stage.cpu for stage in stages),
             max(self._shard_s, *(stage.longest for stage in stages)),
@@ -118,24 +157,35 @@ class Plan:
         """Return the most that repaired weights take while ``gpus`` shards at once are under way."""
         return sum(heapq.nlargest(gpus, self.defended_mb))
 
-    def days(self, gpus: int) -> float:
-        """Return how many days the study takes at most, if ``gpus`` are free for it all the time.
+    def expected_s(self, gpus: int) -> float:
+        """Return the seconds that the work to be expected takes, if no one of ``gpus`` ever waits."""
+        return (self.total.expected + self.job_s * self._num_started) / gpus
+
+    def most_s(self, gpus: int) -> float:
+        """Return the seconds that the study takes at most, if ``gpus`` are free for it all the time.
 
         Graham's bound for jobs that wait for others: however they are ordered, a GPU is without a job
         only while the longest chain goes on. That chain, in turn, is at most the longest job of every
         stage, and one more training: some triggers are learned against a clean model.
         """
-        later = graph.grouped_with("defend")[1:]  # in the job of the first
-        on_gpu = [stage for name, stage in self.stages.items() if stage.gpu and name not in later]
-        work = self.total.gpu + self.job_s * sum(stage.jobs for stage in on_gpu)
+        work = self.total.gpu + self.job_s * self._num_started
         longest = [stage.longest + self.job_s for stage in self.stages.values()]
         chain = sum(longest) + self.stages["train"].longest + self.job_s
-        return (work / gpus + chain * (1 - 1 / gpus)) / 86_400
+        return work / gpus + chain * (1 - 1 / gpus)
+
+    @property
+    def _num_started(self) -> int:
+        """How many jobs start on a GPU."""
+        later = graph.grouped_with("defend")[1:]  # in the job of the first
+        return sum(stage.jobs for name, stage in self.stages.items() if stage.gpu and name not in later)
 
 
 def make(study: Study, costs: Costs) -> Plan:
     """Return what a study takes, by a table of costs."""
-    by_defense: dict[tuple[str, str], float] = defaultdict(float)
+    costs = costs.of(study)
+    parts: dict[Part, Seconds] = defaultdict(Seconds)
+    machines = {machine.name: Seconds() for machine in MACHINES}
+    elsewhere: dict[Hashable, dict[str, Row]] = {}  # of equal jobs, by the name of a machine
     defended_mb: list[float] = []
     longest_shard = (0.0, "")
     jobs = list(graph.jobs(study))
@@ -151,7 +201,7 @@ def make(study: Study, costs: Costs) -> Plan:
             continue
         row, stage = costs.row(name, axes), stages[name]
         units = _units(study, name, axes, num_shards)
-        taken = units * row.estimate.seconds
+        taken, expected = units * row.estimate.seconds, units * row.expected_s
         seconds[row.measured] += taken
         stage.jobs += 1
         stage.longest = max(stage.longest, taken)
@@ -159,8 +209,16 @@ def make(study: Study, costs: Costs) -> Plan:
             stage.cpu += taken
         else:
             stage.gpu += taken
+            stage.expected += expected
+            kind = costs.kind(name, axes)
+            if kind not in elsewhere:
+                elsewhere[kind] = {machine.name: _on(machine, row, costs, name, axes) for machine in MACHINES}
+            for machine, on_it in elsewhere[kind].items():
+                more = units * on_it.expected_s, units * on_it.estimate.seconds
+                machines[machine] = machines[machine].plus(*more)
         if "defense" in axes:
-            by_defense[axes["defense"], axes["dataset"]] += taken
+            part = Part(axes["defense"], axes["dataset"], axes["architecture"], axes["spc"])
+            parts[part] = parts[part].plus(expected, taken)
         if name == "defend":
             longest_shard = max(longest_shard, (taken, _shard_text(axes)))
             cells += len(axes["draws"])
@@ -175,18 +233,25 @@ def make(study: Study, costs: Costs) -> Plan:
         files=count_files(study),
         defended_mb=defended_mb,
         kept=study.keep_defended,
-        by_defense=by_defense,
+        parts=parts,
+        machines=machines,
         longest_shard=longest_shard[1],
         job_s=costs.estimate("job", {}).seconds,
         assumed=seconds[False] / sum(seconds.values()),
     )
 
 
+def _on(machine: Machine, row: Row, costs: Costs, stage: str, axes: Mapping[str, Any]) -> Row:
+    """Return what a job takes on a machine: as measured, if that was on such a one."""
+    measured_on = machine.name.partition(",")[0]
+    return row if row.measured and measured_on in row.device else costs.by_formula(stage, axes, machine)
+
+
 def seconds_a_job(study: Study, costs: Costs) -> dict[str, float]:
-    """Return what a job of each rule takes on average, by a table of costs."""
+    """Return what to expect of a job of each rule, on average, by a table of costs."""
     plan = make(study, costs)
     stages = {rule: plan.stages.get(graph.RULES[rule].stage_name) for rule in plan.jobs}
-    return {rule: (stage.gpu + stage.cpu) / stage.jobs for rule, stage in stages.items() if stage}
+    return {rule: (stage.expected + stage.cpu) / stage.jobs for rule, stage in stages.items() if stage}
 
 
 def _shard_text(axes: Mapping[str, Any]) -> str:
@@ -276,13 +341,14 @@ def _why(study: Study, place: int) -> str:
 # --- the command -----------------------------------------------------------------------------------
 
 
-def report(study: Study, plan: Plan, gpus: Sequence[int]) -> list[str]:
+def report(study: Study, plan: Plan, gpus: Sequence[int], by: Sequence[str] = ()) -> list[str]:
     """Return the lines that say what a study takes.
 
     Args:
         study: the study.
         plan: what it takes.
         gpus: numbers of GPUs, one a column.
+        by: fields of :class:`Part`, whose parts are all listed; the largest by method and data set if none.
     """
     clean = sum(model.attack == NO_METHOD for model in grid.models(study))
     attacked = plan.jobs["evaluate_untouched"] - clean
@@ -300,7 +366,7 @@ def report(study: Study, plan: Plan, gpus: Sequence[int]) -> list[str]:
     text = f"Jobs: {plan.jobs.total():,} of Snakemake, {plan.slurm_jobs:,} of SLURM ({rules})."
     lines += ["", *textwrap.wrap(text, WIDTH, subsequent_indent="  "), ""]
     lines += _stages(plan)
-    lines += ["", *_dearest(plan)]
+    lines += ["", *_parts(plan, by)]
     if plan.longest_shard:
         text = f"The longest shard: {plan.longest_shard}. Shorter ranges of grid.draws make shorter jobs."
         lines += textwrap.wrap(text, WIDTH)
@@ -314,27 +380,50 @@ def report(study: Study, plan: Plan, gpus: Sequence[int]) -> list[str]:
         f"Disk in the end: {_gb(plan.disk_mb)} GB, repaired models {'kept' if plan.kept else 'deleted'}."
     )
     if plan.total.gpu:
-        lines += ["", *_columns(plan, gpus)]
+        lines += ["", *_columns(plan, gpus), "", *_machines(plan)]
     share = f"{plan.assumed:.0%} of the hours are assumed"
     return [*lines, "", f"{share}; detrojan costs learn replaces that by what runs took."]
 
 
 def _stages(plan: Plan) -> list[str]:
     rows = {**plan.stages, "total": plan.total}
-    lines = [
-        f"{'stage':<20} {'jobs':>8} {'GPU-hours':>10} {'CPU-hours':>10} {'longest, h':>11} {'disk, GB':>9}"
-    ]
+    heads = f"{'expected':>10} {'at most':>10} {'CPU-hours':>10} {'longest, h':>11} {'disk, GB':>9}"
+    lines = [f"{'':<28} {'GPU-hours':>21}", f"{'stage':<19} {'jobs':>8} {heads}"]
     for name, stage in rows.items():
-        hours = f"{stage.gpu / 3600:>10,.1f} {stage.cpu / 3600:>10,.1f} {stage.longest / 3600:>11,.2f}"
-        lines.append(f"{name:<20} {stage.jobs:>8,} {hours} {_gb(stage.disk_mb):>9}")
+        hours = " ".join(f"{value / 3600:>10,.1f}" for value in (stage.expected, stage.gpu, stage.cpu))
+        longest = f"{stage.longest / 3600:>11,.2f}"
+        lines.append(f"{name:<19} {stage.jobs:>8,} {hours} {longest} {_gb(stage.disk_mb):>9}")
     return lines
 
 
-def _dearest(plan: Plan) -> list[str]:
-    hours = plan.total.gpu + plan.total.cpu
-    dearest = heapq.nlargest(5, plan.by_defense.items(), key=operator.itemgetter(1))
-    parts = [f"{defense} on {dataset} {taken / hours:.0%}" for (defense, dataset), taken in dearest]
-    return textwrap.wrap(f"Of all hours: {', '.join(parts)}.", WIDTH) if parts else []
+def _parts(plan: Plan, by: Sequence[str]) -> list[str]:
+    """Return the lines of a table of shards by what is asked for; else of the largest."""
+    axes = [axis for axis in Part._fields if axis in (by or ("method", "dataset"))]
+    rows = plan.by(axes)
+    if not rows:
+        return []
+    widths = [max(map(len, [axis, *(str(getattr(part, axis)) for part in rows)])) for axis in axes]
+
+    def line(words: Sequence[str], expected: str, most: str) -> str:
+        named = "  ".join(f"{word:<{width}}" for word, width in zip(words, widths, strict=True))
+        return f"{named} {expected:>12} {most:>12}"
+
+    shown = list(rows.items()) if by else list(rows.items())[:MOST_PARTS]
+    lines = [line(axes, "expected, h", "at most, h")]
+    lines += [
+        line([str(getattr(part, axis)) for axis in axes], _hours(taken.expected), _hours(taken.most))
+        for part, taken in shown
+    ]
+    rest = [taken for part, taken in rows.items() if part not in dict(shown)]
+    if rest:
+        words = [f"{len(rest)} others", *[""] * (len(axes) - 1)]
+        sums = (sum(taken.expected for taken in rest), sum(taken.most for taken in rest))
+        lines.append(line(words, *map(_hours, sums)) + "  (all with --by method,dataset)")
+    return lines
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f}" if seconds >= 360 else f"{seconds / 3600:.2g}"
 
 
 def _columns(plan: Plan, gpus: Sequence[int]) -> list[str]:
@@ -343,25 +432,59 @@ def _columns(plan: Plan, gpus: Sequence[int]) -> list[str]:
 
     return [
         row("GPUs", [f"{count:,}" for count in gpus]),
-        row("days, at most", [f"{plan.days(count):,.1f}" for count in gpus]),
+        row("expected, if none of them ever waits", [duration(plan.expected_s(count)) for count in gpus]),
+        row("at most", [duration(plan.most_s(count)) for count in gpus]),
         row("repaired models that wait, at most, GB", [_gb(plan.waiting_mb(count)) for count in gpus]),
     ]
+
+
+def _machines(plan: Plan) -> list[str]:
+    """Return the lines of a table of what the GPUs' work takes on one machine of each kind."""
+    lines = [f"{'the work of GPUs, on one such machine':<48}{'expected':>12}{'at most':>12}"]
+    for machine in MACHINES:
+        name, rate = machine.name.partition(",")[0], machine.multiply_adds_per_s
+        title = f"{name}: {rate / 1e12:g}e12 multiply-adds/s, {machine.launch_s * 1e6:.0f} µs a module"
+        taken = plan.machines[machine.name]
+        shown = (_machine_time(machine, value) for value in taken)
+        lines.append(f"{title:<48}" + "".join(f"{text:>12}" for text in shown))
+    text = (
+        "These are assumptions, until benchmarks/gpu.py has measured them. 6 µs need CUDA graphs or several "
+        "processes a GPU; see docs/scale.md."
+    )
+    return [*lines, *textwrap.wrap(text, WIDTH)]
+
+
+def _machine_time(machine: Machine, seconds: float) -> str:
+    """Return GPU-hours, which one pays for, or of a laptop the days that one waits."""
+    long = machine is not LAPTOP and seconds >= 3600
+    return f"{seconds / 3600:,.0f} h" if long else duration(seconds)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it: seconds, minutes, hours, or days from two days on."""
+    for unit, size, most in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 48)):
+        if seconds < most * size:
+            return f"{seconds / size:.{0 if unit != 'h' else 1}f} {unit}"
+    return f"{seconds / 86_400:,.1f} d"
 
 
 def _gb(mb: float) -> str:
     return f"{mb / 1000:,.2f}" if mb < 10_000 else f"{mb / 1000:,.0f}"
 
 
-def main(files: Sequence[Path], gpus: Sequence[int], table: Path) -> None:
+def main(files: Sequence[Path], gpus: Sequence[int], table: Path, by: Sequence[str] = ()) -> None:
     """Print what a study takes.
 
     Args:
         files: study files, of which later ones win; the Snakefile's own if there are none.
         gpus: how many are free, for a column each.
         table: of costs.
+        by: what to list all shards by, fields of :class:`Part`.
 
     Raises:
-        ValueError: the study or the table has a mistake.
+        ValueError: the study or the table has a mistake, or there is no such field.
     """
+    if unknown := [axis for axis in by if axis not in Part._fields]:
+        raise ValueError(f"--by {','.join(unknown)}: there are {', '.join(Part._fields)}")
     study = load_study(read(files or [DEFAULT_STUDY]))
-    click.echo("\n".join(report(study, make(study, Costs.load(table)), gpus)))
+    click.echo("\n".join(report(study, make(study, Costs.load(table)), gpus, by)))

@@ -77,12 +77,12 @@ def keys(study: Study) -> set[tuple[Any, ...]]:
 
 
 def rounds(study: Study, costs: Costs, cells: pa.Table) -> list[Round]:
-    """Return the rounds of a study, with what each costs from nothing on a GPU, hours, and what is done."""
+    """Return the rounds of a study, with what each should cost from nothing, GPU-hours, and what is done."""
     measured = set(zip(*(cells[axis].to_pylist() for axis in CELL_AXES), strict=True))
     found = []
     for part in nested(study):
         planned = keys(part)
-        hours = plan.make(part, costs).total.gpu / 3600
+        hours = plan.make(part, costs).total.expected / 3600
         found.append(Round(part, planned, hours, len(planned & measured)))
     return found
 
@@ -105,7 +105,11 @@ def report(found: Sequence[Round], cells: pa.Table, measure: str, *, every: bool
         lines.append(
             f"{number:>5}  {seeds:<14} {draws:<18} {len(part.cells):>9,} {part.hours:>10,.1f} {share:>6}"
         )
-    lines += ["", "Hours are those of the whole round from nothing, as detrojan plan tells them.", ""]
+    lines += [
+        "",
+        "Hours are those expected of the whole round from nothing, as detrojan plan tells them.",
+        "",
+    ]
     done = len(list(itertools.takewhile(lambda part: part.is_done, found)))
     if done:
         lines += _decided(found, done, cells, measure, every=every)
@@ -115,7 +119,7 @@ def report(found: Sequence[Round], cells: pa.Table, measure: str, *, every: bool
         spent = found[done - 1].hours if done else 0.0
         lines += [
             "",
-            f"Round {done + 1} costs {found[done].hours - spent:,.1f} GPU-hours more:",
+            f"Round {done + 1} costs {found[done].hours - spent:,.1f} GPU-hours more, as expected:",
             f"  snakemake --profile slurm {found[done].command}",
         ]
     return lines

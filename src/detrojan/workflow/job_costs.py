@@ -1,8 +1,7 @@
-"""What jobs cost, by the table ``slurm/costs.csv``: seconds, memory and disk of each kind of job.
+"""What jobs cost: seconds, memory and disk of each kind of job, as it was measured or by a formula.
 
-Time limits, memory and ``detrojan plan`` come from this table. It comes with
-assumptions, which ``detrojan costs learn`` replaces by what finished studies took. A
-row holds for all jobs that its filled-in keys match:
+Time limits, memory and ``detrojan plan`` come from here. The table ``slurm/costs.csv`` has what runs took;
+``detrojan costs learn`` writes it. A row holds for all jobs that its filled-in keys match:
 
     rule          ``train`` is for ``train_controlled`` too, and ``trigger``, ``poison``, ``triggered`` and
                   ``stamp`` for both of their rules; ``job`` is what a cluster's job takes besides its
@@ -11,16 +10,23 @@ row holds for all jobs that its filled-in keys match:
     architecture  the network
     dataset       name of the data set in the study file
     spc           clean samples per class, up to so many
-    protocol      of the defense; none for ``survey``, and for what has no row of its own
+    protocol      of the defense; none for ``survey``, and where no method is named either for any
     seconds       wall time of one unit (``UNITS``), such as a draw or an epoch
     memory_mb     of the host, for the whole job, in MB of 10^6 bytes, without Snakemake's own processes
     disk_mb       that one unit leaves, or for ``defend`` holds until it is evaluated, likewise
     device        what the seconds are of; ``cpu`` for what needs no GPU
-    source        ``assumed``, or ``measured, N runs``
+    source        such as ``measured, N runs``
+    expected_s    seconds of a unit that need no safety: the median, where ``seconds`` are the ninth decile
 
-A rule without any row is assumed to take a minute a unit. The row that fills in the most keys wins; among
-rows with equally many, the one with the earlier key; then the one with the smaller ``spc``. The Snakefile
-reads the table at every parse, so nothing here imports more than a moment's worth.
+The row that fills in the most keys wins; among rows with equally many, the one with the earlier key; then
+the one with the smaller ``spc``. Where no row holds, :mod:`detrojan.workflow.cost_formula` says what the job
+should take. Rows correct it: its seconds are multiplied by the share that measured jobs of the same rule and
+method took of what it expects of them, by the median of these; where there is none of the method, of the
+rule's. A rule of which the formula knows nothing takes a minute a unit.
+
+How often a defense's loops went round, by the medians of finished runs, stands beside the table in
+``counts.csv``: what to expect follows from it. The Snakefile reads the tables at every parse, so nothing here
+imports more than a moment's worth.
 """
 
 import csv
@@ -28,21 +34,25 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Iterable, Mapping
+import statistics
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from detrojan.cells import NO_SAMPLES, SURVEY
 from detrojan.registry import CHECKOUT
-from detrojan.workflow import graph
+from detrojan.study.schema import Study
+from detrojan.workflow import cost_formula, graph
+from detrojan.workflow.cost_formula import ASSUMED, CPU, GPU, Machine
 
 TABLE = CHECKOUT / "slurm" / "costs.csv"
+COUNTS = "counts.csv"  # beside the table
 KEYS = ("rule", "method", "architecture", "dataset", "spc", "protocol")
 NUMBERS = ("seconds", "memory_mb", "disk_mb")
-COLUMNS = (*KEYS, *NUMBERS, "device", "source")
-WITHOUT_PROTOCOL = tuple(name for name in COLUMNS if name != "protocol")
-ASSUMED = "assumed"
-CPU, GPU = "cpu", "GPU"
+COLUMNS = (*KEYS, *NUMBERS, "device", "source", "expected_s")
+LATER = {"protocol", "expected_s"}  # columns that tables of earlier versions lack
+COUNT_COLUMNS = ("method", "dataset", "spc", "protocol", "count", "median", "runs")
+BY_FORMULA, CORRECTED = "assumed", "assumed, corrected by what was measured"
 # What a row's seconds are of, by stage; `job` is what a cluster's job takes besides.
 UNITS = {rule.stage_name: rule.unit for rule in graph.RULES.values() if rule.unit} | {"job": "job"}
 
@@ -64,7 +74,7 @@ class Estimate(NamedTuple):
     disk_mb: float
 
 
-# Of a rule that the table does not know yet: seconds of a unit, MB, MB.
+# Of a rule that the formula does not know yet: seconds of a unit, MB, MB.
 UNKNOWN = Estimate(60, 4000, 1)
 
 
@@ -85,7 +95,7 @@ class Key(NamedTuple):
             and self.method in ("", job.method)
             and self.architecture in ("", job.architecture)
             and self.dataset in ("", job.dataset)
-            and self.protocol in ("", job.protocol)
+            and (self.protocol == job.protocol or not (self.protocol or self.method))
             and (self.spc is None or (job.spc is not None and job.spc <= self.spc))
         )
 
@@ -118,12 +128,13 @@ def of_draw(cell: Mapping[str, Any]) -> Key:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of the table."""
+    """What is known of jobs: a row of the table, or what the formula says."""
 
     key: Key
     estimate: Estimate
     device: str
     source: str
+    expected_s: float  # at most the estimate's seconds
 
     @classmethod
     def parse(cls, texts: Mapping[str, str]) -> "Row":
@@ -140,17 +151,21 @@ class Row:
         spc = int(texts["spc"]) if texts["spc"] else None
         named = {name: texts[name] for name in ("rule", "method", "architecture", "dataset")}
         key = Key(**named, spc=spc, protocol=texts.get("protocol", ""))
-        return cls(key, estimate, texts["device"], texts["source"])
+        expected = float(texts.get("expected_s") or estimate.seconds)
+        if not 0 <= expected <= estimate.seconds:
+            raise ValueError(f"expected_s should be from 0 to the seconds, {estimate.seconds:g}")
+        return cls(key, estimate, texts["device"], texts["source"], expected)
 
     def texts(self) -> list[str]:
         """Return the line of the row."""
-        numbers = map(number_text, self.estimate)
-        return [*("" if key is None else str(key) for key in self.key), *numbers, self.device, self.source]
+        keys = ("" if key is None else str(key) for key in self.key)
+        expected = number_text(self.expected_s)
+        return [*keys, *map(number_text, self.estimate), self.device, self.source, expected]
 
     @property
     def measured(self) -> bool:
         """Whether a run stands behind the row."""
-        return self.source != ASSUMED
+        return not self.source.startswith(BY_FORMULA)
 
 
 def number_text(value: float) -> str:
@@ -160,20 +175,47 @@ def number_text(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-class Costs:
-    """A table of costs."""
+class CountKey(NamedTuple):
+    """The runs that a count is the median of."""
 
-    def __init__(self, rows: Iterable[Row], path: Path = TABLE) -> None:
+    method: str
+    dataset: str
+    spc: int
+    protocol: str
+
+
+Counts = Mapping[CountKey, Mapping[str, tuple[float, int]]]  # by name: the median, and of how many runs
+
+
+class Costs:
+    """What jobs cost: a table of rows, and the formula for what has none.
+
+    Args:
+        rows: of the table.
+        path: where it lies.
+        counts: how often loops went round, learned.
+        study: that the jobs are of; without one, the formula takes the shipped settings and the published
+            data sets.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[Row],
+        path: Path = TABLE,
+        counts: Counts | None = None,
+        study: Study | None = None,
+    ) -> None:
         self.rows = {row.key: row for row in rows}
         self.path = path
+        self.counts = counts or {}
+        self.study = study
         self._ranked = sorted(self.rows.values(), key=lambda row: row.key.rank, reverse=True)
-        self._known = {key.rule for key in self.rows}
         self._candidates: dict[tuple[str, str], list[Row]] = {}  # by rule and method
-        self._found: dict[Key, Row] = {}
+        self._found: dict[Hashable, Row] = {}
 
     @classmethod
-    def load(cls, path: Path = TABLE) -> "Costs":
-        """Read a table.
+    def load(cls, path: Path = TABLE, study: Study | None = None) -> "Costs":
+        """Read a table, and the counts beside it.
 
         Raises:
             ValueError: it is missing, or a line of it is wrong.
@@ -181,45 +223,113 @@ class Costs:
         try:
             with path.open(encoding="utf-8", newline="") as file:
                 reader = csv.DictReader(file)
-                # Tables of versions without protocols lack that column.
-                if tuple(reader.fieldnames or ()) not in (COLUMNS, WITHOUT_PROTOCOL):
+                names = reader.fieldnames or ()
+                if [name for name in COLUMNS if name not in LATER - {*names}] != [*names]:
                     raise ValueError(f"{path}, line 1: the columns should be {','.join(COLUMNS)}")
-                return cls([_parsed(path, reader.line_num, line) for line in reader], path)
+                rows = [_parsed(path, reader.line_num, line) for line in reader]
         except FileNotFoundError:
             raise ValueError(f"{path} is missing: take the one that comes with the checkout") from None
+        return cls(rows, path, read_counts(path.with_name(COUNTS)), study)
+
+    def of(self, study: Study) -> "Costs":
+        """Return the same table for the jobs of a study."""
+        return Costs(self.rows.values(), self.path, self.counts, study)
 
     def row(self, rule: str, axes: Mapping[str, Any]) -> Row:
-        """Return the row that holds for a job: of those that match, the one that says most of it.
+        """Return what holds for a job: of the rows that match, the one that says most of it, or the formula.
 
-        A rule that has no row at all, as one that was just added, takes ``UNKNOWN``.
+        A rule of which neither knows, as one that was just added, takes ``UNKNOWN``.
 
         Args:
             rule: a key of ``UNITS``.
             axes: those that the job has, as ``cells.Cell.axes`` returns them.
-
-        Raises:
-            ValueError: no row holds.
         """
-        method = axes.get(method_axis(rule), "")
-        job = Key(rule, method, axes.get("architecture", ""), axes.get("dataset", ""), axes.get("spc"))
-        if method_axis(rule) == "defense" and axes.get("protocol", SURVEY) != SURVEY:
-            job = job._replace(protocol=axes["protocol"])
-        if job not in self._found:
-            if (rule, method) not in self._candidates:
-                self._candidates[rule, method] = [
-                    row for row in self._ranked if row.key.rule == rule and row.key.method in ("", method)
-                ]
-            found = next((row for row in self._candidates[rule, method] if row.key.matches(job)), None)
-            if rule not in self._known:
-                found = _unknown(rule)
-            if found is None:
-                raise ValueError(f"{self.path}: no row for {job}: add one with no key but the rule")
-            self._found[job] = found
-        return self._found[job]
+        asked = self.kind(rule, axes)
+        if asked not in self._found:
+            job = job_key(rule, axes)
+            self._found[asked] = self._measured(job) or self._corrected(job, axes)
+        return self._found[asked]
+
+    def kind(self, rule: str, axes: Mapping[str, Any]) -> Hashable:
+        """Return what is equal for jobs that take the same; the arguments are those of :meth:`row`."""
+        return (job_key(rule, axes), *self._beside(rule, axes))
 
     def estimate(self, rule: str, axes: Mapping[str, Any]) -> Estimate:
-        """Return what a unit of a job takes; the arguments are those of :meth:`row`."""
+        """Return what a unit of a job takes at most; the arguments are those of :meth:`row`."""
         return self.row(rule, axes).estimate
+
+    def by_formula(self, rule: str, axes: Mapping[str, Any], machine: Machine = ASSUMED) -> Row:
+        """Return what the formula says of a job, whatever was measured; arguments as :meth:`row` has them."""
+        job = job_key(rule, axes)
+        counts = self.counts_of(job) if rule == "defend" else {}
+        known = cost_formula.facts(rule, job.method, axes, self.study, counts)
+        taken = cost_formula.taken(known, machine)
+        if taken is None:
+            gpu = any(own.gpu for own in graph.RULES.values() if own.stage_name == rule)
+            return Row(job, UNKNOWN, GPU if gpu else CPU, BY_FORMULA, UNKNOWN.seconds)
+        estimate = Estimate(taken.seconds, taken.memory_mb, taken.disk_mb)
+        device = machine.name if taken.device == GPU else CPU
+        return Row(job, estimate, device, BY_FORMULA, taken.expected_s)
+
+    def counts_of(self, job: Key) -> dict[str, float]:
+        """Return how often the loops of a defense went round: there, or where else it ran.
+
+        Of runs at another SPC or on another data set, the median of medians.
+        """
+        protocol = job.protocol or SURVEY
+        exact = self.counts.get(CountKey(job.method, job.dataset, job.spc or NO_SAMPLES, protocol))
+        if exact:
+            return {name: median for name, (median, _) in exact.items()}
+        found: dict[str, list[float]] = {}
+        for key, counts in self.counts.items():
+            if (key.method, key.protocol) == (job.method, protocol):
+                for name, (median, _) in counts.items():
+                    found.setdefault(name, []).append(median)
+        return {name: float(statistics.median(values)) for name, values in found.items()}
+
+    def _beside(self, rule: str, axes: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Return what else of a job's axes can change its settings, in this study."""
+        own = self.study and self.study.defenses.get(axes.get("defense", ""))
+        if rule == "defend" and own and own.overrides:
+            return tuple(axes.get(axis) for axis in ("attack", "ratio", "seed"))
+        if rule == "train" and self.study and self.study.training.overrides:
+            return tuple(axes.get(axis) for axis in ("ratio", "seed"))
+        return ()
+
+    def _measured(self, job: Key) -> Row | None:
+        names = (job.rule, job.method)
+        if names not in self._candidates:
+            self._candidates[names] = [
+                row for row in self._ranked if row.key.rule == job.rule and row.key.method in ("", job.method)
+            ]
+        return next((row for row in self._candidates[names] if row.key.matches(job)), None)
+
+    def _corrected(self, job: Key, axes: Mapping[str, Any]) -> Row:
+        row = self.by_formula(job.rule, axes)
+        ratios = self._ratios(job.rule)
+        of_method = [ratio for method, ratio, _ in ratios if method == job.method]
+        factors = of_method or [ratio for _, ratio, _ in ratios]
+        if not factors:
+            return row
+        factor = statistics.median(factors)
+        seconds = row.estimate.seconds * factor
+        (device, *_) = sorted({device for *_, device in ratios})
+        estimate = row.estimate._replace(seconds=seconds)
+        return Row(job, estimate, device, CORRECTED, row.expected_s * factor)
+
+    @functools.cache  # noqa: B019, as long as the table
+    def _ratios(self, rule: str) -> list[tuple[str, float, str]]:
+        """Return what rows of a rule took for what the formula expects: method, ratio and device.
+
+        Expected, not at most: how early loops ended says nothing of the machine. Only of images that are
+        known: those of another data set say nothing either.
+        """
+        return [
+            (row.key.method, row.expected_s / said, row.device)
+            for row in self.rows.values()
+            if row.key.rule == rule and cost_formula.is_known(row.key.dataset, self.study)
+            if (said := self.by_formula(rule, key_axes(row.key)).expected_s)
+        ]
 
     def write(self) -> None:
         """Write the table where it was read from, whole or not at all."""
@@ -239,17 +349,70 @@ class Costs:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             writer.writerows(row.texts() for row in rows)
+        write_counts(self.counts, self.path.with_name(COUNTS))
+
+
+def read_counts(path: Path) -> dict[CountKey, dict[str, tuple[float, int]]]:
+    """Return the counts of a file; none if there is no file.
+
+    Raises:
+        ValueError: a line is wrong.
+    """
+    if not path.exists():
+        return {}
+    counts: dict[CountKey, dict[str, tuple[float, int]]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        for line in reader:
+            try:
+                key = CountKey(line["method"], line["dataset"], int(line["spc"]), line["protocol"])
+                counts.setdefault(key, {})[line["count"]] = (float(line["median"]), int(line["runs"]))
+            except (KeyError, TypeError, ValueError):
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: should have {','.join(COUNT_COLUMNS)}"
+                ) from None
+    return counts
+
+
+def write_counts(counts: Counts, path: Path) -> None:
+    """Write counts, whole or not at all; nothing where there are none and no file."""
+    from detrojan.storage import records
+
+    if not counts and not path.exists():
+        return
+    with records.whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COUNT_COLUMNS)
+        for key in sorted(counts):
+            for name, (median, runs) in sorted(counts[key].items()):
+                writer.writerow([*key, name, number_text(median), runs])
+
+
+def job_key(rule: str, axes: Mapping[str, Any]) -> Key:
+    """Return the key of a job, for the axes that it has."""
+    method = axes.get(method_axis(rule), "")
+    job = Key(rule, method, axes.get("architecture", ""), axes.get("dataset", ""), axes.get("spc"))
+    if method_axis(rule) == "defense" and axes.get("protocol", SURVEY) != SURVEY:
+        job = job._replace(protocol=axes["protocol"])
+    return job
+
+
+def key_axes(key: Key) -> dict[str, Any]:
+    """Return axes of a job that ``key`` stands for."""
+    axes = {
+        method_axis(key.rule): key.method,
+        "architecture": key.architecture,
+        "dataset": key.dataset,
+        "spc": key.spc,
+        "protocol": key.protocol,
+    }
+    return {axis: value for axis, value in axes.items() if value not in ("", None)}
 
 
 def method_axis(rule: str) -> str:
     """Return the axis that names the method of a rule's jobs in the table."""
     own = graph.RULES.get(rule)
     return "defense" if own and "defenses" in own.methods else "attack"
-
-
-def _unknown(rule: str) -> Row:
-    gpu = any(own.gpu for own in graph.RULES.values() if own.stage_name == rule)
-    return Row(Key(rule), UNKNOWN, GPU if gpu else CPU, ASSUMED)
 
 
 def _parsed(path: Path, number: int, texts: Mapping[str, str]) -> Row:
@@ -275,7 +438,13 @@ def num_units(rule: str, axes: Mapping[str, Any]) -> float:
     return float(axes["ratio"]) if rule == "poison" else 1
 
 
-def runtime_min(rule: str, axes: Mapping[str, Any], attempt: int, units: float | None = None) -> int:
+def runtime_min(
+    rule: str,
+    axes: Mapping[str, Any],
+    attempt: int,
+    units: float | None = None,
+    costs: Costs | None = None,
+) -> int:
     """Return the time limit to ask for, minutes.
 
     Args:
@@ -284,18 +453,19 @@ def runtime_min(rule: str, axes: Mapping[str, Any], attempt: int, units: float |
         attempt: 1 for the first; each further one gets twice the time.
         units: how many the job has, where its axes don't tell: epochs of ``train``, thousands of shards of
             ``aggregate`` and ``report``.
+        costs: of the study's jobs; the checkout's table if not given.
 
     Raises:
-        ValueError: no row holds, or ``DETROJAN_MAX_RUNTIME`` is no number.
+        ValueError: ``DETROJAN_MAX_RUNTIME`` is no number.
     """
     count = num_units(rule, axes) if units is None else units
-    seconds = STARTUP_S + SAFETY * count * default().estimate(rule, axes).seconds
+    seconds = STARTUP_S + SAFETY * count * (costs or default()).estimate(rule, axes).seconds
     return _allowed(max(math.ceil(seconds / 60), MIN_RUNTIME_MIN) * 2 ** (attempt - 1), MAX_RUNTIME)
 
 
-def mem_mb(rule: str, axes: Mapping[str, Any], attempt: int) -> int:
+def mem_mb(rule: str, axes: Mapping[str, Any], attempt: int, costs: Costs | None = None) -> int:
     """Return the memory to ask for, MB; each attempt gets twice that of the one before."""
-    memory = MEMORY_SAFETY * default().estimate(rule, axes).memory_mb + SNAKEMAKE_MB
+    memory = MEMORY_SAFETY * (costs or default()).estimate(rule, axes).memory_mb + SNAKEMAKE_MB
     return _allowed(max(math.ceil(memory), MIN_MEMORY_MB) * 2 ** (attempt - 1), MAX_MEMORY)
 
 
