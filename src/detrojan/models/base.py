@@ -25,10 +25,7 @@ class Architecture(BaseModel):
     min_side: ClassVar[int] = 1
 
     def network(self, num_classes: int) -> nn.Module:
-        """Return a fresh network from normalized images (N, 3, H, W) to logits (N, num_classes).
-
-        Its last child maps flat features to logits: methods that read features hook that child.
-        """
+        """Return a fresh network from normalized images (N, 3, H, W) to logits (N, num_classes)."""
         raise NotImplementedError
 
 
@@ -91,11 +88,6 @@ class Classifier(nn.Module):
         insertions.attach(self.network, host, layer)
         inserted = self.build.inserted | {host: layer.kind}
         self.build = dataclasses.replace(self.build, inserted=inserted)
-
-    @property
-    def head(self) -> nn.Module:
-        """The last child: flat features (N, D) to logits. Hook it to read the features."""
-        return list(self.network.children())[-1]
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
