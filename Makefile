@@ -65,5 +65,9 @@ $(VENV)/ready-lint: envs/lock-lint.txt $(READY)
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement envs/lock-lint.txt
 	touch $@
 
+$(VENV)/ready-timm: envs/lock-timm.txt $(READY)
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement envs/lock-timm.txt
+	touch $@
+
 clean: ## remove .venv and the caches, but no results
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -37,7 +37,8 @@ onstart:
     files.keep(config, pathlib.Path(graph.RESULTS))
     asked = sources.of(study)
     classes = {name: study.num_classes(name) for name in asked}
-    handover.give(workflow, config, {name: images_of(name) for name in asked}, classes)
+    images = {name: images_of(name) for name in asked}
+    handover.give(workflow, config, images, classes, study.networks)
 
 
 rule all:

@@ -4,7 +4,8 @@ import json
 
 import snakemake.resources
 
-from detrojan import cells, registry
+from detrojan import cells
+from detrojan.study import networks
 from detrojan.workflow import (
     closing,
     fork_server,
@@ -85,9 +86,7 @@ def code(name):
     """Return a param: the digest of all our code that the job of a rule runs."""
 
     def digest(wildcards):
-        named = dict(wildcards.items())
-        if "source" in graph.RULES[name].methods.values():
-            named["source"] = source(wildcards)
+        named = graph.methods_of(study, dict(wildcards.items()))
         # A cluster's job runs what it was planned with, or refuses.
         return planned.code.get(graph.code_key(name, named)) or graph.code_digest(name, named)
 
@@ -96,7 +95,8 @@ def code(name):
 
 def study_text():
     """Return the study, but for what decides no result, as JSON: the order of its keys means nothing."""
-    said = {key: value for key, value in config.items() if key not in ("keep_defended", "close")}
+    said = networks.expanded(config)
+    said = {key: value for key, value in said.items() if key not in ("keep_defended", "close")}
     return json.dumps(said, sort_keys=True)
 
 

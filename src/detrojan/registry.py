@@ -8,13 +8,16 @@ method's module but :func:`load`, which jobs call.
 import ast
 import functools
 import importlib
+import importlib.util
 import inspect
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import pydantic
+import yaml
 from pydantic import Field
 
 from detrojan.cells import NO_METHOD
@@ -28,6 +31,14 @@ Part = Literal["analysis/tables", "analysis/report/figures"]
 TABLES: Part = "analysis/tables"
 FIGURES: Part = "analysis/report/figures"
 GATHERED = ("cells", "models", "measures")  # tables that follow from no others
+
+
+# A network that is no file of `models/` but one of others: an architecture's field names it, by these words.
+NETWORK = "network"
+NETWORK_SOURCES = ("torchvision", "timm")
+NAMED = PACKAGE / "models" / "_parts" / "named.py"  # makes them
+CATALOGUE = PACKAGE / "models" / "catalogue.yaml"
+NO_TIMM = "timm is not installed: pip install 'detrojan[timm]'"
 
 
 class Declared(NamedTuple):
@@ -65,12 +76,38 @@ def names(kind: Kind | Part) -> list[str]:
 def path(kind: Kind | Part, name: str) -> Path:
     """Return the file of a method, a table or a figure.
 
+    What makes a network of others stands in :data:`NAMED`, whatever its name.
+
     Raises:
         ValueError: there is none of this name.
     """
+    if kind == "models" and is_network(name):
+        return NAMED
     if name not in _files(kind):
         raise ValueError(f"no {name!r} among the {kind}: there are {', '.join(names(kind))}")
     return _files(kind)[name]
+
+
+def is_network(name: str) -> bool:
+    """Return whether ``name`` is that of a network of others, or a file: ``timm:NAME``, ``PATH.py``."""
+    return ":" in name or name.endswith(".py")
+
+
+def sources(kind: Kind | Part, name: str) -> list[Path]:
+    """Return the files whose code a method runs: its own, or of a network of one's own the file too.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    own = [Path(name)] if kind == "models" and name.endswith(".py") else []
+    return [path(kind, name), *own]
+
+
+@functools.cache
+def catalogue() -> dict[str, dict[str, Any]]:
+    """Return what is known of networks of others, by name: see ``docs/networks.md``."""
+    read: dict[str, dict[str, Any]] = yaml.safe_load(CATALOGUE.read_text(encoding="utf-8"))
+    return read
 
 
 def threat_model(kind: Kind, name: str) -> str:
@@ -105,8 +142,9 @@ def load(kind: Kind, name: str, settings: dict[str, Any] | None = None, *, smoke
     Raises:
         ValueError: there is no such method, or it has no such setting (pydantic's error, a subclass).
     """
-    file = path(kind, name)
-    module = imported(kind, name)
+    own = kind == "models" and name.endswith(".py")
+    file = Path(name) if own else path(kind, name)
+    module = _imported_file(file.resolve()) if own else imported(kind, name)
     classes: list[Any] = [
         value
         for _, value in inspect.getmembers(module, inspect.isclass)
@@ -117,16 +155,55 @@ def load(kind: Kind, name: str, settings: dict[str, Any] | None = None, *, smoke
 
 
 @functools.cache
+def _imported_file(file: Path) -> ModuleType:
+    """Import a file that is no part of the package."""
+    spec = importlib.util.spec_from_file_location(f"detrojan_network_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
 def declared(kind: Kind, name: str) -> Declared:
     """Return what the class of a method declares, read from its source without importing it.
 
     Bases inside the package are read too. A field whose type or default is more than a plain
     value can't be declared so: keep hyperparameters numbers, texts, flags and lists of them.
 
+    Of a network of others the settings are those that all have, the constants what its file or the
+    catalogue says of it, of one that neither knows nothing but a ``min_side`` of 1.
+
     Raises:
         ValueError: there is no such method.
     """
-    file = path(kind, name)
+    if kind == "models" and is_network(name):
+        constants = own_network(name).constants if name.endswith(".py") else catalogue().get(name, {})
+        return Declared(_declared(NAMED).settings, {"min_side": 1, **constants})
+    return _declared(path(kind, name))
+
+
+def own_network(file: str) -> Declared:
+    """Return what the one architecture in a file declares, read without importing it.
+
+    Raises:
+        ValueError: the file can't be read, is no Python, or has not one such class.
+    """
+    try:
+        nodes = _classes(Path(file)).values()
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{file} can't be read ({error})") from None
+    classes = [node.name for node in nodes if _is_settings(Path(file), node)]
+    if len(classes) != 1:
+        raise ValueError(
+            f"{file} should have one subclass of Architecture, not {', '.join(classes) or 'none'}"
+        )
+    return _declared(Path(file))
+
+
+@functools.cache
+def _declared(file: Path) -> Declared:
     classes = [node.name for node in _classes(file).values() if _is_settings(file, node)]
     assert len(classes) == 1, f"{file} should have one class of settings, not {classes or 'none'}"
     fields, constants = _class_fields(file, classes[0])

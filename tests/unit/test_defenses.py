@@ -217,14 +217,14 @@ def test_ft_moves_nothing_but_statistics_at_a_vanishing_rate(toy_model, sample):
 
 
 def test_fp_sweep_on_cached_features_equals_masking_the_model(toy_model, sample):
-    head = toy_model.head
+    head = toy_model.network.linear
     order = torch.randperm(head.in_features, generator=rng.stream("order"))
     found = fp_module._prunable(toy_model, sample.train)
     right = fp_module._sweep(toy_model, found, sample.validation, order, 3)
     assert len(right) == math.ceil(head.in_features / 3)
     for point in (0, 1, 4, 7, 10):
         masked = copy.deepcopy(toy_model)
-        masked.head.weight.data[:, order[: 3 * point]] = 0
+        masked.network.linear.weight.data[:, order[: 3 * point]] = 0
         with torch.inference_mode():
             predicted = masked(to_float(sample.validation.images)).argmax(1)
         assert right[point] == (predicted == sample.validation.labels).sum(), point
@@ -239,15 +239,15 @@ def test_fp_prunes_idle_channels_and_keeps_them_at_zero(toy_model, sample):
     for block in planted.network.layer4:
         block.conv2.weight.data[:] = block.conv2.weight.abs() * (torch.arange(32) != 3).view(-1, 1, 1, 1)
     planted.network.layer4[0].shortcut.weight.data.abs_()
-    planted.head.weight.data[0, 3] = 50
+    planted.network.linear.weight.data[0, 3] = 50
     clean = dataclasses.replace(sample, chosen={})
     repaired = defend(load("fp", epochs=3, step=0.01), planted, clean)
     found = fp_module._prunable(planted, clean.train)
     activity = fp_module._features(planted, found, clean.train).mean(0)
     assert activity.argmin() == 3
     if clean.chosen["num_pruned"]:
-        assert (repaired.head.weight[:, 3] == 0).all()
-    zero_columns = (repaired.head.weight == 0).all(0).sum()
+        assert (repaired.network.linear.weight[:, 3] == 0).all()
+    zero_columns = (repaired.network.linear.weight == 0).all(0).sum()
     assert zero_columns == clean.chosen["num_pruned"]
 
 
@@ -265,7 +265,7 @@ def test_fp_prunes_what_is_lowest_by_its_signed_mean_up_to_the_last_point_accept
     lowest = activity.argsort()[:6]
     # Busy channels may be lowest: features of this network have a sign.
     assert set(lowest.tolist()) != set(activity.abs().argsort()[:6].tolist())
-    assert (repaired.head.weight == 0).all(0).nonzero()[:, 0].tolist() == sorted(lowest.tolist())
+    assert (repaired.network.linear.weight == 0).all(0).nonzero()[:, 0].tolist() == sorted(lowest.tolist())
 
 
 def test_fp_is_judged_by_the_images_that_it_is_told(toy_model, sample, monkeypatch):
@@ -330,6 +330,15 @@ def test_clp_prunes_the_planted_channel_alone():
         maps = repaired(torch.rand(2, 3, 8, 8))
     assert (maps[:, 17] == 0).all()
     assert (maps[:, :17] != 0).any()
+
+
+def test_clp_names_layers_as_the_network_does():
+    layers = one_layer()
+    layers[0].weight.data[17] *= 100
+    model = models.Classifier(layers, models.Build("planted", {}, 2, (0.5,) * 3, (0.25,) * 3)).eval()
+    clean = DefenderSample(empty(2), empty(2))
+    defend(load("clp", u=3), model, clean)
+    assert clean.chosen["pruned"] == ["1:17"]  # not network.1, as no other method has it
 
 
 def test_clp_cannot_reach_ten_deviations_with_few_channels():

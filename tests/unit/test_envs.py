@@ -1,5 +1,6 @@
 """The lock, the conda environment and the container recipes install the same versions of all packages."""
 
+import importlib.util
 import re
 import tomllib
 from importlib import metadata
@@ -52,7 +53,7 @@ def conda():
     return yaml.safe_load((ENVS / "environment.yml").read_text())
 
 
-@pytest.mark.parametrize("name", ["lock.txt", "lock-lint.txt"])
+@pytest.mark.parametrize("name", ["lock.txt", "lock-lint.txt", "lock-timm.txt"])
 def test_every_package_but_torch_has_the_digests_of_its_files(name):
     assert [line for line in locked(name) if not HASHED.fullmatch(line)] == []
     assert set(pins(locked("lock-torch.txt"))) == {"torch", "torchvision"}
@@ -69,8 +70,23 @@ def test_the_lock_pins_what_the_project_needs(lock):
 
 
 def test_the_lock_pins_what_its_packages_need(lock):
+    assert not missing(lock, lock)
+
+
+def test_the_lock_of_timm_pins_what_it_needs_on_top(lock):
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    own = pins(line.partition(" ")[0] for line in locked("lock-timm.txt"))
+    assert not own.keys() & lock.keys()
+    assert not missing(own, lock | own)
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["timm"]
+    assert Requirement(extra[0]).specifier.contains(own["timm"])
+
+
+def missing(names, lock):
+    """Return what packages of these names need and a lock doesn't pin."""
     missing = set()
-    for name in lock:
+    for name in names:
         for text in metadata.requires(name) or []:
             needed = Requirement(text)
             wanted = needed.marker is None or needed.marker.evaluate({"extra": ""})
@@ -78,7 +94,7 @@ def test_the_lock_pins_what_its_packages_need(lock):
             pinned = lock.get(canonicalize_name(needed.name))
             if wanted and not (pinned and needed.specifier.contains(pinned)):
                 missing.add(f"{name} needs {text}")
-    assert not missing
+    return missing
 
 
 def test_conda_installs_what_the_lock_says(lock, conda):

@@ -41,7 +41,9 @@ def stream(name):
 
 
 def cosine(model, original):
-    return F.cosine_similarity(model.head.weight.flatten(), original.head.weight.flatten(), dim=0).item()
+    return F.cosine_similarity(
+        model.network.linear.weight.flatten(), original.network.linear.weight.flatten(), dim=0
+    ).item()
 
 
 # --- New layers ------------------------------------------------------------------------------------

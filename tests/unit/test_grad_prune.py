@@ -11,12 +11,14 @@ from torch.nn import functional as F
 from detrojan import models, registry, rng
 from detrojan.defenses._parts import gradient_pruning as module
 from detrojan.defenses._parts.gradient_pruning import Filters, Limit, NextTensorFilters, Tuned
+from detrojan.errors import NotApplicableError
 from detrojan.images import DatasetInfo, DefenderSample, ImageSet, TriggeredSample, to_float
 from detrojan.learning import inference
 from detrojan.models._parts import structure
 from detrojan.settings import NO_AUGMENTATION
 from detrojan.study import protocols
 from tests.unit.conftest import share
+from tests.unit.test_places import network_of
 
 
 def load(name, **settings):
@@ -249,12 +251,12 @@ def test_a_step_of_tuning_sees_clean_and_triggered_images(toy_model, known, monk
             F.cross_entropy(expected(part), labels).backward()
     optimizer.step()
     if not regrow:
-        for tensor, row in Filters(expected).rows(filters.removed[0]):
+        for tensor, row in Filters(expected).parts(filters.removed[0]):
             tensor.data[row] = 0
     tuned = defense.tune(model, filters, known, known.triggered, rng=rng.stream("tune"))
     assert tuned == Tuned(epoch=1, capped=True)
     torch.testing.assert_close(model.state_dict(), expected.state_dict(), rtol=1e-4, atol=1e-5)
-    zero = all((tensor[row] == 0).all() for tensor, row in filters.rows(filters.removed[0]))
+    zero = all((tensor[row] == 0).all() for tensor, row in filters.parts(filters.removed[0]))
     assert zero != regrow
 
 
@@ -400,6 +402,44 @@ def test_the_authors_candidates_are_all_convolutions_gates_too():
     every = {name for name, layer in network.named_modules() if isinstance(layer, torch.nn.Conv2d)}
     assert set(NextTensorFilters(network).names) == every
     assert set(Filters(network).names) < every
+
+
+def test_a_hidden_unit_of_a_transformer_is_removed_as_if_its_activation_were_zero():
+    network = copy.deepcopy(network_of("vit"))
+    torch.nn.init.normal_(network.heads.head.weight, generator=rng.stream("head"))  # torchvision's is zero
+    filters = Filters(network, torch.empty(1, 3, 32, 32))
+    sizes = dict(zip(filters.names, filters.sizes, strict=True))
+    assert sizes.pop("conv_proj") == 16
+    assert sizes == {f"encoder.layers.encoder_layer_{block}.mlp.0": 32 for block in range(5)}
+    images = torch.rand(3, 3, 32, 32, generator=rng.stream("images"))
+    before = network(images)
+    activation = network.encoder.layers.encoder_layer_3.mlp[1]
+    hook = activation.register_forward_hook(lambda _, inputs, output: output * (torch.arange(32) != 7))
+    expected = network(images)
+    hook.remove()
+    scores = torch.zeros(len(filters))
+    scores[16 + 3 * 32 + 7] = 1  # filters of the patch embedding come first
+    filters.remove(scores)
+    assert filters.removed_names() == ["encoder.layers.encoder_layer_3.mlp.0:7"]
+    assert torch.equal(network(images), expected)
+    assert not torch.equal(before, expected)
+    # Neither row, bias nor column grows back.
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1)
+    filters.keeper()()
+    first, second = (network.encoder.layers.encoder_layer_3.mlp[place] for place in (0, 3))
+    for part in (first.weight[7], first.bias[7], second.weight[:, 7]):
+        assert (part == 0).all()
+    assert int((second.weight == 0).sum()) == 16
+
+
+def test_the_patch_embedding_alone_is_no_choice():
+    network = copy.deepcopy(network_of("vit"))
+    with pytest.raises(NotApplicableError, match="conv_proj, which cuts images into patches"):
+        NextTensorFilters(network)  # the authors' code knows convolutions alone
+    two = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 2, 2), torch.nn.Conv2d(4, 4, 1))
+    assert NextTensorFilters(two).names == ["0", "1"]
 
 
 def test_scoring_in_training_mode_draws_from_its_own_stream(two_convolutions):

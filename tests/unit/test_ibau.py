@@ -385,7 +385,7 @@ def test_the_step_holds_the_implicit_term(toy_model, sample, monkeypatch):
     assert sample.chosen["inner_images"] == 9
     assert sample.chosen["perturbation_norms"] == [pytest.approx(float(calls[0][1].norm()))]
     direct = defend(sample, toy_model, inner_images=9, iterations=0, **settings)
-    assert not torch.equal(repaired.head.weight, direct.head.weight)
+    assert not torch.equal(repaired.network.linear.weight, direct.network.linear.weight)
 
 
 def test_statistics_modes_and_modules_stay(toy_images):

@@ -165,6 +165,14 @@ def test_no_augmentation_is_the_identity(toy_images):
         assert torch.equal(batch.labels, images.labels[batch.rows])
 
 
+def test_a_loader_holds_no_border_around_its_images(toy_images):
+    # 28 pixels around images of 224 would take 1.56 times their memory.
+    images = toy_images(side=8)
+    held = Loader(images, 4, Augmentation(crop_padding=7, flip=False))
+    tensors = [value for value in vars(held).values() if isinstance(value, torch.Tensor)]
+    assert sum(tensor.untyped_storage().nbytes() for tensor in tensors) == images.images.numel()
+
+
 @pytest.mark.parametrize("augmentation", [CROP_AND_FLIP, NO_AUGMENTATION])
 def test_batches_are_float_and_channels_last(toy_images, augmentation):
     for batch in epoch(toy_images(), augmentation=augmentation):

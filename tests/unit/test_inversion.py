@@ -231,7 +231,7 @@ def test_a_finished_class_costs_no_more_passes(toy_model, toy_images, monkeypatc
 
 def test_a_class_out_of_reach_keeps_its_last_mask_and_is_no_find(toy_model, toy_images):
     model = copy.deepcopy(toy_model)
-    model.head.bias.data[3] = -1e4  # no image can get class 3
+    model.network.linear.bias.data[3] = -1e4  # no image can get class 3
     settings = TriggerInversion(inversion_epochs=4, min_steps=1)
     triggers = search(model, toy_images(), torch.tensor([3]), settings, rng=rng.stream("search"))
     assert not triggers.reached[0]
@@ -291,7 +291,7 @@ def test_the_cap_cuts_the_last_epoch_short(toy_model, toy_images, monkeypatch):
 
 def test_a_loss_that_is_not_finite_stops_it(toy_model, toy_images, quick):
     model = copy.deepcopy(toy_model)
-    model.head.bias.data[0] = math.inf
+    model.network.linear.bias.data[0] = math.inf
     with pytest.raises(ArithmeticError, match="not finite"):
         search(model, toy_images(), torch.arange(4), quick, rng=rng.stream("search"))
 

@@ -219,6 +219,38 @@ def test_the_head_maps_features_to_logits(name):
     assert head.channels == first.in_features
 
 
+class Enlarged(nn.Module):
+    """No layer of torch's, and without parameters."""
+
+    def forward(self, images):
+        return F.interpolate(images, size=32)
+
+
+def test_a_head_need_not_be_the_last_child():
+    # As others wrap a transformer: the names of all its layers begin with 1.
+    network = nn.Sequential(Enlarged(), network_of("vit"))
+    assert places.head(network, black(16)).layers == ["1.heads.head"]
+    assert places.stages(network, black(16))[0] == "1.encoder.layers.encoder_layer_1"
+
+
+class TwoHeads(nn.Module):
+    """As a distilled DeiT: the mean of the logits of two tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.head_dist = nn.Linear(4, 5), nn.Linear(4, 5)
+        self.norm = nn.LayerNorm(4)
+        self.embed = nn.Conv2d(3, 4, 16, 16)
+
+    def forward(self, images):
+        tokens = self.norm(self.embed(images).flatten(2).transpose(1, 2))
+        return (self.head(tokens[:, 0]) + self.head_dist(tokens[:, 1])) / 2
+
+
+def test_a_network_may_have_two_heads():
+    assert places.head(TwoHeads(), black(32)).layers == ["head", "head_dist"]
+
+
 def test_channels_that_feed_a_head_have_several_positions():
     assert places.head(ours("vgg19_bn"), black(32)).channels == 512  # 25,088 columns
 

@@ -27,8 +27,8 @@ def batch(sample):
 def wavering(toy_model, batch):
     """Return the toy model with a sharp head: it predicts every class, and brightness flips some images."""
     with torch.no_grad():
-        toy_model.head.weight.mul_(20)
-        toy_model.head.bias.zero_().sub_(toy_model(batch.images).mean(0))
+        toy_model.network.linear.weight.mul_(20)
+        toy_model.network.linear.bias.zero_().sub_(toy_model(batch.images).mean(0))
     return toy_model
 
 

@@ -150,9 +150,7 @@ def jobs_of(raw: Mapping[str, Any]) -> dict[str, list[Job]]:
     found = defaultdict(list)
     for job in graph.jobs(study):
         if graph.RULES[job.rule].folder not in ("", graph.RULES["report"].folder):
-            dataset = job.axes.get("dataset")
-            named = job.axes | ({"source": study.datasets[dataset].source} if dataset else {})
-            found[graph.code_key(job.rule, named)].append(job)
+            found[graph.code_key(job.rule, graph.methods_of(study, job.axes))].append(job)
     return found
 
 

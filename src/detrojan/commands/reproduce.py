@@ -94,7 +94,20 @@ def study_of(cell: Shard, site: Site) -> dict[str, Any]:
     # All data sets, for overrides may name them; only those of the grid are read.
     working = site.results.resolve().parent
     datasets = {name: with_absolute_paths(dataset, working) for name, dataset in raw["datasets"].items()}
-    return raw | {"datasets": datasets, "grid": grid, "keep_defended": True, "close": 0}
+    architectures = {
+        name: with_absolute_files(settings, working)
+        for name, settings in raw.get("architectures", {}).items()
+    }
+    own = {"architectures": architectures, "datasets": datasets, "grid": grid}
+    return raw | own | {"keep_defended": True, "close": 0}
+
+
+def with_absolute_files(settings: Mapping[str, Any], working: Path) -> dict[str, Any]:
+    """Return an architecture of a study file, with files that start at ``working`` made absolute."""
+    ends = {registry.NETWORK: ".py", "pretrained": ".safetensors"}
+    found = {name: str(settings.get(name, "")) for name in ends}
+    whole = {name: str(working / path) for name, path in found.items() if path.endswith(ends[name])}
+    return {**settings, **whole}
 
 
 def with_absolute_paths(dataset: Mapping[str, Any], working: Path) -> dict[str, Any]:

@@ -238,8 +238,10 @@ def code(lookup: Lookup, steps: Sequence[Job], row: Mapping[str, Any] | None) ->
         trained = step.rule in graph.making("models")
         kept = lookup.model_card(Model(**step.axes)) if trained else row
         if kept and kept["code"]:
-            today = digest_today(step.rule, step.axes)
-            proofs = _proofs(graph.code_key(step.rule, step.axes), kept["code"], today)
+            settings = kept.get("architecture_settings", {}) if trained else {}
+            named = step.axes | {registry.NETWORK: settings.get(registry.NETWORK)}
+            today = digest_today(step.rule, named)
+            proofs = _proofs(graph.code_key(step.rule, named), kept["code"], today)
             found[f"{step.rule}{_whose(step, steps)}"] = {
                 "digest": kept["code"],
                 "today": today,

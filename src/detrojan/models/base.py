@@ -2,15 +2,16 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from detrojan import registry
-from detrojan.models._parts import insertions
+from detrojan.models._parts import insertions, pretrained
 from detrojan.models._parts.insertions import Insertion
+from detrojan.models._parts.named import NamedNetwork
 
 
 class Architecture(BaseModel):
@@ -25,10 +26,7 @@ class Architecture(BaseModel):
     min_side: ClassVar[int] = 1
 
     def network(self, num_classes: int) -> nn.Module:
-        """Return a fresh network from normalized images (N, 3, H, W) to logits (N, num_classes).
-
-        Its last child maps flat features to logits: methods that read features hook that child.
-        """
+        """Return a fresh network from normalized images (N, 3, H, W) to logits (N, num_classes)."""
         raise NotImplementedError
 
 
@@ -37,15 +35,16 @@ class Build:
     """All that is needed to build a classifier again, but for its weights.
 
     Attributes:
-        architecture: the file's name in ``models/``.
-        settings: that architecture's fields that differ from their defaults.
+        architecture: the file's name in ``models/``, or the name that a study gives to a network of others.
+        settings: that architecture's fields that differ from their defaults; a network of others has
+            the field ``network`` among them.
         num_classes: the length of a row of logits.
         mean, std: per channel (RGB), of pixels in [0, 1].
         inserted: the kind of each layer that a defense has added, by the name of its host.
     """
 
     architecture: str
-    settings: dict[str, object]
+    settings: dict[str, Any]
     num_classes: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -92,11 +91,6 @@ class Classifier(nn.Module):
         inserted = self.build.inserted | {host: layer.kind}
         self.build = dataclasses.replace(self.build, inserted=inserted)
 
-    @property
-    def head(self) -> nn.Module:
-        """The last child: flat features (N, D) to logits. Hook it to read the features."""
-        return list(self.network.children())[-1]
-
 
 def memory_format(device: torch.device) -> torch.memory_format:
     """Return how images and kernels should lie in memory: channels_last on a GPU, else channels first.
@@ -113,7 +107,10 @@ def build(spec: Build) -> Classifier:
     A fresh one: layers that a defense inserts have sizes and values of their own, see :func:`restore`.
     """
     assert not spec.inserted, "only its weights tell how large an inserted layer is: restore it with them"
-    return Classifier(_network(spec), spec).eval()
+    network = _network(spec)
+    if spec.settings.get("pretrained"):
+        pretrained.load(network, str(spec.settings["pretrained"]), spec.num_classes)
+    return Classifier(network, spec).eval()
 
 
 def restore(spec: Build, weights: Mapping[str, Tensor]) -> Classifier:
@@ -123,9 +120,15 @@ def restore(spec: Build, weights: Mapping[str, Tensor]) -> Classifier:
         ValueError: the names or shapes of ``weights`` are not those of the architecture and of the
             layers inserted in it.
     """
-    # Without storage: initializing VGG takes seconds, and would move torch's global stream.
+    if registry.NETWORK in spec.settings:
+        # Others keep tables beside the weights, which are computed while a network is made.
+        with torch.random.fork_rng(devices=[]):
+            network = _network(spec)
+    else:
+        # Without storage: initializing VGG takes seconds, and would move torch's global stream.
+        with torch.device("meta"):
+            network = _network(spec)
     with torch.device("meta"):
-        network = _network(spec)
         insertions.rebuild(network, spec.inserted, weights)
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
@@ -140,5 +143,7 @@ def restore(spec: Build, weights: Mapping[str, Tensor]) -> Classifier:
 
 
 def _network(spec: Build) -> nn.Module:
+    if registry.NETWORK in spec.settings:
+        return NamedNetwork(**spec.settings).build(spec.num_classes)
     architecture: Architecture = registry.load("models", spec.architecture, spec.settings)
     return architecture.network(spec.num_classes)

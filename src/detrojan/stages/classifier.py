@@ -73,7 +73,8 @@ def train(
         DivergedError: the loss is not finite; the message names the cell.
     """
     info = images.info
-    build = models.Build(name.architecture, architecture, images.num_classes, info.mean, info.std)
+    mean, std = (architecture.get(key) or getattr(info, key) for key in ("mean", "std"))
+    build = models.Build(name.architecture, architecture, images.num_classes, tuple(mean), tuple(std))
     with streams.global_stream(streams.stream("init", *name)):
         model = models.build(build)
     model.place(device)

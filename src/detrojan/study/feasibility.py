@@ -10,6 +10,7 @@ import pydantic
 
 from detrojan import registry
 from detrojan.cells import NO_METHOD, NO_SAMPLES, label_of
+from detrojan.study import networks
 from detrojan.study.files import StudyError, explain, wrong_shipped
 from detrojan.study.grid import models, shards
 from detrojan.study.schema import Dataset, MethodKind, Study
@@ -57,6 +58,8 @@ def check(study: Study) -> None:
         mistakes += _images_of_wrong_side(study, name)
     if mistakes:
         raise StudyError(mistakes)
+    for network in filter(networks.unknown, study.networks):
+        logger.warning("%s: unknown to the catalogue, so its first job checks it", network)
 
 
 def wrong_source(error: pydantic.ValidationError, name: str, dataset: Dataset) -> list[str]:
@@ -179,12 +182,10 @@ def _images_too_small(study: Study, name: str) -> Iterator[str]:
     side = study.datasets[name].image_size
     asked = {model.architecture for model in models(study) if model.dataset == name}
     for architecture in sorted(asked):
-        smallest = registry.declared("models", architecture).constants["min_side"]
-        if side < smallest:
-            yield (
-                f"datasets.{name}.image_size: {side} pixels, but {architecture} takes {smallest} or more: "
-                "raise it, or leave the architecture out"
-            )
+        settings = study.method("models", architecture, {"dataset": name, "architecture": architecture})
+        wrong = networks.wrong_side(study.network(architecture) or architecture, settings, side)
+        if wrong:
+            yield f"datasets.{name}.image_size: {side} pixels, but {wrong}"
 
 
 def _images_of_wrong_side(study: Study, name: str) -> Iterator[str]:

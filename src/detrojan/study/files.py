@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from detrojan import registry
 from detrojan.cells import MODEL_AXES, NO_METHOD
 from detrojan.settings import Augmentation, Optimization
-from detrojan.study import yaml_text
+from detrojan.study import networks, yaml_text
 from detrojan.study.schema import (
     ALL,
     BASELINES,
@@ -60,12 +60,14 @@ def load_study(raw: Mapping[str, Any]) -> Study:
     Raises:
         StudyError: it has mistakes.
     """
+    raw = networks.expanded(raw)
     try:
         study, mistakes = Study.model_validate(raw), []
     except pydantic.ValidationError as error:
         mistakes = explain(error, Study, raw)
     # These read the raw file, so that all mistakes are in one list, whatever the schema refused.
     mistakes += [*_unknown_names(raw), *_wrong_settings(raw), *_wrong_filters(raw), *_inconsistent(raw)]
+    mistakes += networks.wrong(raw)
     if mistakes:
         raise StudyError(dict.fromkeys(mistakes))
     return study
@@ -109,7 +111,7 @@ def kept(results: Path) -> dict[str, Any]:
     if not path.is_file():
         raise StudyError([f"{path} is missing: no study was run there"])
     try:
-        return yaml_text.read(path)
+        return networks.expanded(yaml_text.read(path))
     except ValueError as error:
         raise StudyError([f"{path} is broken: run the study again, which writes it ({error})"]) from None
 
@@ -151,7 +153,7 @@ def _names(raw: Any) -> Iterator[tuple[str, Any, list[str]]]:
                 yield f"{path}.{axis}", name, allowed
     for kind, section in SECTIONS.items():
         for name in _mapping(study.get(section)):
-            yield f"{section}.{name}", name, registry.names(kind)
+            yield f"{section}.{name}", name, _allowed_names(kind, raw)
     for name, dataset in _mapping(study.get("datasets")).items():
         yield f"datasets.{name}.source", _mapping(dataset).get("source"), registry.names("datasets")
 
@@ -160,11 +162,16 @@ def _known(raw: Any) -> dict[str, list[str]]:
     """Return the names that each named axis of the grid may take."""
     return {
         "dataset": list(_mapping(_mapping(raw).get("datasets"))),
-        "architecture": registry.names("models"),
+        "architecture": _allowed_names("models", raw),
         "attack": [NO_METHOD, *registry.names("attacks")],
         "defense": [NO_METHOD, *registry.names("defenses")],
         "protocol": [*PROTOCOLS],
     }
+
+
+def _allowed_names(kind: MethodKind, raw: Any) -> list[str]:
+    """Return the names of methods that a study may use: of the files, and of networks that it declares."""
+    return [*registry.names(kind), *(networks.of(raw) if kind == "models" else ())]
 
 
 class _Place(NamedTuple):
@@ -183,8 +190,9 @@ def _places(raw: Any) -> Iterator[_Place]:
     axes = {"models": MODEL_AXES, "attacks": TRIGGER_AXES, "defenses": FILTER_AXES}
     for kind, section in SECTIONS.items():
         for name, settings in _mapping(study.get(section)).items():
-            if name in registry.names(kind):
-                declared = registry.declared(kind, name).settings
+            if name in _allowed_names(kind, raw):
+                of_others = kind == "models" and name not in registry.names(kind)
+                declared = networks.FIELDS if of_others else registry.declared(kind, name).settings
                 own = kind == "attacks" and registry.trigger_owner(name) == "architecture"
                 allowed = OWN_TRIGGER_AXES if own else axes[kind]
                 yield _Place(f"{section}.{name}", _mapping(settings), declared, (*allowed, *FACTS))

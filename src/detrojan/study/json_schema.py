@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from detrojan import registry
 from detrojan.cells import NO_METHOD
 from detrojan.settings import Optimization
+from detrojan.study import networks
 from detrojan.study.schema import PROTOCOLS, SECTIONS, Settings, Study
 
 Schema = dict[str, Any]
@@ -40,6 +41,7 @@ def json_schema() -> Schema:
             parts[f"{section}_{name}"] = _fields(registry.declared(kind, name).settings)
             methods[name] = _settings(f"{section}_{name}", parts)
         sections[section] = _closed(methods, sections[section])
+    _let_networks(schema)
     parts["training"] = _fields(Optimization)
     sections["training"] = _settings("training", parts, sections["training"])
     common = parts.pop("Dataset")
@@ -60,6 +62,25 @@ def _names() -> dict[str, list[str]]:
         "defense": [NO_METHOD, *registry.names("defenses")],
         "protocol": [*PROTOCOLS],
     }
+
+
+def _let_networks(schema: Schema) -> None:
+    """Let a study name networks of others: in their short form, or as entries of ``architectures``.
+
+    Where the section has such entries, an architecture may have any name; else a file's, or a short form.
+    """
+    parts, section = schema["$defs"], schema["properties"]["architectures"]
+    files = parts["architecture"]["enum"]
+    parts["network"] = _fields(networks.FIELDS)
+    entry = _settings("network", parts) | {"required": [registry.NETWORK]}
+    section["patternProperties"] = {f"^(?!({'|'.join(files)})$){networks.NAME}$": entry}
+    short = {"type": "string", "pattern": r"^(torchvision:|timm:)[a-z0-9_.]+$|\.py$"}
+    parts["architecture"] = {
+        "anyOf": [{"enum": files}, short, {"type": "string", "pattern": f"^{networks.NAME}$"}]
+    }
+    known = {"items": {"anyOf": [{"enum": files}, short]}}
+    schema["if"] = {"properties": {"architectures": {"propertyNames": {"enum": files}}}}
+    schema["then"] = {"properties": {"grid": {"properties": {"architectures": known}}}}
 
 
 def _plain(schema: Any) -> Any:

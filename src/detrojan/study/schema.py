@@ -168,7 +168,11 @@ class Grid(Strict):
     """The axes of the study. Its cells are all combinations, as far as the filters let them."""
 
     datasets: list[str] = Field(min_length=1, description="names from the section datasets")
-    architectures: list[str] = Field(min_length=1, description="names of files in models/")
+    architectures: list[str] = Field(
+        min_length=1,
+        description="names of files in models/ or of the section architectures, or networks of others, such "
+        "as torchvision:resnet50",
+    )
     attacks: list[str] = Field(min_length=1, description="names of files in attacks/, or none; or all")
     ratios: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
         min_length=1, description="poisoned share of all training images"
@@ -370,7 +374,9 @@ class Study(Strict):
     pool: Literal["held_out", "train"] = Field(description="where the defender's images come from")
     datasets: dict[str, Dataset] = Field(min_length=1, description="data sets by name")
     grid: Grid = Field(description="the axes of the study")
-    architectures: dict[str, Settings] = Field({}, description="settings that differ from the defaults")
+    architectures: dict[str, Settings] = Field(
+        {}, description="settings that differ from the defaults; with a network, an architecture of your own"
+    )
     training: Settings = Field(Settings(), description="likewise, of training the models")
     attacks: dict[str, Settings] = Field({}, description="likewise")
     defenses: dict[str, Settings] = Field({}, description="likewise")
@@ -406,7 +412,18 @@ class Study(Strict):
             ValueError: a setting depends on the number of classes, and the data set's source can't be read.
         """
         values = self._declared(kind, name, axes) | self._own(kind, name, axes)
-        return registry.declared(kind, name).settings(**values).model_dump(mode="json")
+        of_others = self.network(name) if kind == "models" else ""
+        return registry.declared(kind, of_others or name).settings(**values).model_dump(mode="json")
+
+    def network(self, architecture: str) -> str:
+        """Return the network of others that an architecture is, such as ``timm:NAME``; else nothing."""
+        settings = self.architectures.get(architecture)
+        return str(((settings and settings.model_extra) or {}).get(registry.NETWORK, ""))
+
+    @property
+    def networks(self) -> list[str]:
+        """The networks of others that the study names, each once."""
+        return list(dict.fromkeys(filter(None, map(self.network, self.architectures))))
 
     def sources(self, defense: str, axes: Mapping[str, Axis]) -> dict[str, str]:
         """Return whose value each setting of a defense is: ``survey``, ``paper``, ``ours`` or ``study``.

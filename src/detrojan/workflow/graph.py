@@ -699,13 +699,16 @@ def code_digest(rule: str, named: Mapping[str, str]) -> str:
 
     Args:
         rule: the job's.
-        named: its axes; of ``dataset``, the ``source`` too.
+        named: its axes; of ``dataset``, the ``source`` too, and of ``architecture`` the ``network`` if it
+            has one. See :func:`methods_of`.
 
     Raises:
         ValueError: there is no such method.
     """
     own = RULES[rule]
-    methods = [registry.path(kind, named[axis]) for kind, axis in own.methods.items()]
+    methods = [
+        file for kind, axis in own.methods.items() for file in registry.sources(kind, _method(named, axis))
+    ]
     methods += [registry.path(part, name) for part in own.parts for name in registry.names(part)]
     templates = sorted((registry.PACKAGE / own.templates).iterdir()) if own.templates else []
     script = SCRIPTS / f"{own.script or rule}.py"
@@ -714,7 +717,21 @@ def code_digest(rule: str, named: Mapping[str, str]) -> str:
 
 def code_key(rule: str, named: Mapping[str, str]) -> str:
     """Return what jobs of one ``code_digest`` have in common: the rule, and the methods that it runs."""
-    return "/".join([rule, *(named[axis] for axis in RULES[rule].methods.values())])
+    return "/".join([rule, *(_method(named, axis) for axis in RULES[rule].methods.values())])
+
+
+def _method(named: Mapping[str, str], axis: str) -> str:
+    return (named.get(registry.NETWORK) if axis == "architecture" else "") or named[axis]
+
+
+def methods_of(study: Study, axes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``axes`` with what a study says of them: a data set's source, an architecture's network."""
+    found = dict(axes)
+    if axes.get("dataset"):
+        found["source"] = study.datasets[axes["dataset"]].source
+    if study.network(axes.get("architecture", "")):
+        found[registry.NETWORK] = study.network(axes["architecture"])
+    return found
 
 
 def oldest_code(key: str, code: str) -> str:
@@ -729,11 +746,12 @@ def oldest_code(key: str, code: str) -> str:
     return equal_code.record().oldest(key, code)
 
 
-def all_code() -> dict[str, str]:
-    """Return the digests of all our code, by ``code_key``."""
+def all_code(networks: Iterable[str] = ()) -> dict[str, str]:
+    """Return the digests of all our code, by ``code_key``, and of ``networks`` of others."""
     found = {}
     for rule in (rule for rule in RULES.values() if rule.unit):
-        for names in itertools.product(*map(registry.names, rule.methods)):
+        known = [[*registry.names(kind), *(networks if kind == "models" else ())] for kind in rule.methods]
+        for names in itertools.product(*known):
             named = dict(zip(rule.methods.values(), names, strict=True))
             found[code_key(rule.name, named)] = code_digest(rule.name, named)
     return found

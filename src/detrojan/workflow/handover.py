@@ -7,7 +7,7 @@ Its name is a digest of what is in it: a later run, of another study, leaves it 
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,16 +35,21 @@ class Planned(NamedTuple):
 
 
 def give(
-    workflow: Any, raw: Mapping[str, Any], images: Mapping[str, str], classes: Mapping[str, int]
+    workflow: Any,
+    raw: Mapping[str, Any],
+    images: Mapping[str, str],
+    classes: Mapping[str, int],
+    networks: Iterable[str] = (),
 ) -> None:
     """Let the jobs of Snakemake's ``workflow`` have the study ``raw``, as parsed, and what is there now.
 
-    That is the code, and the ``images`` and ``classes`` of each data set, see :class:`Planned`.
+    That is the code, that of ``networks`` of others too, and the ``images`` and ``classes`` of each data
+    set, see :class:`Planned`.
     """
     from detrojan.storage import records  # pyarrow, which each of a cluster's jobs would load
 
     own = {
-        CODE: graph.all_code(),
+        CODE: graph.all_code(networks),
         IMAGES: dict(images),
         CLASSES: dict(classes),
         RETRIES: workflow.execution_settings.retries,

@@ -6,6 +6,7 @@ The only module that knows Snakemake's script object and its wildcards.
 import contextlib
 import functools
 import logging
+import os
 import signal
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from detrojan.cells import Cell
 from detrojan.errors import FaultError, StoppedError, told
 from detrojan.learning import determinism
-from detrojan.registry import PACKAGE
+from detrojan.registry import NETWORK, PACKAGE
 from detrojan.storage import records
 from detrojan.workflow import gpus, graph
 from detrojan.workflow.attempts import Diary
@@ -44,6 +45,8 @@ def run(snakemake: Any) -> Iterator[Cell]:
     # What a job may know stands in its inputs, wildcards and params, or it could not rerun when that
     # changes. The config also holds paths of test data, which a defense must not see.
     snakemake.config.clear()
+    # Nothing is downloaded: timm would ask a hub for weights if someone let it.
+    os.environ["HF_HUB_OFFLINE"] = "1"
     cell = Cell.from_wildcards(dict(snakemake.wildcards.items()))
     # A rule without a log of its own adds to an earlier one's: a large study then has one a shard.
     log = Path(snakemake.log[0] if snakemake.log else snakemake.params.log)
@@ -87,7 +90,11 @@ def _check_code(snakemake: Any) -> None:
     Raises:
         ValueError: it was edited since.
     """
-    named = {**dict(snakemake.wildcards.items()), "source": snakemake.params.get("source")}
+    named = {
+        **dict(snakemake.wildcards.items()),
+        "source": snakemake.params.get("source"),
+        NETWORK: (snakemake.params.get("architecture") or {}).get(NETWORK),
+    }
     found, planned = graph.code_digest(graph.known(snakemake.rule), named), snakemake.params.code
     if found != planned:
         raise ValueError(

@@ -19,6 +19,7 @@ import snakemake.persistence
 import snakemake.resources
 import snakemake.script
 
+from detrojan import registry
 from detrojan.workflow import equal_code, fork_server, graph
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -64,7 +65,8 @@ def know_equal_code() -> None:
         if not changes:
             return changes
         try:
-            named = {"source": job.params.get("source"), **job.wildcards_dict}
+            network = (job.params.get("architecture") or {}).get(registry.NETWORK)
+            named = {"source": job.params.get("source"), registry.NETWORK: network, **job.wildcards_dict}
             key = graph.code_key(graph.known(job.rule.name), named)
         except KeyError:  # a rule of a workflow that uses ours
             return changes

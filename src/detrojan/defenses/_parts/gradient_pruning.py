@@ -16,6 +16,8 @@ under statistics that no test image meets: clean and triggered images go through
 clean validation loss is near zero from the start, so its minimum tells little of the backdoor: the loss of
 triggered validation images counts too. And where ten validation images allow one error, all clean images
 of a sample of a hundred allow ten; nothing was fitted to them yet.
+In networks of layer normalization the hidden units of multilayer perceptrons are candidates beside the
+filters, which is ours: a unit's row of the first layer, its bias and its column of the second are zeroed.
 ``docs/grad_prune.md`` measures what each of these does. Caps on rounds and epochs are ours, the code has
 none.
 """
@@ -35,7 +37,7 @@ from detrojan.defenses.base import Defense
 from detrojan.errors import DivergedError, NotApplicableError
 from detrojan.images import Batch, DefenderSample, ImageSet, TriggeredSample, to_float
 from detrojan.learning import inference, training
-from detrojan.models._parts.structure import convolution_norms
+from detrojan.models._parts.structure import units
 from detrojan.settings import Optimization
 
 BATCH_SIZE = 512  # images a pass that takes no step; it bounds the memory, not the result
@@ -255,16 +257,39 @@ class GradientPruning(Defense):
 
 
 class Filter(NamedTuple):
-    """Output channel ``channel`` of the convolution at place ``layer`` of :attr:`Filters.layers`."""
+    """Output channel ``channel`` of the layer at place ``layer`` of :attr:`Filters.layers`."""
 
     layer: int
     channel: int
 
 
-class Filters:
-    """The filters of all candidate convolutions of a model, scored together and removed one by one.
+class Zeroed(NamedTuple):
+    """A tensor that loses a row with a filter, or a column: ``dimension`` is 0 or 1."""
 
-    Which convolutions are candidates, and what goes with a filter, is read from the data flow.
+    tensor: Tensor
+    dimension: int
+
+
+Part = int | tuple[slice, int]  # of a tensor: a row, or a column
+
+
+class Filters:
+    """The filters of all candidate layers of a model, scored together and removed one by one.
+
+    Which layers are candidates, and what goes with a filter, is read from the data flow. Candidates are
+    convolutions and, in multilayer perceptrons on tokens or maps, linear layers, of which a hidden unit
+    counts as a filter.
+
+    Attributes:
+        names: of the layers, as ``named_modules()`` of the network has them.
+        layers: convolutions and linear layers, whose weights have a row a filter.
+        zeroed: of each layer the tensors that lose something with a filter, and along which dimension.
+        sizes: how many filters each layer has.
+        removed: what was removed, in order.
+
+    Raises:
+        NotApplicableError: there are none, or none but those that cut images into patches: what would be
+            left of the method is fine-tuning.
     """
 
     def __init__(self, model: nn.Module, images: Tensor | None = None) -> None:
@@ -273,20 +298,28 @@ class Filters:
         if not found:
             raise NotApplicableError("gradient-based pruning needs convolutions; this model has none")
         self.names = list(found)
-        self.layers = [cast("nn.Conv2d", network.get_submodule(name)) for name in found]
+        self.layers = [cast("nn.Conv2d | nn.Linear", network.get_submodule(name)) for name in found]
+        if all(map(_cuts_patches, self.layers)):
+            raise NotApplicableError(
+                f"gradient-based pruning needs filters to choose from, and the only candidate here is "
+                f"{', '.join(self.names)}, which cuts images into patches"
+            )
         self.zeroed = list(found.values())
         self.sizes = [len(layer.weight) for layer in self.layers]
         self.removed: list[Filter] = []
 
     @staticmethod
-    def _find(network: nn.Module, images: Tensor | None) -> dict[str, list[Tensor]]:
-        """Return the candidates by name, with the tensors whose row is zeroed with a filter."""
+    def _find(network: nn.Module, images: Tensor | None) -> dict[str, list[Zeroed]]:
+        """Return the candidates by name, with the tensors that are zeroed in part with a filter."""
         found = {}
-        for name, norm in convolution_norms(network, images).items():
-            modules = [network.get_submodule(part) for part in (name, norm) if part]
+        for unit in units(network, images):
+            modules = [network.get_submodule(part) for part in (unit.layer, unit.norm) if part]
             # Kernel, bias, its norm's scale and shift.
             tensors = [cast("Tensor | None", t) for m in modules for t in (m.weight, m.bias)]
-            found[name] = [tensor for tensor in tensors if tensor is not None]
+            zeroed = [Zeroed(tensor, 0) for tensor in tensors if tensor is not None]
+            if unit.reader and isinstance(modules[0], nn.Linear):
+                zeroed.append(Zeroed(cast("nn.Linear", network.get_submodule(unit.reader)).weight, 1))
+            found[unit.layer] = zeroed
         return found
 
     def __len__(self) -> int:
@@ -345,24 +378,25 @@ class Filters:
                 break
             place -= size
         with torch.no_grad():
-            for tensor, row in self.rows(self.removed[-1]):
-                tensor[row] = 0
+            for tensor, part in self.parts(self.removed[-1]):
+                tensor[part] = 0
 
-    def rows(self, removed: Filter) -> list[tuple[Tensor, int]]:
-        """Return the tensors, and of each the row, that are zero once a filter is removed."""
+    def parts(self, removed: Filter) -> list[tuple[Tensor, Part]]:
+        """Return the tensors, and of each the row or column, that are zero once a filter is removed."""
+        channel = removed.channel
         # Only the next tensor of any kind may have fewer rows than there are filters.
         return [
-            (tensor, removed.channel)
-            for tensor in self.zeroed[removed.layer]
-            if removed.channel < len(tensor)
+            (tensor, (slice(None), channel) if dimension else channel)
+            for tensor, dimension in self.zeroed[removed.layer]
+            if channel < tensor.shape[dimension]
         ]
 
     def keeper(self) -> Callable[[], None]:
         """Return a function that sets all that removing has zeroed to zero again, after a step moved it."""
         masks: dict[Tensor, Tensor] = {}
         for removed in self.removed:
-            for tensor, row in self.rows(removed):
-                masks.setdefault(tensor, torch.ones_like(tensor))[row] = 0
+            for tensor, part in self.parts(removed):
+                masks.setdefault(tensor, torch.ones_like(tensor))[part] = 0
 
         @torch.no_grad()
         def clear() -> None:
@@ -384,15 +418,22 @@ class NextTensorFilters(Filters):
     """
 
     @staticmethod
-    def _find(network: nn.Module, images: Tensor | None) -> dict[str, list[Tensor]]:
+    def _find(network: nn.Module, images: Tensor | None) -> dict[str, list[Zeroed]]:
         parameters = dict(network.named_parameters())
         names = list(parameters)
         following = {name: names[place + 1 : place + 2] for place, name in enumerate(names)}
         return {
-            name: [parameters[part] for part in (f"{name}.weight", *following[f"{name}.weight"])]
+            name: [Zeroed(parameters[part], 0) for part in (f"{name}.weight", *following[f"{name}.weight"])]
             for name, module in network.named_modules()
             if isinstance(module, nn.Conv2d)
         }
+
+
+def _cuts_patches(layer: nn.Conv2d | nn.Linear) -> bool:
+    """Return whether a layer is the first of a transformer: it reads the image, each pixel once."""
+    if not isinstance(layer, nn.Conv2d) or layer.in_channels != 3:
+        return False
+    return tuple(layer.stride) == tuple(layer.kernel_size) and max(layer.kernel_size) > 1
 
 
 def _batches(images: ImageSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

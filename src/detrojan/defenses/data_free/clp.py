@@ -68,7 +68,7 @@ def channel_bounds(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
 def _pairs(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d, nn.BatchNorm2d]]:
     """Yield each batch normalization with the convolution registered last before it."""
     convolution: nn.Conv2d | None = None
-    for name, module in model.named_modules():
+    for name, module in getattr(model, "network", model).named_modules():
         if isinstance(module, nn.Conv2d):
             convolution = module
         elif isinstance(module, nn.BatchNorm2d) and module.affine and module.running_var is not None:

@@ -1,0 +1,1 @@
+"""Small networks of the families of others, as files of one's own."""
