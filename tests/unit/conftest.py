@@ -1,4 +1,4 @@
-"""Two backdoored classifiers: one made by hand, whose every weight is known, and one that was trained."""
+"""Backdoored classifiers: one made by hand, whose every weight is known, and those that were trained."""
 
 import dataclasses
 from pathlib import Path
@@ -18,9 +18,12 @@ from detrojan.storage import artifacts
 
 SIDE = 8
 
-# A trained model, which `python -m tests.unit.backdoored` made: where in so small a network a backdoor ends
+# Trained models, which `python -m tests.unit.backdoored` made: where in so small a network a backdoor ends
 # up, and what then removes it, depends on the seed, and on how the processor rounds.
-BACKDOORED = Path(__file__).with_name("backdoored.safetensors")
+KEPT = {
+    name: Path(__file__).with_name(f"backdoored-{name}.safetensors") for name in ("badnets", "blended", "bpp")
+}
+SETTINGS = {"bpp": {"levels": 3}}  # digits have 17 grey levels; of 8 they show nothing
 
 
 class Planted(nn.Module):
@@ -127,9 +130,9 @@ def sample(toy_images):
     return sampling.draw_samples(toy_images(count=48), "toy", 10, [0])[0]
 
 
-def digits_with_badnets():
-    """Return digits of 16×16 pixels (training, pool, test), BadNets, its trigger and its poisoned rows."""
-    splits = ingest.build(
+def digits():
+    """Return digits of 16×16 pixels: training, pool, test."""
+    return ingest.build(
         registry.load("datasets", "digits"),
         name="digits",
         side=16,
@@ -140,10 +143,16 @@ def digits_with_badnets():
         mean=None,
         std=None,
     )
-    attack = registry.load("attacks", "badnets")
-    trigger = attack.learn_trigger(splits[0], rng=rng.stream("trigger"))
-    rows = poisoning.poison(attack, trigger, splits[0], 0.15, LabelMap(0), rng=rng.stream("poison"))
-    return splits, attack, trigger, rows
+
+
+def attack_on(train, name):
+    """Return an attack and its trigger for a training set."""
+    attack = registry.load("attacks", name, SETTINGS.get(name, {}))
+    return attack, attack.learn_trigger(train, rng=rng.stream("trigger"))
+
+
+def poisoned_rows(train, attack, trigger):
+    return poisoning.poison(attack, trigger, train, 0.15, LabelMap(0), rng=rng.stream("poison"))
 
 
 @dataclasses.dataclass
@@ -151,8 +160,8 @@ class Backdoored:
     """A backdoored classifier of digits, 16×16 pixels, and what is around it.
 
     Attributes:
-        model: that of ``BACKDOORED``: a PreAct-ResNet-18 of width 8 to which BadNets has given a backdoor
-            to class 0.
+        model: one of ``KEPT``: a PreAct-ResNet-18 of width 8 to which an attack has given a backdoor to
+            class 0.
         sample: 10 images a class that it was not trained on, 9 for training and 1 for validation,
             with triggered copies, which only methods that know the trigger may use.
         test: clean test images.
@@ -174,10 +183,11 @@ class Backdoored:
         )
 
 
-def kept_backdoor():
-    """Return the trained classifier and what is around it."""
-    (_, pool, test), attack, trigger, _ = digits_with_badnets()
-    model = artifacts.read_model(BACKDOORED).float()
+def kept_backdoor(name="badnets"):
+    """Return the classifier that an attack was given to, and what is around it."""
+    train, pool, test = digits()
+    attack, trigger = attack_on(train, name)
+    model = artifacts.read_model(KEPT[name]).float()
     (sample,) = sampling.draw_samples(pool, "digits", 10, [0]).values()
     stamped = poisoning.stamp(attack, trigger, {0: sample})[0]
     triggered = poisoning.triggered_test(attack, trigger, test, LabelMap(0))

@@ -1,6 +1,7 @@
-"""Measure every defense at its declared settings on the kept model: `python -m tests.unit.pins [METHOD]`.
+"""Measure every defense at its declared settings on kept models: `python -m tests.unit.pins [NAME]`.
 
-It rewrites ``pins.json``, which `test_pins.py` holds the code to. In float32 on a CPU, one thread.
+A name is an attack, a defense, a protocol, or some of these, as ``badnets/ft/paper`` or ``bpp/ft``. It
+rewrites ``pins.json``, which `test_pins.py` holds the code to. In float32 on a CPU, one thread.
 """
 
 import dataclasses
@@ -16,21 +17,26 @@ from detrojan import registry, rng
 from detrojan.learning.meter import meter
 from detrojan.study import protocols
 from detrojan.study.schema import protocols as declared
-from tests.unit.conftest import kept_backdoor
+from tests.unit.conftest import KEPT, kept_backdoor
 
 FILE = Path(__file__).with_name("pins.json")
 FACTS = {"num_classes": 10, "image_size": 16, "architecture": "preactresnet18", "spc": 10}
 
 
 def names() -> list[str]:
-    """Return each defense with each of its protocols, as ``ft/paper``."""
-    return [f"{name}/{protocol}" for name in registry.names("defenses") for protocol in declared(name)]
+    """Return each kept model's attack with each defense and protocol, as ``badnets/ft/paper``."""
+    return [
+        f"{attack}/{name}/{protocol}"
+        for attack in KEPT
+        for name in registry.names("defenses")
+        for protocol in declared(name)
+    ]
 
 
 def measured(name: str) -> dict[str, Any]:
-    """Return what a defense leaves of the kept model under a protocol, and what it took."""
-    method, _, protocol = name.partition("/")
-    backdoored = kept_backdoor()
+    """Return what a defense leaves of a kept model under a protocol, and what it took."""
+    attack, method, protocol = name.split("/")
+    backdoored = kept_backdoor(attack)
     sample = dataclasses.replace(backdoored.sample, chosen={})
     if registry.threat_model("defenses", method) != "known_trigger":
         sample = dataclasses.replace(sample, triggered=None)
@@ -48,12 +54,13 @@ def measured(name: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Rewrite the pins of the named methods, of all if none is named."""
+    """Rewrite the pins that are named, all if none is."""
     torch.set_num_threads(1)
+    asked = [set(argument.split("/")) for argument in sys.argv[1:]]
     kept = json.loads(FILE.read_text()) if FILE.exists() else {}
     pins = {name: pin for name, pin in kept.items() if name in names()}
     for name in names():
-        if not sys.argv[1:] or {name, name.partition("/")[0]} & set(sys.argv[1:]):
+        if not asked or any(parts <= set(name.split("/")) for parts in asked):
             pins[name] = measured(name)
             sys.stdout.write(f"{name} {pins[name]}\n")
             FILE.write_text(json.dumps(dict(sorted(pins.items())), indent=1) + "\n")

@@ -19,7 +19,7 @@ from detrojan.settings import NO_AUGMENTATION, Augmentation, Optimization
 from detrojan.stages import sampling
 from detrojan.storage import artifacts
 from detrojan.study import protocols
-from tests.unit.conftest import digits_with_badnets
+from tests.unit.conftest import attack_on, digits, poisoned_rows
 
 ARCHITECTURES = ("preactresnet18", "vgg19_bn", "efficientnet_b3", "mobilenet_v3_large")
 
@@ -329,7 +329,8 @@ class Plain(nn.Sequential):
 
 
 def test_a_learned_backdoor_is_removed_where_all_goes_through_the_layer(backdoored):
-    (train, _, _), _, _, rows = digits_with_badnets()
+    train, _, _ = digits()
+    rows = poisoned_rows(train, *attack_on(train, "badnets"))
     with rng.global_stream(rng.stream("init")):
         model = models.Classifier(Plain(), models.Build("plain", {}, 10, train.info.mean, train.info.std))
     optimization = Optimization(epochs=8, batch_size=32, lr=0.05)
