@@ -14,11 +14,12 @@ from detrojan.workflow import image_passes
 from scenes import Scene
 
 CPU = torch.device("cpu")
-# The sixteen methods of the survey (arXiv 2411.11200), and Grad-Prune with its variant.
+# The sixteen methods of the survey (arXiv 2411.11200), Grad-Prune with its variant, and later ones.
 METHODS = (
     *("ft", "fp", "nad", "anp", "awn", "bnp", "clp", "fst", "ft_sam"),
     *("ibau", "nc", "npd", "pbe", "rnp", "sau", "mm_bd"),
     *("grad_prune", "grad_prune_inverted"),
+    "nft",
 )
 BOUNDS = {"rnp", "sau", "npd", "nc", "grad_prune", "grad_prune_inverted"}  # the run decides
 CIFAR10_SPC_10, CIFAR10_SPC_100, GTSRB_SPC_100 = (90, 10, 10), (900, 100, 10), (3870, 430, 43)
@@ -72,6 +73,8 @@ def test_every_method_has_a_formula():
         ("clp", GTSRB_SPC_100, {}, {}, 0),
         ("fst", CIFAR10_SPC_10, {"epochs": 15}, {}, 15 * 100 * 3),
         ("ft_sam", CIFAR10_SPC_10, {}, {}, 100 * 100 * 6),
+        ("nft", CIFAR10_SPC_10, {}, {}, 100 * 100 * 3),
+        ("nft", CIFAR10_SPC_100, {"epochs": 5, "min_steps": 1000, "batch_size": 128}, {}, 125 * 1000 * 3),
         ("pbe", CIFAR10_SPC_100, {}, {}, 180 * 1000 * 3),
         ("rnp", CIFAR10_SPC_100, {}, {}, 40 * 1000 * 3 + 50 * 1000),
         ("rnp", CIFAR10_SPC_100, {}, {"unlearning_epochs": 3}, 23 * 1000 * 3 + 50 * 1000),

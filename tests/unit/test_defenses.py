@@ -66,7 +66,7 @@ class Perceptron(nn.Sequential):
         )
 
 
-NORMALIZATION = {"clp", "bnp", "anp", "awn", "rnp"}
+NORMALIZATION = {"clp", "bnp", "anp", "awn", "nft", "rnp"}
 ACTIVATION = {"mm_bd"}  # of maps or tokens
 CONVOLUTION = {"fp", "nad", "npd", "grad_prune", "grad_prune_inverted"}
 NEITHER = {"ft", "ft_sam", "fst", "ibau", "nc", "pbe", "sau"}
@@ -109,7 +109,9 @@ def test_a_model_without_what_a_method_needs_is_a_row_with_the_reason(
 # --- what a method without a choice to make learns from ----------------------------------------------
 
 # All but FP, ANP and Grad-Prune, which choose by validation images, and CLP, which has no images.
-USING_ALL = {"ft", "nad", "awn", "bnp", "rnp", "fst", "ft_sam", "ibau", "sau", "pbe", "npd", "mm_bd", "nc"}
+USING_ALL = {
+    *("ft", "nad", "awn", "bnp", "rnp", "fst", "ft_sam", "ibau", "sau", "pbe", "npd", "mm_bd", "nc", "nft")
+}
 # Layers with maps on images this small; a margin and bounds so low that they matter.
 TOY = {
     "nad": {"layers": ["layer1", "layer2", "layer3"]},

@@ -230,6 +230,7 @@ FORMULAS: dict[str, Formula] = {
     "ft_sam": lambda n, d, c: _training(2 * d.epochs, n.all),
     "ibau": _ibau,
     "nc": _nc,
+    "nft": lambda n, d, c: _training(_floored(d.epochs, d.min_steps, n.all, d.batch_size), n.all),
     "npd": _npd,
     # A pass over attacked images: the attack's steps and one of the weights; and one over clean images.
     "pbe": lambda n, d, c: _training(d.epochs * (d.steps + 2), n.all),
