@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from detrojan import registry
 from detrojan.cells import NO_METHOD
 from detrojan.settings import Optimization
-from detrojan.study.schema import PROTOCOLS, SECTIONS, Settings, Study
+from detrojan.study.schema import PROTOCOLS, SEARCHED, SECTIONS, Settings, Study
 
 Schema = dict[str, Any]
 
@@ -58,7 +58,7 @@ def _names() -> dict[str, list[str]]:
         "architecture": registry.names("models"),
         "attack": [NO_METHOD, *registry.names("attacks")],
         "defense": [NO_METHOD, *registry.names("defenses")],
-        "protocol": [*PROTOCOLS],
+        "protocol": [*PROTOCOLS, *SEARCHED],
     }
 
 
