@@ -10,7 +10,7 @@ import yaml
 from detrojan.analysis.statistics import collect
 from detrojan.commands import tune
 from detrojan.storage import records
-from detrojan.study import files, schema, trials
+from detrojan.study import feasibility, files, schema, trials
 from detrojan.study.files import load_study
 from detrojan.study.tuned import NO_FILE
 from tests.command import exit_code
@@ -199,6 +199,14 @@ def test_what_a_file_lacks_is_refused(chosen):
         "exclude": [{"defense": "nad", "protocol": "tuned"}],
     }
     load_study(excluded)
+
+
+def test_a_data_set_of_other_classes_is_refused(chosen):
+    raw = study(chosen[0])
+    feasibility.check(load_study(raw))
+    raw["datasets"]["digits"]["classes"] = [0, 1, 2]
+    with pytest.raises(files.StudyError, match="tuned: its digits has 10 classes, digits has 3"):
+        feasibility.check(load_study(raw))
 
 
 def test_trials_and_their_seeds_are_not_measured(chosen):
