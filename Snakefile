@@ -14,6 +14,7 @@ if not workflow.overwrite_configfiles:
 planned = handover.take(config)
 retries = handover.retries(config)
 study = files.load_study(config)
+files.with_choices(config, study)
 study.know_classes(planned.classes)
 if workflow.is_main_process:
     feasibility.check(study)

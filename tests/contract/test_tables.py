@@ -19,7 +19,10 @@ from tests.unit import tables as made
 def given():
     """The cells and models of a small study with clean models, failures and ties."""
     rows = made.random_study(attacks=("badnets", "sig"), ratios=(0.1,)).to_pylist()
-    rows += [row | {"protocol": "paper"} for row in rows if row["protocol"] == "survey"]
+    survey = [row for row in rows if row["protocol"] == "survey"]
+    rows += [row | {"protocol": "paper"} for row in survey]
+    of_trials = [row for row in survey if row["defense"] == "ft"]
+    rows += [row | {"protocol": name} for name in ("trial-00", "trial-02") for row in of_trials]
     cells = pages.of_rows(*rows)
     models = pages.models_of(cells)
     return {"cells": cells, "models": models, "gate": gate.table(models.to_pylist(), Gate())}

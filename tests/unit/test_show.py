@@ -176,6 +176,19 @@ def test_each_protocol_is_shown_by_itself(tmp_path, capsys):
     assert "anp" in survey
 
 
+def test_tuning_is_a_line_a_search():
+    paths = dict.fromkeys(("trial-00", "trial-02"), ("badnets", "sig"))
+    rows = [made.untouched(attack=attack) for attack in ("badnets", "sig")]
+    rows += [made.cell("ft", attack=a, protocol=name) for name, attacks in paths.items() for a in attacks]
+    tables = views.Tables(made.of_rows(*rows), None, derived.make({"cells": made.of_rows(*rows)}))
+    # ASR 100 → 10, ACC 95 → 90.
+    assert show.tuning(tables) == [
+        "Tuning, no part of any rank:",
+        "ft on x, SPC 10, 3 trials: DER % survey 92.5, paper –, tuned 92.5, oracle 92.5; stability 1.00",
+    ]
+    assert show.tuning(views.Tables(made.of_rows(*rows[:2]), None, {})) == []
+
+
 def test_missing_tables_are_one_line(tmp_path, capsys):
     assert exit_code("show", "--results", tmp_path) == 1
     captured = capsys.readouterr()

@@ -1,7 +1,8 @@
 """Makes the tables that follow from the cells and models: all those in ``analysis/tables/``.
 
 Each is made of the cells of one protocol, with the untouched models beside them, and then of the next: no
-mean and no rank runs over protocols. A table that compares them says so of itself.
+mean and no rank runs over protocols. A table that compares them says so of itself. Trials are no protocol
+that counts: ``cells`` has none of their rows, and the tables of the search ask for ``trials``.
 """
 
 from collections.abc import Mapping
@@ -22,8 +23,11 @@ def make(given: Mapping[str, pa.Table]) -> dict[str, pa.Table]:
 
     Args:
         given: what they are made of: ``cells``, of the schema ``CELLS``, and ``models``, of the schema
-            ``MODELS``. Other people's results have no models.
+            ``MODELS``. Other people's results have no models. Of ``cells``, the rows of trials become a
+            table of their own, ``trials``.
     """
+    whole = given["cells"]
+    given = {**given, "cells": protocols.without_trials(whole), "trials": protocols.of_trials(whole)}
     parts: dict[str, list[pa.Table]] = {}
     for protocol in protocols.of(given["cells"]):
         own = dict(given) | {"cells": protocols.only(given["cells"], protocol)}

@@ -487,6 +487,39 @@ def compare(table: Path, mapping: Path, results: Path | None, into: Path | None)
     compare.main(table, mapping, results, into)
 
 
+@detrojan.command(
+    epilog=examples(
+        "detrojan tune --results results --out my-choices.json",
+        "detrojan tune --results on-one-machine/results --results on-another/results --out my-choices.json",
+    )
+)
+@click.option(
+    "--results",
+    "folders",
+    type=PATH,
+    multiple=True,
+    default=[RESULTS],
+    show_default=True,
+    help="A folder of results of trials; repeat it for several.",
+)
+@click.option(
+    "--trials", "num_trials", type=click.IntRange(1, 24), default=24, help="Only the first so many count."
+)
+@click.option("--out", type=PATH, required=True, metavar="FILE", help="The file to write, in JSON.")
+def tune(folders: Sequence[Path], num_trials: int, out: Path) -> None:
+    """Choose settings by finished trials.
+
+    The studies have protocols: [trials] in their grid. For each defense, data set and SPC, FILE has the
+    trial that was best on attacks of other families than those that it is for, its settings, and what every
+    trial was worth. A study that names FILE with the key tuned may run protocols: [tuned].
+
+    docs/tuning.md says who may see what.
+    """
+    from detrojan.commands import tune
+
+    click.echo("\n".join(tune.main(folders, num_trials, out)))
+
+
 # --- for contributors ------------------------------------------------------------------------------
 
 

@@ -88,7 +88,7 @@ def study_of(cell: Shard, site: Site) -> dict[str, Any]:
         "defenses": [cell.defense],
         "protocols": [SURVEY if cell.defense == NO_METHOD else cell.protocol],
         "spc": raw["grid"]["spc"] if cell.spc == NO_SAMPLES else [cell.spc],
-        "draws": [str(cell.draws)],
+        "draws": raw["grid"]["draws"] if cell.spc == NO_SAMPLES else [str(cell.draws)],
         "controls": False,  # one row needs no baselines beside it
     }
     # All data sets, for overrides may name them; only those of the grid are read.

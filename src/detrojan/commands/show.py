@@ -19,7 +19,8 @@ from detrojan.cells import NO_METHOD
 from detrojan.storage import records
 from detrojan.workflow import graph
 
-UNNEEDED = {"gate_sensitivity"}  # which is not made where nobody knows the gate
+# Without which the first sentence stands: one is not made where nobody knows the gate, two are of trials.
+UNNEEDED = {"gate_sensitivity", "tuning", "stability"}
 WIDTH_WITHOUT_TERMINAL = 100
 GAP = 2  # between columns
 TABLES = {"cells": CELLS, "models": MODELS, "summary": SUMMARY.file_schema}
@@ -163,6 +164,26 @@ def main(results: Path) -> None:
             console.rule(f"protocol {protocol}", align="left", characters="=")
         own = whole.of_protocol(protocol)
         show(own.cells, tables["models"], own.summary, results, console, _first_sentence(own))
+    _indented(tuning(whole), console)
+
+
+def tuning(tables: views.Tables) -> list[str]:
+    """Return a line a search: what choosing settings gains and costs; none where no trials were run."""
+    if tables.tuning is None or tables.stability is None:
+        return []
+    of_search = ("dataset", "defense", "spc")
+    # The last row of a search is that of all trials.
+    found = {tuple(row[axis] for axis in of_search): row for row in tables.tuning.to_pylist()}
+    stable = {tuple(row[axis] for axis in of_search): row for row in tables.stability.to_pylist()}
+    lines = []
+    for key, row in found.items():
+        where = f"{row['defense']} on {row['dataset']}" + (f", SPC {row['spc']}" if row["spc"] else "")
+        names = ("survey", "paper", "tuned", "oracle")
+        values = ", ".join(f"{name} {views.share(row[f'der_{name}'])}" for name in names)
+        score = stable.get(key, {}).get("stability")
+        said = "" if score is None else f"; stability {score:.2f}"
+        lines.append(f"{where}, {row['num_trials']} trials: DER % {values}{said}")
+    return [*(["Tuning, no part of any rank:"] if lines else []), *lines]
 
 
 def _first_sentence(tables: views.Tables) -> str:

@@ -14,6 +14,7 @@ from detrojan.study import networks
 from detrojan.study.files import StudyError, explain, wrong_shipped
 from detrojan.study.grid import models, shards
 from detrojan.study.schema import Dataset, MethodKind, Study
+from detrojan.study.trials import TUNED
 
 if TYPE_CHECKING:
     from detrojan.datasets.base import Source
@@ -52,6 +53,7 @@ def check(study: Study) -> None:
             mistakes.append(f"datasets.{name}: {error}")
             continue
         mistakes += _wrong_target(study, name, images)
+        mistakes += _tuned_on_others(study, name, images)
         mistakes += _too_few_samples(study, name, images.pool)
         mistakes += _impossible_ratios(study, name, images)
         mistakes += _images_too_small(study, name)
@@ -127,6 +129,19 @@ def _wrong_target(study: Study, name: str, images: _Images) -> Iterator[str]:
         yield (
             f"target: all {images.test.total()} test images of {name} are of class {target}, so no image is "
             "left to measure the attack on: choose another target"
+        )
+
+
+def _tuned_on_others(study: Study, name: str, images: _Images) -> Iterator[str]:
+    """Say that settings were chosen on a data set of another number of classes, whatever its name."""
+    if study.tuned is None or TUNED not in study.grid.protocols:
+        return
+    named = study.tuned_as.get(name, name)
+    classes = study.tuned.datasets[named].num_classes
+    if classes != len(images.names):
+        yield (
+            f"tuned: its {named} has {classes} classes, {name} has {len(images.names)}: what was chosen is "
+            f"for others; tune on {name}, or name with tuned_as what is like it"
         )
 
 

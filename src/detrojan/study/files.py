@@ -16,9 +16,10 @@ import yaml
 from pydantic import BaseModel
 
 from detrojan import registry
-from detrojan.cells import MODEL_AXES, NO_METHOD
+from detrojan.cells import MODEL_AXES, NO_METHOD, Draws
 from detrojan.settings import Augmentation, Optimization
-from detrojan.study import networks, yaml_text
+from detrojan.study import grid as axes_of_grid
+from detrojan.study import networks, trials, tuned, yaml_text
 from detrojan.study.schema import (
     ALL,
     BASELINES,
@@ -27,6 +28,7 @@ from detrojan.study.schema import (
     LONGEST_NAME,
     OWN_TRIGGER_AXES,
     PROTOCOLS,
+    SEARCHED,
     SECTIONS,
     TRIGGER_AXES,
     Dataset,
@@ -67,10 +69,20 @@ def load_study(raw: Mapping[str, Any]) -> Study:
         mistakes = explain(error, Study, raw)
     # These read the raw file, so that all mistakes are in one list, whatever the schema refused.
     mistakes += [*_unknown_names(raw), *_wrong_settings(raw), *_wrong_filters(raw), *_inconsistent(raw)]
-    mistakes += networks.wrong(raw)
+    mistakes += [*networks.wrong(raw), *_wrong_trials(raw)]
+    mistakes = list(mistakes) or [*_untuned(study)]
     if mistakes:
         raise StudyError(dict.fromkeys(mistakes))
     return study
+
+
+def with_choices(raw: dict[str, Any], study: Study) -> None:
+    """Put what was chosen in place of the name of its file, in ``raw``.
+
+    Jobs, and whoever reads the study later, then need no file, which may have been written anew.
+    """
+    if study.tuned is not None:
+        raw["tuned"] = tuned.in_a_line(study.tuned)
 
 
 def read(paths: Iterable[Path]) -> dict[str, Any]:
@@ -154,6 +166,8 @@ def _names(raw: Any) -> Iterator[tuple[str, Any, list[str]]]:
     for kind, section in SECTIONS.items():
         for name in _mapping(study.get(section)):
             yield f"{section}.{name}", name, _allowed_names(kind, raw)
+    for name in _mapping(study.get("tuned_as")):
+        yield f"tuned_as.{name}", name, known["dataset"]
     for name, dataset in _mapping(study.get("datasets")).items():
         yield f"datasets.{name}.source", _mapping(dataset).get("source"), registry.names("datasets")
 
@@ -165,7 +179,7 @@ def _known(raw: Any) -> dict[str, list[str]]:
         "architecture": _allowed_names("models", raw),
         "attack": [NO_METHOD, *registry.names("attacks")],
         "defense": [NO_METHOD, *registry.names("defenses")],
-        "protocol": [*PROTOCOLS],
+        "protocol": [*PROTOCOLS, *SEARCHED],
     }
 
 
@@ -258,6 +272,7 @@ def wrong_shipped(kind: MethodKind, name: str) -> Iterator[str]:
     for key, protocol in file.protocols.items():
         parts.append((f"{where}.protocols.{key}", {**protocol.set, "overrides": protocol.overrides}))
         yield from _wrong_sources(f"{where}.protocols.{key}", protocol, settings)
+    yield from _wrong_search(f"{where}.search", file.search, settings)
     for path, values in parts:
         overrides = [override.model_dump() for override in values.pop("overrides")]
         yield from wrong_values(path, {**values, "overrides": overrides}, settings)
@@ -277,6 +292,17 @@ def _wrong_sources(path: str, protocol: Protocol, settings: type[BaseModel]) -> 
             yield f"{path}.sources.{field}: say where the value is from, with {first} and a colon in front"
     for name in protocol.sources.keys() - settings.model_fields.keys():
         yield f"{path}.sources.{name}: {no_such(name, settings.model_fields, 'setting')}"
+
+
+def _wrong_search(path: str, search: Mapping[str, trials.Range], settings: type[BaseModel]) -> Iterator[str]:
+    """Say which settings trials can't draw: there is none such, or an end of its range is not allowed."""
+    for name, found in search.items():
+        if name not in settings.model_fields:
+            yield f"{path}.{name}: {no_such(name, settings.model_fields, 'setting')}"
+            continue
+        whole = settings.model_fields[name].annotation is int
+        for value in found.among or (found.at(0, whole=whole), found.at(1, whole=whole)):
+            yield from _check(settings, {name: value}, path)
 
 
 def _check(
@@ -320,6 +346,85 @@ def _inconsistent(raw: Any) -> Iterator[str]:
                 f"datasets.{name}.held_out: with pool: held_out the defender needs a share of the images, "
                 "such as 0.1; or take pool: train"
             )
+
+
+def _wrong_trials(raw: Any) -> Iterator[str]:
+    """Say where trials, and what is chosen by them, would meet: the seeds and draws of tuning are its own."""
+    study = _mapping(raw)
+    grid = _mapping(study.get("grid"))
+    named = [name for name in _list(grid.get("protocols")) if isinstance(name, str)]
+    are_trials = [name for name in named if name == trials.TRIALS or trials.number(name) is not None]
+    if not are_trials and trials.TUNED not in named:
+        return
+    if are_trials and trials.TUNED in named:
+        yield f"grid.protocols: tuned is chosen by trials, so {are_trials[0]} can't run beside it"
+        return
+    least, asked = trials.FIRST_OF_TUNING, {"seeds": [0], **grid}
+    for axis in ("seeds", "draws"):
+        ends = [end for value in _list(asked.get(axis)) for end in _ends(value)]
+        if are_trials and any(end < least for end in ends):
+            yield (
+                f"grid.{axis}: trials run on {axis} of their own, {least} and more, which no other study "
+                "has: settings must not be chosen where they are measured"
+            )
+        if not are_trials and any(end >= least for end in ends):
+            yield (
+                f"grid.{axis}: {axis} of {least} and more are for trials: what these chose is measured on "
+                "others"
+            )
+    for defense, settings in _mapping(study.get("defenses")).items() if are_trials else ():
+        if defense in registry.names("defenses"):
+            yield from _fixed(defense, _mapping(settings))
+
+
+def _ends(value: Any) -> list[int]:
+    """Return the ends of a range of draws, or a seed; nothing for what the schema refuses."""
+    try:
+        return [*Draws.parse(str(value))]
+    except ValueError:
+        return []
+
+
+def _fixed(defense: str, settings: dict[str, Any]) -> Iterator[str]:
+    """Say which settings a study of trials sets, though the trials draw them."""
+    parts = [(f"defenses.{defense}", settings)]
+    for number, override in enumerate(_list(settings.get("overrides"))):
+        place = f"defenses.{defense}.overrides[{number}].set"
+        parts.append((place, _mapping(_mapping(override).get("set"))))
+    for path, values in parts:
+        for name in values:
+            if name in shipped_file("defenses", defense).search:
+                yield f"{path}.{name}: the trials draw it, so no study of trials can set it"
+
+
+def _untuned(study: Study) -> Iterator[str]:
+    """Say for which cells of the protocol ``tuned`` nothing was chosen, or on another data set."""
+    if trials.TUNED not in study.grid.protocols:
+        return
+    if study.tuned is None:
+        yield f"grid.protocols: {tuned.NO_FILE}"
+        return
+    for name in study.grid.datasets:
+        on = study.tuned.datasets.get(study.tuned_as.get(name, name))
+        if on is not None and on.image_size != study.datasets[name].image_size:
+            yield (
+                f"tuned: its {study.tuned_as.get(name, name)} has images of {on.image_size} pixels, {name} "
+                f"of {study.datasets[name].image_size}: what was chosen is for others; tune on {name}, or "
+                "name with tuned_as what is like it"
+            )
+    asked = {
+        (shard.model.dataset, shard.defense, shard.spc, trials.left_out(shard.model.attack)): shard
+        for shard in axes_of_grid.shards(study)
+        if shard.protocol == trials.TUNED
+    }
+    said: dict[tuple[str, str, int], str] = {}  # a line for what one run of trials would add
+    for (dataset, defense, spc, _), shard in asked.items():
+        try:
+            study.choice(defense, shard.axes)
+        except ValueError as error:
+            more = "`detrojan tune` reads the trials of more studies, or leave this out"
+            said.setdefault((dataset, defense, spc), f"tuned: it {error}; {more}")
+    yield from said.values()
 
 
 def _is_clean_label(attack: str) -> bool:

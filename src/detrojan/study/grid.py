@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from detrojan import registry
 from detrojan.cells import NO_METHOD, NO_SAMPLES, ONE_DRAW, Model, Shard, untouched
-from detrojan.study.schema import Axis, Grid, Study, protocols
+from detrojan.study import trials
+from detrojan.study.schema import Axis, Grid, Study, has
 
 
 def models(study: Study) -> list[Model]:
@@ -38,7 +39,7 @@ def shards(study: Study) -> Iterator[Shard]:
         yield untouched(model)
         for defense in defenses:
             data_free = registry.threat_model("defenses", defense) == "data_free"
-            declared = [protocol for protocol in grid.protocols if protocol in protocols(defense)]
+            declared = [protocol for protocol in grid.protocols if has(defense, protocol)]
             for protocol, (spc, ranges) in itertools.product(declared, without if data_free else with_data):
                 own = {"defense": defense, "protocol": protocol, "spc": spc}
                 if _planned(grid, model._asdict() | own):
@@ -46,15 +47,21 @@ def shards(study: Study) -> Iterator[Shard]:
 
 
 def undeclared(study: Study) -> list[str]:
-    """Return which defenses have no cells under a protocol that the study names, a sentence a protocol."""
+    """Return which defenses have no cells under a protocol that the study names, a sentence a protocol.
+
+    Trials are declared together or not at all, and so are said together.
+    """
     lines = []
     for protocol in study.grid.protocols:
-        names = [
-            name for name in study.grid.defenses if name != NO_METHOD and protocol not in protocols(name)
-        ]
-        if names:
-            lines.append(f"No cells under protocol {protocol}, which they don't declare: {', '.join(names)}.")
-    return lines
+        names = [name for name in study.grid.defenses if name != NO_METHOD and not has(name, protocol)]
+        if not names:
+            continue
+        if protocol == trials.TUNED or trials.number(protocol) is not None:
+            said = f"No trials and nothing tuned: no search in config/defenses/ for {', '.join(names)}."
+        else:
+            said = f"No cells under protocol {protocol}, which they don't declare: {', '.join(names)}."
+        lines.append(said)
+    return list(dict.fromkeys(lines))
 
 
 def _planned(grid: Grid, axes: dict[str, Axis]) -> bool:

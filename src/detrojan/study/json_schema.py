@@ -13,7 +13,7 @@ from detrojan import registry
 from detrojan.cells import NO_METHOD
 from detrojan.settings import Optimization
 from detrojan.study import networks
-from detrojan.study.schema import PROTOCOLS, SECTIONS, Settings, Study
+from detrojan.study.schema import PROTOCOLS, SEARCHED, SECTIONS, Settings, Study
 
 Schema = dict[str, Any]
 
@@ -60,7 +60,7 @@ def _names() -> dict[str, list[str]]:
         "architecture": registry.names("models"),
         "attack": [NO_METHOD, *registry.names("attacks")],
         "defense": [NO_METHOD, *registry.names("defenses")],
-        "protocol": [*PROTOCOLS],
+        "protocol": [*PROTOCOLS, *SEARCHED],
     }
 
 

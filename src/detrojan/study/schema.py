@@ -18,6 +18,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 from detrojan import registry
 from detrojan.cells import MODEL_AXES, NO_METHOD, SURVEY, Draws
 from detrojan.settings import Augmentation, Gate, Optimization
+from detrojan.study import trials
+from detrojan.study.tuned import NO_FILE, Choice, Tuned, given
 
 ATTEMPTS = 3  # of a job, before `close: true` gives it up: the first, and two retries of the SLURM profile
 ALL = "all"  # in place of a list of attacks or defenses
@@ -32,6 +34,8 @@ CONFIG = registry.CHECKOUT / "config"
 MethodKind = Literal["models", "attacks", "defenses"]
 ProtocolName = Literal["survey", "paper", "ours"]
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
+# What a study file may name besides: what follows from trials, and these.
+SEARCHED = (trials.TUNED, trials.TRIALS, *trials.NAMES)
 SECTIONS: dict[MethodKind, str] = {"models": "architectures", "attacks": "attacks", "defenses": "defenses"}
 LARGEST = 2**31 - 1  # of all whole numbers: what numpy, torch and Parquet take for one everywhere
 LONGEST_NAME = 64  # of a data set: it is part of paths, of which file systems take 255 bytes a part
@@ -181,8 +185,11 @@ class Grid(Strict):
         [0], min_length=1, description="drive poisoning, trigger and training: a model each"
     )
     defenses: list[str] = Field(min_length=1, description="names of files in defenses/, or none; or all")
+    trials: int = Field(
+        trials.NUM_TRIALS, ge=1, le=trials.NUM_TRIALS, description="how many trials `trials` stands for"
+    )
     protocols: list[str] = Field(
-        [SURVEY], min_length=1, description="sets of settings that each defense runs with"
+        [SURVEY], min_length=1, description="sets of settings that each defense runs with; or trials"
     )
     spc: list[Annotated[int, Field(ge=1)]] = Field(
         min_length=1, description="clean samples per class that the defender holds"
@@ -201,6 +208,14 @@ class Grid(Strict):
     def _all_methods(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
         kinds: dict[str | None, MethodKind] = {"attacks": "attacks", "defenses": "defenses"}
         return [NO_METHOD, *registry.names(kinds[info.field_name])] if value == ALL else value
+
+    @pydantic.field_validator("protocols", mode="before", json_schema_input_type=list[str])
+    @classmethod
+    def _each_trial(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        if not isinstance(value, list):
+            return value
+        every = trials.NAMES[: info.data.get("trials", trials.NUM_TRIALS)]
+        return [name for given in value for name in (every if given == trials.TRIALS else [given])]
 
     @pydantic.field_validator("*")
     @classmethod
@@ -330,6 +345,9 @@ class Shipped(Strict):
     """
 
     protocols: dict[ProtocolName, Protocol] = Field({}, description="of a defense, by name")
+    search: dict[str, trials.Range] = Field(
+        {}, max_length=trials.MOST_SEARCHED, description="of a defense, where trials look for settings"
+    )
     overrides: list[Overrides] = Field([], description="settings for parts of the grid; the last match wins")
 
 
@@ -364,6 +382,25 @@ def protocols(defense: str) -> list[str]:
     return [*shipped_file("defenses", defense).protocols] or ["survey", "paper"]
 
 
+def has(defense: str, protocol: str) -> bool:
+    """Return whether a defense has cells under a protocol: it declares it, or where trials may look."""
+    if protocol == trials.TUNED or trials.number(protocol) is not None:
+        return bool(shipped_file("defenses", defense).search)
+    return protocol in protocols(defense)
+
+
+@functools.cache
+def trial(defense: str, number: int) -> tuple[str, dict[str, Any]]:
+    """Return the protocol that a trial of a defense starts from, and the settings that it draws.
+
+    The second trial of a defense that declares no ``paper`` is ``survey`` once more.
+    """
+    base = "paper" if number == 1 and has(defense, "paper") else SURVEY
+    fields = registry.declared("defenses", defense).settings.model_fields
+    whole = [name for name, field in fields.items() if field.annotation is int]
+    return base, trials.drawn(defense, shipped_file("defenses", defense).search, whole, number)
+
+
 class Study(Strict):
     """A study file."""
 
@@ -382,6 +419,12 @@ class Study(Strict):
     defenses: dict[str, Settings] = Field({}, description="likewise")
     smoke: bool = Field(
         False, description="run attacks and defenses with their quick settings, which show that they run"
+    )
+    tuned: Annotated[Tuned, BeforeValidator(given, json_schema_input_type=str)] | None = Field(
+        None, description="file of `detrojan tune`, which the protocol tuned needs"
+    )
+    tuned_as: dict[str, str] = Field(
+        {}, description="data sets of this study that are called otherwise in that file"
     )
     gate: Gate = Field(Gate(), description="when an attack counts as having worked")
     keep_defended: bool = Field(False, description="keep repaired weights after they are evaluated")
@@ -428,12 +471,17 @@ class Study(Strict):
     def sources(self, defense: str, axes: Mapping[str, Axis]) -> dict[str, str]:
         """Return whose value each setting of a defense is: ``survey``, ``paper``, ``ours`` or ``study``.
 
-        ``study`` is what is set here; ``ours`` the value of a class that declares no source.
+        ``study`` is what is set here; ``ours`` the value of a class that declares no source; ``trial`` what
+        a trial draws. Where a trial was chosen, it is named: ``tuned: trial-07``.
         """
         file = shipped_file("defenses", defense)
         named = {str(key): protocol.sources for key, protocol in file.protocols.items()}
-        protocol = str(axes.get("protocol", SURVEY))
-        said = {key: text.partition(":")[0] for key, text in named.get(protocol, {}).items()}
+        base, drawn = self._base(defense, axes)
+        said = {key: text.partition(":")[0] for key, text in named.get(base, {}).items()}
+        said |= dict.fromkeys(drawn, "trial")
+        if axes.get("protocol") == trials.TUNED:
+            chosen = f"{trials.TUNED}: {trials.name(self.choice(defense, axes).trial)}"
+            said |= dict.fromkeys({*file.search, *drawn}, chosen)
         fields = registry.declared("defenses", defense).settings.model_fields
         own = self._own("defenses", defense, axes)
         return {name: "study" if name in own else said.get(name, "ours") for name in fields}
@@ -446,8 +494,33 @@ class Study(Strict):
         declared = kind(**self._declared("defenses", defense, axes)).model_dump(mode="json")
         return declared != self.method("defenses", defense, axes)
 
+    def choice(self, defense: str, axes: Mapping[str, Axis]) -> Choice:
+        """Return what was chosen for a cell of the protocol ``tuned``.
+
+        Raises:
+            ValueError: the study names no file of choices, or that has none for such a cell.
+        """
+        if self.tuned is None:
+            raise ValueError(f"tuned: {NO_FILE}")
+        dataset = str(axes["dataset"])
+        named = self.tuned_as.get(dataset, dataset)
+        return self.tuned.choice(defense, named, int(axes["spc"]), str(axes["attack"]))
+
     def _declared(self, kind: MethodKind, name: str, axes: Mapping[str, Axis]) -> dict[str, Any]:
-        return self._resolved(shipped(kind, name, str(axes.get("protocol", SURVEY))), axes)
+        if kind != "defenses":
+            return self._resolved(shipped(kind, name), axes)
+        base, drawn = self._base(name, axes)
+        return self._resolved(shipped(kind, name, base), axes) | drawn
+
+    def _base(self, defense: str, axes: Mapping[str, Axis]) -> tuple[str, dict[str, Any]]:
+        """Return the declared protocol of a cell, and what its trial or choice sets over that."""
+        protocol = str(axes.get("protocol", SURVEY))
+        if protocol == trials.TUNED:
+            chosen = self.choice(defense, axes)
+            # The file's own settings: ranges that were edited since change no choice.
+            return trial(defense, chosen.trial)[0], chosen.settings
+        number = trials.number(protocol)
+        return (protocol, {}) if number is None else trial(defense, number)
 
     def _own(self, kind: MethodKind, name: str, axes: Mapping[str, Axis]) -> dict[str, Any]:
         """Return the settings of a method that this study sets at ``axes``."""

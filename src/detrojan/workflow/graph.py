@@ -63,7 +63,7 @@ WILDCARDS = {
     "ratio": r"[0-9.]+",
     "seed": "[0-9]+",
     "defense": f"(?!{NO_METHOD}/)[a-z0-9_]+",
-    "protocol": "[a-z]+",
+    "protocol": "[a-z]+(-[0-9]+)?",
     "spc": "[0-9]+",
     "draws": "[0-9]+-[0-9]+",
 }
@@ -467,7 +467,7 @@ _aggregate = Rule(
 FIGURES = tuple(registry.names(registry.FIGURES))
 LISTINGS = (
     *(f"{name}_{m}" for name in ("ranking", "comparisons", "heatmap") for m in ("der", "asr", "acc", "ra")),
-    *("consistency", "protocol_effect", "outcomes", "reasons", "models"),
+    *("consistency", "protocol_effect", "tuning", "outcomes", "reasons", "models"),
 )
 
 _report = Rule(

@@ -220,6 +220,7 @@ def of_tables(tables: Tables) -> list[Listing]:
         consistency(tables),
         *(heatmap(tables, measure) for measure in MEASURE_TEXTS),
         protocol_effect(tables),
+        tuning(tables),
         outcomes(tables),
         reasons(tables),
         *([] if tables.models is None else [models(tables.models)]),
@@ -640,6 +641,57 @@ def protocol_effect(tables: Tables) -> Listing:
     ]
     rows = [found[pair] for pair in sorted(found)]
     return Listing("protocol_effect", "What another protocol changes", columns, [Block(None, rows, [])])
+
+
+def tuning(tables: Tables) -> Listing:
+    """Return what choosing settings gains and costs each defense, with all of its trials."""
+    found: dict[tuple[str, str, int], Row] = {}
+    for row in tables.tuning.to_pylist():  # the last row of a search is that of all trials
+        key = (row["dataset"], row["defense"], row["spc"])
+        curve = [
+            *found.get(key, {}).get("curve", []),
+            f"{row['num_trials']}: {views.share(row['der_tuned'])}",
+        ]
+        found[key] = row | {"curve": curve}
+    for row in tables.stability.to_pylist():
+        found[row["dataset"], row["defense"], row["spc"]] |= row | {"drawn": row["num_trials"]}
+    rows = [
+        row | {"curve": ", ".join(row["curve"]), "spc": row["spc"] or None}
+        for _, row in sorted(found.items())
+    ]
+    columns = [
+        DEFENSE,
+        Column("dataset", "data set"),
+        Column("spc", "SPC", str),
+        *(Column(f"der_{name}", f"DER {name}, %", views.share) for name in ("survey", "paper")),
+        Column(
+            "der_tuned",
+            "DER tuned, %",
+            views.share,
+            explained="Mean DER of the settings that attacks of other families choose; below, by how many "
+            "trials were run.",
+            beside="curve",
+        ),
+        Column(
+            "der_oracle", "DER oracle, %", views.share, explained="Of the best trial of each cell: a bound."
+        ),
+        Column("gain", "gain, points", points, explained="Tuned minus paper: what choosing gains."),
+        Column("cost", "cost, points", points, explained="Oracle minus tuned: what choosing costs."),
+        Column(
+            "stability",
+            "stability",
+            "{:.2f}".format,
+            "stability_low",
+            "stability_high",
+            "What the median of the drawn settings earns of what the best earns, DER over 50 %, and its 95 % "
+            "interval over attacks, then seeds.",
+        ),
+        Column("transfer", "transfer", "{:.2f}".format, explained="What tuned settings earn of the best."),
+        Column("num_cells", "cells a trial", count, page=False),
+        Column("forward_passes", "forward passes", count, page=False),
+        Column("backward_passes", "backward passes", count, page=False),
+    ]
+    return Listing("tuning", "What choosing settings gains and costs", columns, [Block(None, rows, [])])
 
 
 def outcomes(tables: Tables) -> Listing:

@@ -201,6 +201,8 @@ def page(
         comparisons={measure: by_name[f"comparisons_{measure}"] for measure in MEASURE_TEXTS},
         consistency=by_name["consistency"],
         protocol_effect=by_name["protocol_effect"],
+        tuning=by_name["tuning"],
+        num_trials=max(tables.tuning["num_trials"].to_pylist(), default=0),
         outcomes=by_name["outcomes"],
         reasons=by_name["reasons"],
         models=by_name.get("models"),
