@@ -183,7 +183,6 @@ def test_tuning_is_a_line_a_search():
     tables = views.Tables(made.of_rows(*rows), None, derived.make({"cells": made.of_rows(*rows)}))
     # ASR 100 → 10, ACC 95 → 90.
     assert show.tuning(tables) == [
-        "Tuning, no part of any rank:",
         "ft on x, SPC 10, 3 trials: DER % survey 92.5, paper –, tuned 92.5, oracle 92.5; stability 1.00",
     ]
     assert show.tuning(views.Tables(made.of_rows(*rows[:2]), None, {})) == []

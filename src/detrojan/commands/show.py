@@ -164,7 +164,10 @@ def main(results: Path) -> None:
             console.rule(f"protocol {protocol}", align="left", characters="=")
         own = whole.of_protocol(protocol)
         show(own.cells, tables["models"], own.summary, results, console, _first_sentence(own))
-    _indented(tuning(whole), console)
+    if searches := tuning(whole):
+        console.print()
+        console.print("Tuning, no part of any rank:")
+        _indented(searches, console)
 
 
 def tuning(tables: views.Tables) -> list[str]:
@@ -183,7 +186,7 @@ def tuning(tables: views.Tables) -> list[str]:
         score = stable.get(key, {}).get("stability")
         said = "" if score is None else f"; stability {score:.2f}"
         lines.append(f"{where}, {row['num_trials']} trials: DER % {values}{said}")
-    return [*(["Tuning, no part of any rank:"] if lines else []), *lines]
+    return lines
 
 
 def _first_sentence(tables: views.Tables) -> str:
