@@ -520,6 +520,27 @@ def tune(folders: Sequence[Path], num_trials: int, out: Path) -> None:
     click.echo("\n".join(tune.main(folders, num_trials, out)))
 
 
+@detrojan.command(
+    epilog=examples(
+        "detrojan inspect attack_result.pt",
+        "detrojan inspect checkpoint.pth --key state_dict_ema",
+        "detrojan inspect vit_tiny/model.safetensors",
+    )
+)
+@click.argument("file", type=PATH)
+@click.option("--key", metavar="KEY", help="Where in the file the state dict is; else it is looked for.")
+def inspect(file: Path, key: str | None) -> None:
+    """Say what a checkpoint holds that somebody else wrote.
+
+    FILE is one of torch (.pt, .pth, TorchScript, .pt2), a safetensors file, or a folder that has
+    model.safetensors. Nothing in it is run: it is safe to look at a file that you do not trust. Where a
+    file would run something if torch.load loaded it, the command says so and ends with 1.
+    """
+    from detrojan.commands import inspect
+
+    inspect.main(file, key)
+
+
 # --- for contributors ------------------------------------------------------------------------------
 
 
