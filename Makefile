@@ -48,7 +48,7 @@ quickstart: $(READY) ## run the default study: minutes on two cores
 plan: $(READY) ## say what a study takes before it starts: make plan STUDY=config/survey.yaml
 	$(BIN)/detrojan plan --configfile "$(STUDY)"
 
-test: $(READY) ## run all tests that need neither GPU nor cluster
+test: $(READY) $(VENV)/ready-timm ## run all tests that need neither GPU nor cluster
 	$(BIN)/python -m pytest $(PYTEST)
 
 lint: $(VENV)/ready-lint ## run the linters, the type checker and the check of who imports whom

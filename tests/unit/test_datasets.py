@@ -860,6 +860,49 @@ def test_python_two_batch_is_one():
     assert batch["labels"] == list(range(10))
 
 
+def write_cifar100(folder, kind):
+    """Write CIFAR-100's two files, of three images each; return their fine labels and their pixels."""
+    images = np.arange(3 * 3072, dtype=np.int64).reshape(3, 3072).astype(np.uint8)
+    coarse, fine = [19, 0, 7], [99, 4, 42]
+    folder.mkdir(parents=True)
+    for split in ("train", "test"):
+        if kind == "binary":
+            heads = np.array([coarse, fine], np.uint8).T
+            (folder / f"{split}.bin").write_bytes(np.concatenate([heads, images], 1).tobytes())
+        else:
+            batch = {"data": images, "fine_labels": fine, "coarse_labels": coarse, "filenames": ["a"] * 3}
+            (folder / split).write_bytes(pickle.dumps(batch, protocol=2))
+    return fine, images.reshape(3, 3, 32, 32).transpose(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize(("kind", "name"), [("binary", "cifar-100-binary"), ("pickled", "cifar-100-python")])
+def test_cifar100_has_its_fine_labels(tmp_path, kind, name, inner):
+    fine, pixels = write_cifar100(tmp_path / name, kind)
+    source = TorchvisionFolder(path=tmp_path / name if inner else tmp_path, layout="cifar100")
+    raw = source.read("test", 32)
+    assert raw.labels.tolist() == fine
+    np.testing.assert_array_equal(raw.images, pixels)
+    assert [source.class_names()[label] for label in fine] == ["worm", "beaver", "leopard"]
+    assert source.counts("train") == dict.fromkeys(fine, 1)
+    assert source.remarks()[0].startswith("train has 3 images, but 50000 were published as cifar100")
+
+
+def test_cifar100_refuses_what_is_broken(tmp_path):
+    source = TorchvisionFolder(path=tmp_path, layout="cifar100")
+    write_cifar100(tmp_path / "cifar-100-python", "pickled")
+    (tmp_path / "cifar-100-python" / "train").write_bytes(pickle.dumps({"data": print}))
+    with pytest.raises(ValueError, match=r"not a file of CIFAR-100 .*builtins\.print"):
+        source.counts("train")
+    write_cifar100(tmp_path / "cifar-100-binary", "binary")
+    (tmp_path / "cifar-100-binary" / "train.bin").write_bytes(b"\0" * 3075)
+    with pytest.raises(ValueError, match="no whole number of records of 3074"):
+        source.counts("train")
+    (tmp_path / "cifar-100-binary" / "train.bin").write_bytes(b"\0\x64" + b"\0" * 3072)
+    with pytest.raises(ValueError, match="image 0: label 100, but CIFAR-100 has labels 0 to 99"):
+        source.counts("train")
+
+
 def test_cifar10_prefers_the_binary_batches(tmp_path):
     write_cifar(tmp_path, "binary")
     (tmp_path / "cifar-10-batches-py").mkdir()

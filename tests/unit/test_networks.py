@@ -295,6 +295,36 @@ def test_images_are_enlarged_inside_and_gradients_pass(tmp_path):
             assert torch.equal(other(small), enlarging(small))
 
 
+class Tuples(torch.nn.Module):
+    """As torchvision's Inception: logits twice while it is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 5)
+
+    def forward(self, images):
+        logits = self.linear(images.mean((2, 3)))
+        return (logits, logits) if self.training else logits
+
+
+@pytest.mark.parametrize(
+    ("network", "side", "found"),
+    [
+        (Tuples(), 32, "in training mode it puts out tuple: set its options, such as aux_logits: false"),
+        (torch.nn.Sequential(torch.nn.Conv2d(3, 5, 32)), 32, "in eval mode it puts out"),
+        (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 5)), 32, "does not take images of 32×32"),
+        (
+            torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16**2, 4)),
+            16,
+            "puts out 4 logits, not 5",
+        ),
+    ],
+)
+def test_what_puts_out_no_logits_is_found_before_training(network, side, found):
+    with pytest.raises(ValueError, match=found):
+        facts.check(network, side, 5)
+
+
 # --- weights to start from -------------------------------------------------------------------------
 
 

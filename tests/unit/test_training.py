@@ -6,9 +6,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 from torch.nn import functional as F
 
+from detrojan import registry
 from detrojan import rng as streams
 from detrojan.errors import DivergedError
 from detrojan.learning import training
@@ -100,6 +102,87 @@ def test_learning_rate(images, schedule, expected):
     assert [epoch.lr for epoch in history] == pytest.approx(expected, rel=1e-12)
     assert [epoch.epoch for epoch in history] == [1, 2, 3, 4]
     assert all(epoch.seconds > 0 for epoch in history)
+
+
+def test_warmup_rises_in_equal_steps_and_the_schedule_follows():
+    warm = Optimization(epochs=6, lr=0.4, warmup=3)
+    assert [warm.lr_at(epoch) for epoch in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert [warm.lr_at(epoch) for epoch in (4, 5)] == pytest.approx([0.3, 0.1])  # a cosine over three epochs
+    assert Optimization(epochs=2, warmup=9, lr=1).lr_at(1) == pytest.approx(0.2)
+
+
+def test_what_came_later_is_no_setting_where_it_is_off():
+    # Else every model that is trained already would be trained anew.
+    before = {"epochs", "batch_size", "lr", "momentum", "weight_decay", "schedule", "bfloat16"}
+    assert set(Optimization().model_dump(mode="json")) == before
+    adamw = Optimization(optimizer="adamw", clip=1).model_dump(mode="json")
+    assert set(adamw) == before | {"optimizer", "clip"}
+    assert Optimization(**adamw) == Optimization(optimizer="adamw", clip=1)
+
+
+def test_a_step_of_adamw_by_hand(two_class_images):
+    optimization = Optimization(
+        epochs=1,
+        batch_size=6,
+        lr=0.1,
+        weight_decay=0.5,
+        optimizer="adamw",
+        betas=(0.8, 0.9),
+        schedule="constant",
+    )
+    model = Linear()
+    before = model.weight.detach().clone()
+    batch = two_class_images
+    F.cross_entropy(model(batch.images.float() / 255), batch.labels).backward()
+    gradient = model.weight.grad.clone()
+    model.weight.grad = None
+    fit(model, two_class_images, optimization)
+    # Of the first step both moments are the gradient's own, so only its sign is left.
+    expected = before * (1 - 0.1 * 0.5) - 0.1 * gradient.sign()
+    torch.testing.assert_close(model.weight.detach(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gradient_is_clipped_to_its_norm(two_class_images):
+    optimization = Optimization(epochs=1, batch_size=6, lr=1, momentum=0, weight_decay=0, clip=1e-3)
+    model = Linear()
+    before = model.weight.detach().clone()
+    fit(model, two_class_images, optimization)
+    assert float((model.weight.detach() - before).norm()) == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("decay_norms", [True, False])
+def test_weight_decay_leaves_vectors_and_embeddings_alone(decay_norms):
+    model = nn.Module()
+    model.pos_embed, model.linear = nn.Parameter(torch.ones(1, 4, 2)), nn.Linear(2, 3)
+    model.norm, model.frozen = nn.LayerNorm(2), nn.Parameter(torch.ones(2, 2), requires_grad=False)
+    optimization = Optimization(optimizer="adamw", weight_decay=0.1, decay_norms=decay_norms)
+    groups = training.optimizer_of(model, optimization).param_groups
+    decayed = {id(p) for group in groups for p in group["params"] if group["weight_decay"]}
+    every = {id(p) for p in model.parameters() if p.requires_grad}
+    assert {id(p) for group in groups for p in group["params"]} == every
+    assert decayed == (every if decay_norms else {id(model.linear.weight)})
+
+
+def test_a_killed_run_of_adamw_goes_on_with_the_same_bits(images, tmp_path):
+    optimization = Optimization(
+        epochs=4, batch_size=5, lr=0.01, optimizer="adamw", warmup=2, clip=1, decay_norms=False
+    )
+    whole = Stateful(0)
+    fit(whole, images, optimization)
+    killed = Stateful(0)
+    checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors", "same")
+    fit(killed, images, optimization, checkpoint=checkpoint, after_epoch=lambda epoch: epoch.epoch == 2)
+    resumed = Stateful(1)
+    fit(resumed, images, optimization, checkpoint=checkpoint)
+    same_bits(resumed, whole)
+
+
+@pytest.mark.parametrize("recipe", ["finetune", "scratch"])
+def test_shipped_recipes_are_settings_of_training(recipe):
+    path = registry.CHECKOUT / "config" / "training" / f"{recipe}.yaml"
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert list(recipe) == ["training"]
+    assert Optimization(**recipe["training"]).epochs >= 100
 
 
 def test_history_is_the_mean_over_images(two_class_images):

@@ -1,4 +1,4 @@
-"""CIFAR-10, GTSRB and Tiny-ImageNet in the folders that torchvision or their own archives make.
+"""CIFAR-10 and CIFAR-100, GTSRB and Tiny-ImageNet in the folders that torchvision or their own archives make.
 
 Each data set's source and layout on disk stand in its module under ``_layouts``.
 """
@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from detrojan.datasets._layouts import cifar10, gtsrb, tiny_imagenet
+from detrojan.datasets._layouts import cifar10, cifar100, gtsrb, tiny_imagenet
 from detrojan.datasets._layouts.base import Layout
 from detrojan.datasets.base import (
     SPLITS,
@@ -23,14 +23,21 @@ from detrojan.datasets.base import (
     count,
 )
 
-LAYOUTS: dict[str, Layout] = {"cifar10": cifar10, "gtsrb": gtsrb, "tiny_imagenet": tiny_imagenet}
+LAYOUTS: dict[str, Layout] = {
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "gtsrb": gtsrb,
+    "tiny_imagenet": tiny_imagenet,
+}
 
 
 class TorchvisionFolder(FileSource):
     """A published data set, as it lies on disk; fetched first where ``download`` says so."""
 
     path: Path = Field(description="folder that holds, or is, the data set's own (cifar-10-batches-py, ...)")
-    layout: Literal["cifar10", "gtsrb", "tiny_imagenet"] = Field(description="which data set it is")
+    layout: Literal["cifar10", "cifar100", "gtsrb", "tiny_imagenet"] = Field(
+        description="which data set it is"
+    )
     download: bool = Field(False, description="fetch the data set if it isn't there; needs the network")
 
     def counts(self, split: Split) -> Counter[int]:

@@ -1,7 +1,7 @@
 """The one training loop: `train` fits backdoored models with it, defenses fine-tune with it.
 
 :func:`descend` steps any number of networks, each with its optimizer; :func:`fit` is its common case,
-one classifier under SGD.
+one classifier.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -24,6 +25,9 @@ from detrojan.settings import NO_AUGMENTATION, Augmentation, Optimization
 from detrojan.storage import artifacts
 
 logger = logging.getLogger(__name__)
+
+# Of names of parameters that are no weights of a layer, in torchvision's and timm's transformers.
+UNDECAYED = ("pos_embed", "class_token", "cls_token", "dist_token", "reg_token", "relative_position_bias")
 
 HISTORY = pa.schema(
     [
@@ -66,11 +70,13 @@ class Part:
         network: in training mode while it is trained, in eval mode afterwards.
         optimizer: of its parameters.
         lr_at: the learning rate of each epoch, the first being 0.
+        clip: largest L2 norm of a step's gradient; None for any.
     """
 
     network: nn.Module
     optimizer: torch.optim.Optimizer
     lr_at: Callable[[int], float]
+    clip: float | None = None
 
 
 # Changes a batch before the step; may draw from the generator, one an epoch.
@@ -158,7 +164,7 @@ def fit(
         model: maps float images (N, 3, H, W) in [0, 1] to logits; all its parameters that require
             gradients are trained. On the same device as ``images``.
         images: what to train on.
-        optimization: epochs, batch size, SGD and its schedule.
+        optimization: epochs, batch size, optimizer and its schedule.
         rng: shuffles, augments, and drives dropout.
         augmentation: applied to each image anew every epoch.
         loss: returns a scalar to descend and the logits that count for the accuracy.
@@ -172,10 +178,7 @@ def fit(
         DivergedError: the mean loss of an epoch is not finite.
         ValueError: there are no images.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(
-        parameters, lr=optimization.lr, momentum=optimization.momentum, weight_decay=optimization.weight_decay
-    )
+    optimizer = optimizer_of(model, optimization)
 
     def objective(batch: Batch) -> tuple[Tensor, Tensor]:
         value, logits = loss(model, batch)
@@ -184,7 +187,7 @@ def fit(
         return value, (logits.detach().argmax(1) == batch.labels).sum()
 
     return descend(
-        {"model": Part(model, optimizer, optimization.lr_at), **(beside or {})},
+        {"model": Part(model, optimizer, optimization.lr_at, optimization.clip), **(beside or {})},
         images,
         objective,
         epochs=optimization.epochs,
@@ -196,6 +199,25 @@ def fit(
         after_epoch=after_epoch,
         checkpoint=checkpoint,
         bfloat16=optimization.bfloat16,
+    )
+
+
+def optimizer_of(model: nn.Module, optimization: Optimization) -> torch.optim.Optimizer:
+    """Return the optimizer of all parameters of ``model`` that require gradients."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    groups: list[Any] = list(named.values())
+    if not optimization.decay_norms:
+        free = {name for name, p in named.items() if p.dim() < 2 or any(word in name for word in UNDECAYED)}
+        groups = [
+            {"params": [p for name, p in named.items() if name not in free]},
+            {"params": [p for name, p in named.items() if name in free], "weight_decay": 0.0},
+        ]
+    if optimization.optimizer == "adamw":
+        return torch.optim.AdamW(
+            groups, lr=optimization.lr, betas=optimization.betas, weight_decay=optimization.weight_decay
+        )
+    return torch.optim.SGD(
+        groups, lr=optimization.lr, momentum=optimization.momentum, weight_decay=optimization.weight_decay
     )
 
 
@@ -298,6 +320,8 @@ def _run_epoch(
             part.optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
         for part in parts.values():
+            if part.clip is not None:
+                nn.utils.clip_grad_norm_(part.network.parameters(), part.clip)
             part.optimizer.step()
         count_step(len(batch.rows))
         if after_step:

@@ -1,5 +1,6 @@
 """Trains the models that defenses are tried on: backdoored ones, and the clean ones beside them."""
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-from detrojan import models
+from detrojan import models, registry
 from detrojan import rng as streams
 from detrojan.cells import Model
 from detrojan.errors import DivergedError
@@ -20,6 +21,7 @@ from detrojan.learning import training
 from detrojan.learning.meter import meter
 from detrojan.learning.on_the_fly import Control, Poisoner, drawn
 from detrojan.learning.training import HISTORY, Checkpoint, Part, Prepare
+from detrojan.models._parts import facts
 from detrojan.settings import Augmentation, Optimization
 from detrojan.storage import provenance
 
@@ -71,12 +73,16 @@ def train(
 
     Raises:
         DivergedError: the loss is not finite; the message names the cell.
+        ValueError: a network of others does not take the images, or puts out no logits for them.
     """
     info = images.info
     mean, std = (architecture.get(key) or getattr(info, key) for key in ("mean", "std"))
     build = models.Build(name.architecture, architecture, images.num_classes, tuple(mean), tuple(std))
     with streams.global_stream(streams.stream("init", *name)):
         model = models.build(build)
+        if registry.NETWORK in architecture:
+            # What its library makes of it is unknown until it runs: in seconds, not after an epoch.
+            facts.check(copy.deepcopy(model.network), info.height, images.num_classes)
     model.place(device)
     decides = {
         "name": name,

@@ -18,6 +18,7 @@ from detrojan.storage import records
 from detrojan.storage.columns import METRICS, MODEL_KEYS, ORIGIN, required
 
 GATHERED = METRICS.insert(METRICS.get_field_index("defense") + 1, required("threat_model", pa.string()))
+GATHERED = GATHERED.insert(GATHERED.get_field_index("reason") + 1, pa.field("adapted", pa.bool_()))
 CELLS = functools.reduce(
     pa.Schema.append,
     (pa.field(measure, pa.float64()) for measure in RELATIVE),
@@ -158,6 +159,8 @@ def cells(paths: Placed, given_up: Sequence[Mapping[str, Any]] = ()) -> pa.Table
     }
     threat_models = pa.array([folders[name] for name in table["defense"].to_pylist()], pa.string())
     table = table.append_column("threat_model", threat_models)
+    # Methods note it, so no table of metrics that is there already lacks it.
+    table = table.append_column("adapted", pc.match_substring(table["chosen"], '"adapted": true'))
     keys = [(name, "ascending") for name in CELL_AXES]
     return table.sort_by(keys).select(GATHERED.names)
 

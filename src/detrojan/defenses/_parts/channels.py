@@ -53,6 +53,11 @@ class Channels:
     def __len__(self) -> int:
         return sum(self.sizes)
 
+    @property
+    def adapted(self) -> dict[str, object]:
+        """What to note of a method that no paper or code has on layer normalization, where it is on such."""
+        return {"adapted": True} if self.kind == "layer" else {}
+
     def logits(self, model: nn.Module, images: Tensor, scale: Tensor, shift: Tensor | None = None) -> Tensor:
         """Return what ``model`` makes of ``images`` with its channels gated; gradients reach the gates.
 

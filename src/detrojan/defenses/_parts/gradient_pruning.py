@@ -325,6 +325,11 @@ class Filters:
     def __len__(self) -> int:
         return sum(self.sizes)
 
+    @property
+    def adapted(self) -> dict[str, object]:
+        """What to note where hidden units are candidates, which the paper does not have."""
+        return {"adapted": True} if any(isinstance(layer, nn.Linear) for layer in self.layers) else {}
+
     def scores(self, model: nn.Module, triggered: ImageSet) -> Tensor:
         """Return each filter's mean absolute gradient of the unlearning loss, (filters,), layer by layer.
 

@@ -104,6 +104,7 @@ class AWN(Defense):
             {
                 "optimizer": optimizer,
                 "norms": channels.kind,
+                **channels.adapted,
                 "num_judged": len(images),
                 "allowed_errors": allowed,
                 "accuracy": [before / len(images), after / len(images)],

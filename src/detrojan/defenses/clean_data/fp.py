@@ -83,6 +83,8 @@ class FP(FineTuning):
                 "accuracy": [right[0] / len(judges), right[accepted] / len(judges)],
             }
         )
+        if _unfed(repaired):
+            clean.chosen["unit"] = "feature"
         keep = torch.ones(groups, device=order.device)
         keep[order[:num_pruned]] = 0
         columns = keep.repeat_interleave(linear.in_features // groups)
@@ -116,6 +118,14 @@ def _prunable(model: nn.Module, images: ImageSet) -> places.Head:
     if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
         raise NotApplicableError("FP needs convolutions and a head with a linear layer")
     return places.head(model.network, images.images)
+
+
+def _unfed(model: nn.Module) -> bool:
+    """Return whether no convolution feeds the head, as in networks of layer normalization: features go."""
+    kinds = {type(module) for module in model.modules()}
+    return any(issubclass(k, nn.LayerNorm) for k in kinds) and not any(
+        issubclass(k, nn.BatchNorm2d) for k in kinds
+    )
 
 
 def _first(model: nn.Module, head: places.Head) -> nn.Linear:

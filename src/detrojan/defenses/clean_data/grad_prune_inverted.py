@@ -74,6 +74,7 @@ class GradPruneInverted(GradientPruning, TriggerInversion):
                 "any_flagged": bool(searches[0]["flagged"]),
                 "num_pruned": num_pruned,
                 "pruned": filters.removed_names(),
+                **filters.adapted,
                 "num_judged": len(limit.images),
                 "allowed_errors": limit.allowed,
                 "tuning_epoch": epochs,

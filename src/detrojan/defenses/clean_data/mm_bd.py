@@ -95,6 +95,8 @@ class MMBD(Defense):
         initial = [float(bound.detach().max()) for bound in ceilings.parameters()]
         run = _Descent(self, repaired, ceilings, images, wanted, original if self.augment else None)
         run.descend(rng)
+        if any(isinstance(ceiling, TokenCeiling) for ceiling in ceilings):
+            clean.chosen["adapted"] = True  # neither paper nor benchmark has tokens
         clean.chosen.update(
             {
                 "sites": sites,

@@ -23,6 +23,9 @@ Departures from both codes:
   shift undo it, as that mean. A channel that few clean images leave dead would else be amplified by
   1 / sqrt(epsilon), 316, once a perturbation wakes it.
 - The attack's loss is not cut off at 80, where the attack would stand still.
+- Where no convolution is late, as in transformers, the layer stands before the first normalization of the
+  last block, and is a linear one that each token passes by itself: ours, no paper has it, and ``adapted`` in
+  ``chosen`` says so.
 - The repaired model has the layer inside. The benchmark saves the backdoored model without it.
 
 Clean images pass the frozen layers anew in each step. To keep what these put out would spare one forward
@@ -45,8 +48,8 @@ from detrojan.images import Batch, DefenderSample, ImageSet, num_batches, passes
 from detrojan.learning import inference, training
 from detrojan.learning.training import Objective, Part
 from detrojan.models import Classifier
-from detrojan.models._parts import places
-from detrojan.models._parts.insertions import Polarizer
+from detrojan.models._parts import places, structure
+from detrojan.models._parts.insertions import Polarizer, TokenPolarizer
 from detrojan.settings import NO_AUGMENTATION
 
 DEAD = 0.01  # a variance below this share of the mean of all channels' is lifted to it
@@ -58,7 +61,9 @@ class NPD(Defense):
     smoke: ClassVar[dict[str, object]] = {"epochs": 1}
 
     host: str = Field(
-        "", description="name of the convolution that the layer stands before; none: a late one is found"
+        "",
+        description="name of the convolution, or in a transformer the layer normalization, that the layer "
+        "stands before; none: a late one is found",
     )
     start: Literal["whitened", "identity"] = Field(
         "whitened",
@@ -91,7 +96,7 @@ class NPD(Defense):
         """Return a copy of ``model`` with a trained polarizer; its other tensors are as they were.
 
         Raises:
-            NotApplicableError: there is no convolution of the name that is set, or none late enough.
+            NotApplicableError: there is no layer of the name that is set, or none late enough.
         """
         repaired = copy.deepcopy(model).eval().requires_grad_(False)
         assert isinstance(repaired, Classifier)
@@ -99,6 +104,8 @@ class NPD(Defense):
         host = self.host or places.late_layer(repaired.network, images.images)
         polarizer = insert(repaired, host, images, self.start)
         clean.chosen["host"] = host
+        if isinstance(polarizer, TokenPolarizer):
+            clean.chosen["adapted"] = True
         optimizer = torch.optim.SGD(
             polarizer.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
@@ -114,7 +121,7 @@ class NPD(Defense):
         )
         return repaired.requires_grad_(True)
 
-    def _objective(self, model: nn.Module, polarizer: Polarizer) -> Objective:
+    def _objective(self, model: nn.Module, polarizer: Polarizer | TokenPolarizer) -> Objective:
         def objective(batch: Batch) -> tuple[Tensor, Tensor]:
             polarizer.eval()  # the loop sets training mode, but perturbed images must not move statistics
             perturbed, predicted, aim = self._perturb(model, batch.images, batch.labels)
@@ -166,41 +173,48 @@ class NPD(Defense):
 @torch.no_grad()
 def insert(
     model: Classifier, host: str, images: ImageSet, start: Literal["whitened", "identity"]
-) -> Polarizer:
-    """Insert a polarizer before the convolution ``host`` of ``model`` and return it.
+) -> Polarizer | TokenPolarizer:
+    """Insert a polarizer before the layer ``host`` of ``model``, a convolution or a layer normalization.
 
-    Its convolution is the identity, and its normalization's running statistics are those of the host's
+    Its first layer is the identity, and its normalization's running statistics are those of the host's
     inputs over ``images``. Whitened, its scale is 1 and its shift 0. As the identity, they undo the
     statistics, so that the layer in eval mode changes nothing, but for rounding; no channel's variance is
     smaller there than the mean of all channels', or a step on the scale would be multiplied.
 
     Raises:
-        NotApplicableError: ``model`` has no such convolution.
+        NotApplicableError: ``model`` has no such layer, or it normalizes maps whose channels come first.
     """
-    convolution = dict(model.network.named_modules()).get(host)
-    if not isinstance(convolution, nn.Conv2d):
-        kind = type(convolution).__name__
-        found = "has none of that name" if convolution is None else f"has a {kind} there"
+    layer = dict(model.network.named_modules()).get(host)
+    if isinstance(layer, nn.Conv2d):
+        channels = layer.in_channels
+    elif isinstance(layer, nn.LayerNorm):
+        channels = layer.normalized_shape[-1]
+        if structure.channel_dimensions(model.network, images.images).get(host) == 1:
+            raise NotApplicableError(f"NPD stands before tokens, and channels come first at {host}")
+    else:
+        found = "has none of that name" if layer is None else f"has a {type(layer).__name__} there"
         raise NotApplicableError(
             f"NPD puts a layer before the convolution {host!r}, but {model.build.architecture} {found}: "
             "name one of its last in the setting host of npd, if it has late ones"
         )
-    count, moments = 0, torch.zeros(2, convolution.in_channels, dtype=torch.float64, device=images.device)
+    on_maps = isinstance(layer, nn.Conv2d)
+    count, moments = 0, torch.zeros(2, channels, dtype=torch.float64, device=images.device)
 
     def measure(_module: nn.Module, inputs: tuple[Tensor]) -> None:
         nonlocal count
         maps = inputs[0].double()
-        count += maps.numel() // maps.shape[1]
-        moments.add_(torch.stack([maps.sum((0, 2, 3)), maps.square().sum((0, 2, 3))]))
+        others = (0, 2, 3) if on_maps else tuple(range(maps.dim() - 1))
+        count += maps.numel() // channels
+        moments.add_(torch.stack([maps.sum(others), maps.square().sum(others)]))
 
-    hook = convolution.register_forward_pre_hook(measure)
+    hook = layer.register_forward_pre_hook(measure)
     try:
         inference.logits(model, images)
     finally:
         hook.remove()
     mean, square = moments / count
     variance = (square - mean.square()).clamp(min=0)
-    polarizer = Polarizer(convolution.in_channels).eval()
+    polarizer = (Polarizer if on_maps else TokenPolarizer)(channels).eval()
     model.insert(host, polarizer)
     model.place(images.device)
     norm = polarizer.bn

@@ -97,6 +97,7 @@ class RNP(Defense):
         clean.chosen.update(
             {
                 "norms": channels.kind,
+                **channels.adapted,
                 "unlearning_lr": unlearned.lr,
                 "unlearning_epochs": unlearned.last.epoch,
                 "unlearned_accuracy": unlearned.last.accuracy,

@@ -38,6 +38,7 @@ class GradPrune(GradientPruning):
             {
                 "num_pruned": len(pruned),
                 "pruned": pruned,
+                **filters.adapted,
                 "num_judged": len(limit.images),
                 "allowed_errors": limit.allowed,
                 "tuning_epoch": tuned.epoch,

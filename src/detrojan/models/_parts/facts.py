@@ -68,6 +68,23 @@ def logits(network: nn.Module, side: int, *, train: bool = False) -> Tensor:
     return output
 
 
+def check(network: nn.Module, side: int, num_classes: int) -> None:
+    """Try a network on two black images of a side, in both modes; its running statistics move.
+
+    Raises:
+        ValueError: it does not take them, or puts out anything but logits (2, num_classes).
+    """
+    for train in (False, True):
+        try:
+            output = logits(network, side, train=train)
+        except (RuntimeError, AssertionError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"{type(network).__name__} does not take images of {side}×{side} pixels: {error}"
+            ) from error
+        if output.shape[1] != num_classes:
+            raise ValueError(f"{type(network).__name__} puts out {output.shape[1]} logits, not {num_classes}")
+
+
 def macs(network: nn.Module, side: int) -> int:
     """Return the multiplications of one image: those of convolutions, linear layers and attention."""
     with FlopCounterMode(display=False) as counter:

@@ -54,6 +54,32 @@ class Polarizer(Insertion):
         return polarized
 
 
+class TokenPolarizer(Insertion):
+    """A linear layer and batch normalization before a layer normalization of tokens, each token by itself.
+
+    No paper has it: what the polarizer of maps is to a convolution, it is to a block of a transformer. A
+    fresh one changes nothing, in eval mode, but by the normalization's epsilon.
+    """
+
+    kind = "token_polarizer"
+    sized = "linear.weight"
+    before = True
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        device = torch.get_default_device()
+        self.linear: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+            nn.Linear, channels, channels, bias=False, device=device
+        )
+        nn.init.eye_(self.linear.weight)
+        self.bn = nn.BatchNorm1d(channels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return tokens of the same shape, (N, ..., channels); statistics are over all but the channels."""
+        polarized: Tensor = self.bn(self.linear(tokens).flatten(0, -2))
+        return polarized.view_as(tokens)
+
+
 class Ceiling(Insertion):
     """An upper bound of each channel behind an activation; a fresh one bounds nothing.
 
@@ -84,7 +110,9 @@ class TokenCeiling(Ceiling):
         return tokens.clamp(max=self.bound)
 
 
-KINDS: dict[str, type[Insertion]] = {layer.kind: layer for layer in (Polarizer, Ceiling, TokenCeiling)}
+KINDS: dict[str, type[Insertion]] = {
+    layer.kind: layer for layer in (Polarizer, TokenPolarizer, Ceiling, TokenCeiling)
+}
 
 
 def attach(network: nn.Module, host: str, layer: Insertion) -> None:
@@ -102,13 +130,20 @@ def attach(network: nn.Module, host: str, layer: Insertion) -> None:
         raise ValueError(f"module {host} has an inserted layer already, and takes no second one")
     if layer.before:
         channels = len(layer.get_parameter(layer.sized))
-        if not isinstance(module, nn.Conv2d) or module.in_channels != channels:
+        if _channels_in(module, layer) != channels:
             raise ValueError(f"a {layer.kind} of {channels} channels doesn't fit before {host}, {module}")
     module.add_module(layer.kind, layer)
     if layer.before:
         module.register_forward_pre_hook(_through_before)
     else:
         module.register_forward_hook(_through_after)
+
+
+def _channels_in(module: nn.Module, layer: Insertion) -> int | None:
+    """Return how many channels ``module`` reads; None if ``layer`` stands before modules of another kind."""
+    if isinstance(layer, TokenPolarizer):
+        return module.normalized_shape[-1] if isinstance(module, nn.LayerNorm) else None
+    return module.in_channels if isinstance(module, nn.Conv2d) else None
 
 
 def rebuild(network: nn.Module, inserted: Mapping[str, str], weights: Mapping[str, Tensor]) -> None:
