@@ -160,11 +160,11 @@ def memory(rule):
 
 def runtime(rule, units=lambda wildcards: None):
     """Return a resource: the time limit of a job of ``rule``, minutes; see :mod:`detrojan.workflow.job_costs`."""
-    return known_parameters(
-        lambda wildcards, attempt: job_costs.runtime_min(
-            rule, axes(wildcards), attempt, units(wildcards), COSTS
-        )
-    )
+
+    def limit(wildcards, attempt):
+        return job_costs.runtime_min(rule, axes(wildcards), attempt, units(wildcards), COSTS)
+
+    return known_parameters(limit)
 
 
 @known_parameters
