@@ -100,6 +100,11 @@ def test_every_method_has_a_formula():
             40 * (900 * 3 + 2 * 100) + 50 * (900 * 6 + 100),
         ),
         ("grad_prune", CIFAR10_SPC_100, {}, {}, 500 * (900 * 3 + 2 * 100) + 200 * (900 * 6 + 100)),
+        # 300 images score the filters.
+        (
+            *("grad_prune", CIFAR10_SPC_100, {"score_images": 300}),
+            *({"num_pruned": 30, "tuning_epoch": 40}, 40 * (300 * 3 + 2 * 100) + 50 * (900 * 6 + 100)),
+        ),
         # All 1,000 images are judged, and an epoch looks at both validation sets.
         (
             *("grad_prune", CIFAR10_SPC_100, {"accuracy_images": "all", "criterion": "joint"}),

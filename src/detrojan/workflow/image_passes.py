@@ -198,7 +198,8 @@ def _grad_prune(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
     epochs = min(d.max_epochs, c.get("tuning_epoch", d.max_epochs) + d.tuning_patience)
     judged = n.all if d.accuracy_images == "all" else n.validation
     looked = rounds * (judged + n.validation) + epochs * n.validation * (2 if d.criterion == "joint" else 1)
-    backward = rounds * n.train + epochs * 2 * n.train
+    scored = min(n.train, d.score_images or n.train)
+    backward = rounds * scored + epochs * 2 * n.train
     return Passes(backward + looked, backward, bound=True)
 
 
