@@ -128,11 +128,14 @@ def _inversion(n: Sizes, d: Any, images: int, steps: int | None = None) -> Passe
     are known.
     """
     used = min(images, d.max_images)
-    batches = _steps(used, d.inversion_batch_size)
+    batches = num_batches(used, d.inversion_batch_size)
+    each_epoch = max(batches, _steps(d.min_steps, d.inversion_epochs))
     if steps is None:
-        each_epoch = max(batches, _steps(d.min_steps, d.inversion_epochs))
         steps = min(d.max_steps, d.inversion_epochs * each_epoch)
-    passed = n.classes * steps * used / batches
+    # An epoch begins a pass anew: the last one that it begins may lack the smallest batch.
+    whole, rest = divmod(each_epoch, batches)
+    an_epoch = whole * used + min(used, rest * d.inversion_batch_size)
+    passed = n.classes * steps / each_epoch * an_epoch
     return Passes(passed + n.classes * used, passed, bound=True)
 
 
