@@ -161,7 +161,6 @@ def memory(rule):
 def runtime(rule, units=lambda wildcards: None):
     """Return a resource: the time limit of a job of ``rule``, minutes; see :mod:`detrojan.workflow.job_costs`."""
 
-
     def limit(wildcards, attempt):
         return job_costs.runtime_min(rule, axes(wildcards), attempt, units(wildcards), COSTS)
 

@@ -95,6 +95,11 @@ def test_every_method_has_a_formula():
             *("nc", CIFAR10_SPC_100, {}, {"flagged": [0, 3], "search_steps": 8}),
             10_000 * (2 * 3 + 1) + 100 * 1200 * 3,
         ),
+        # 13 images in batches of 4, 4 and 5; an epoch takes four steps, so 17 of them.
+        (
+            *("nc", CIFAR10_SPC_10, {"max_images": 13, "inversion_batch_size": 4}),
+            *({"flagged": []}, 10 * (80 * 17 * 3 + 13)),
+        ),
         # For 500 steps an epoch has 7, all images in each.
         ("nc", CIFAR10_SPC_10, {"min_steps": 500}, {"flagged": []}, 1000 * (80 * 7 * 3 + 1)),
         # 40 rounds and 50 epochs.
@@ -103,6 +108,11 @@ def test_every_method_has_a_formula():
             40 * (900 * 3 + 2 * 100) + 50 * (900 * 6 + 100),
         ),
         ("grad_prune", CIFAR10_SPC_100, {}, {}, 500 * (900 * 3 + 2 * 100) + 200 * (900 * 6 + 100)),
+        # 300 images score the filters.
+        (
+            *("grad_prune", CIFAR10_SPC_100, {"score_images": 300}),
+            *({"num_pruned": 30, "tuning_epoch": 40}, 40 * (300 * 3 + 2 * 100) + 50 * (900 * 6 + 100)),
+        ),
         # All 1,000 images are judged, and an epoch looks at both validation sets.
         (
             *("grad_prune", CIFAR10_SPC_100, {"accuracy_images": "all", "criterion": "joint"}),

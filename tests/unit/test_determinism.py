@@ -32,7 +32,11 @@ import json, sys
 from detrojan.learning import determinism
 determinism.configure(1)
 trained = train_all()
-modes = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+modes = (
+    torch.are_deterministic_algorithms_enabled(),
+    torch.is_deterministic_algorithms_warn_only_enabled(),
+    torch.utils.deterministic.fill_uninitialized_memory,
+)
 print(json.dumps([trained, modes, sorted(sys.modules)]))
 """
 
@@ -41,7 +45,7 @@ def test_a_job_leaves_out_the_compiler_and_computes_the_same():
     # In a process of its own: what has been loaded stays, and what was changed too.
     done = subprocess.run([sys.executable, "-c", TRAIN + JOB], capture_output=True, text=True, check=True)
     trained, modes, modules = json.loads(done.stdout)
-    assert modes == [True, True]
+    assert modes == [True, True, False]
     assert not {"torch._dynamo", "torch._inductor", "sympy"} & set(modules)
     torchs_own = {}
     exec(TRAIN, torchs_own)

@@ -66,6 +66,26 @@ def test_scores_equal_a_loop_over_filters(toy_model, sample):
     torch.testing.assert_close(scores, torch.stack(slow), rtol=1e-5, atol=1e-8)
 
 
+def test_some_triggered_images_score_the_filters_the_same_in_each_round(toy_model, sample, monkeypatch):
+    seen = []
+
+    def scores(self, model, images):
+        seen.append(images.index.tolist())
+        return torch.arange(len(self), dtype=torch.float32)
+
+    monkeypatch.setattr(Filters, "scores", scores)
+    given = dataclasses.replace(sample, triggered=TriggeredSample(sample.train, sample.validation))
+    some = load("grad_prune", score_images=8, max_rounds=3, max_epochs=1, max_drop=1.0)
+    defend(some, toy_model, given)
+    assert len(seen) == 3
+    assert seen[0] == seen[1] == seen[2]
+    rows = torch.isin(sample.train.index, torch.tensor(seen[0]))
+    assert torch.bincount(sample.train.labels[rows]).tolist() == [2, 2, 2, 2]  # balanced
+    # As many as there are, or more, is all.
+    all_of_them = load("grad_prune", score_images=len(sample.train))
+    assert all_of_them.scored_rows(sample.train, rng=rng.stream("test")) is None
+
+
 def test_never_picks_a_filter_twice(toy_model, sample):
     filters = Filters(model := copy.deepcopy(toy_model))
     for _ in range(30):

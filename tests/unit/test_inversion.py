@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +17,8 @@ from detrojan.defenses._parts.inversion import (
     Triggers,
     anomaly_index,
     search,
-    stratified,
 )
+from detrojan.defenses._parts.subsets import stratified
 from detrojan.images import ImageSet, to_float
 from detrojan.learning.meter import meter
 
@@ -169,6 +170,36 @@ def test_memory_bound_does_not_change_the_result(toy_model, toy_images, quick, m
     torch.testing.assert_close(whole.masks, parts.masks, rtol=0, atol=1e-5)
     torch.testing.assert_close(whole.patterns, parts.patterns, rtol=0, atol=1e-5)
     assert torch.equal(whole.hit_rates, parts.hit_rates)
+
+
+def test_on_a_gpu_as_many_images_pass_as_its_memory_holds(planted, monkeypatch):
+    shape, cpu, gpu = (8, 8), torch.device("cpu"), torch.device("cuda")
+    # Of the planted model: maps of a convolution and a normalization, four channels each, and two logits.
+    assert inversion.map_bytes(planted, shape, cpu) == 4 * (2 * 4 * 8 * 8 + 2)
+    assert inversion.images_at_once(planted, shape, cpu) == 2**19 // 64
+    memory = SimpleNamespace(total_memory=4 * 20_000 * inversion.map_bytes(planted, shape, cpu))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: memory)
+    size = inversion.map_bytes(planted, shape, cpu)
+    monkeypatch.setattr(inversion, "map_bytes", lambda *_: size)
+    assert inversion.images_at_once(planted, shape, gpu) == 20_000
+    memory.total_memory = 1  # never fewer than on a CPU
+    assert inversion.images_at_once(planted, shape, gpu) == 2**19 // 64
+
+
+def test_norms_of_mixed_age_tell_nothing():
+    """Why no class is dropped early: norms fall for long, and the target's is then no outlier any more.
+
+    Made-up norms of 16 classes on 16×16 pixels: searched to the end, and with half of those that remained
+    stopped after 10, 20 and 40 epochs.
+    """
+    grown = torch.tensor([6.0, 44, 48, 50, 51, 52, 53, 54, 55, 56, 57, 58, 60, 62, 64, 70])
+    assert anomaly_index(grown.double())[0] > 5
+    assert found(grown.tolist()).flagged(2.0) == [0]
+    early, middle, late = [150.0, 160, 170, 185, 200, 210, 220, 226], [56.0, 60, 64, 70], [20.0, 22]
+    mixed = torch.tensor([6.0, 10, *late, *middle, *early]).double()
+    assert mixed[0] < mixed.quantile(0.5) / 9
+    assert anomaly_index(mixed)[0] < 1
+    assert found(mixed.tolist()).flagged(2.0) == []
 
 
 def test_a_step_descends_the_loss_of_the_paper(toy_model, toy_images):

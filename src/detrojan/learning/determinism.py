@@ -15,6 +15,9 @@ def configure(threads: int) -> None:
     # Only a warning where there is no deterministic algorithm: on a GPU, VGG's average pooling to 7×7.
     # The same as use_deterministic_algorithms(True, warn_only=True), which loads torch's compiler besides.
     torch.set_deterministic_debug_mode("warn")
+    # Filling all memory that is allocated is a fifth of the operators of a step, and decides nothing as long
+    # as nothing reads what was not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.set_num_threads(threads)
     leave_out_the_compiler()

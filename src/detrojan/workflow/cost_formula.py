@@ -44,7 +44,8 @@ class Machine(NamedTuple):
         launch_s: for a module's kernels, forward.
         weights_per_s: weights that an optimizer's step passes.
         draw_s: to copy a model and note what was done.
-        search_pixels: of stamped images in one pass of a search for triggers.
+        search_pixels: of stamped images in one pass of a search for triggers: what a quarter of its memory
+            holds, see ``defenses/_parts/inversion.py``.
     """
 
     name: str
@@ -59,15 +60,15 @@ class Machine(NamedTuple):
 # An A100 at 7 % of its peak in 32 bits (TensorFloat-32 convolutions): PreAct-ResNet-18 takes 555 million
 # multiply-adds for an image of 32 pixels, so this is 10,000 images a second forward. A step reads and writes
 # each weight five times, 4 bytes each, at 1.5 TB/s.
-ASSUMED = Machine("A100", 5.55e12, 2, 40e-6, 75e9, 1.0, 2**19)
+ASSUMED = Machine("A100", 5.55e12, 2, 40e-6, 75e9, 1.0, 2**21)
 # An H100 in bfloat16 with channels last, up to twice an A100's published training (NVIDIA: ResNet-50, 2,470
 # images/s, 3 × 4.09 billion multiply-adds each, so 30e12). 6 µs a module need CUDA graphs or several
 # processes a GPU.
-H100 = Machine("H100, 45e12", 45e12, 1, 6e-6, 167e9, 0.3, 2**24)
+H100 = Machine("H100, 45e12", 45e12, 1, 6e-6, 167e9, 0.3, 2**22)
 H100_FAST = H100._replace(name="H100, 60e12", multiply_adds_per_s=60e12)
-# Eight cores in 32 bits, each at 4e10: half of what one core of a server reached with PreAct-ResNet-18 (see
-# docs/scale.md).
-LAPTOP = Machine("laptop", 3.2e11, 1, 20e-6, 2e9, 0.1, 2**19)
+# Eight cores in 32 bits, each as fast as one of a shared server (processor time): 20e9 multiply-adds a second
+# through PreAct-ResNet-18 in batches of 16, 120 µs a module through MobileNetV3-Large with one image.
+LAPTOP = Machine("laptop", 1.6e11, 1, 120e-6, 2e9, 0.1, 2**19)
 
 BACKWARD = 2  # passes forward that a backward pass is worth
 DISK_MB_PER_S = 500
@@ -406,8 +407,9 @@ def _batch(method: str, known: Facts, sizes: image_passes.Sizes, machine: Machin
     """Return how many images a step of a defense passes, on average."""
     settings = known.settings
     if "inversion_batch_size" in settings:
-        # Of the search, which is nearly all of it.
-        return machine.search_pixels / known.images.side**2
+        # Of the search, which is nearly all of it: all classes' stamped images, as far as memory goes.
+        used = float(min(sizes.all, settings["max_images"], settings["inversion_batch_size"]))
+        return max(1.0, min(machine.search_pixels / known.images.side**2, sizes.classes * used))
     if method == "anp" or settings.get("replacement"):
         return float(settings["batch_size"])  # drawn with replacement
     size = settings.get("batch_size", sizes.all)

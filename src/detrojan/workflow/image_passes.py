@@ -128,11 +128,14 @@ def _inversion(n: Sizes, d: Any, images: int, steps: int | None = None) -> Passe
     are known.
     """
     used = min(images, d.max_images)
-    batches = _steps(used, d.inversion_batch_size)
+    batches = num_batches(used, d.inversion_batch_size)
+    each_epoch = max(batches, _steps(d.min_steps, d.inversion_epochs))
     if steps is None:
-        each_epoch = max(batches, _steps(d.min_steps, d.inversion_epochs))
         steps = min(d.max_steps, d.inversion_epochs * each_epoch)
-    passed = n.classes * steps * used / batches
+    # An epoch begins a pass anew: the last one that it begins may lack the smallest batch.
+    whole, rest = divmod(each_epoch, batches)
+    an_epoch = whole * used + min(used, rest * d.inversion_batch_size)
+    passed = n.classes * steps / each_epoch * an_epoch
     return Passes(passed + n.classes * used, passed, bound=True)
 
 
@@ -198,7 +201,8 @@ def _grad_prune(n: Sizes, d: Any, c: Mapping[str, Any]) -> Passes:
     epochs = min(d.max_epochs, c.get("tuning_epoch", d.max_epochs) + d.tuning_patience)
     judged = n.all if d.accuracy_images == "all" else n.validation
     looked = rounds * (judged + n.validation) + epochs * n.validation * (2 if d.criterion == "joint" else 1)
-    backward = rounds * n.train + epochs * 2 * n.train
+    scored = min(n.train, d.score_images or n.train)
+    backward = rounds * scored + epochs * 2 * n.train
     return Passes(backward + looked, backward, bound=True)
 
 

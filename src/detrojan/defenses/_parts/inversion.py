@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detrojan import rng as streams
+from detrojan.defenses._parts.subsets import stratified
 from detrojan.defenses.base import Defense
 from detrojan.errors import DivergedError
 from detrojan.images import (
@@ -52,7 +53,9 @@ from detrojan.images import (
 from detrojan.learning.meter import count_step
 from detrojan.settings import NO_AUGMENTATION
 
-PIXELS = 2**19  # of stamped images in a pass: 512 of 32×32, 2 GiB in PreAct-ResNet-18; it bounds memory alone
+# How many stamped images pass the network at once bounds the memory alone; sums over them round by it.
+PIXELS = 2**19  # of images in a pass, at least: 512 of 32×32, 2 GiB in PreAct-ResNet-18
+GPU_SHARE = 0.25  # of a GPU's memory that the maps of a pass may take: four jobs may share it
 STAMPED_AT_ONCE = 512  # images, likewise
 BETAS = (0.5, 0.9)  # of Adam, as the authors' code
 RAISE, LOWER = 2.0, 2.0**1.5  # factors of the mask's weight, likewise
@@ -170,22 +173,6 @@ def anomaly_index(norms: Tensor) -> Tensor:
     return torch.where(deviation > 0, distance / deviation, torch.zeros_like(distance))
 
 
-def stratified(labels: Tensor, count: int, rng: torch.Generator) -> Tensor:
-    """Return ``count`` rows, on the device of ``labels``, drawn at random from all classes in proportion.
-
-    With fewer rows than classes, it is random which classes get one.
-    """
-    order = torch.randperm(len(labels), generator=rng)
-    shuffled = labels.cpu()[order]
-    sizes = torch.bincount(shuffled)
-    # Each row's place within its class, first come first, as a share of the class: 0, 1/n, 2/n, ...
-    by_class = shuffled.argsort(stable=True)
-    starts = (sizes.cumsum(0) - sizes)[shuffled[by_class]]
-    share = torch.empty(len(labels))
-    share[by_class] = (torch.arange(len(labels)) - starts) / sizes[shuffled[by_class]]
-    return to_device(order[share.argsort(stable=True)[:count]], labels.device)
-
-
 def search(
     model: nn.Module, images: ImageSet, classes: Tensor, settings: TriggerInversion, *, rng: torch.Generator
 ) -> Triggers:
@@ -262,6 +249,7 @@ class _Stack:
         self._masks = torch.ones(len(classes), 1, *shape, device=device, requires_grad=True)
         self._patterns = torch.ones(len(classes), 3, *shape, device=device, requires_grad=True)
         self._optimizer = torch.optim.Adam([self._masks, self._patterns], lr=lr, betas=BETAS)
+        self._at_once = images_at_once(self._model, shape, device)
 
     def triggers(self) -> tuple[Tensor, Tensor]:
         """Return the masks (C, 1, H, W) and patterns (C, 3, H, W) as they are, in [0, 1], detached."""
@@ -279,7 +267,7 @@ class _Stack:
         """
         hits, losses = torch.zeros(2, len(self._classes), device=images.device)
         self._optimizer.zero_grad(set_to_none=True)
-        for some, part in _parts(running, images):
+        for some, part in _parts(running, images, self._at_once):
             masks, patterns = _squash(self._masks[some]), _squash(self._patterns[some])
             wanted = self._classes[some].repeat_interleave(len(part))
             logits = self._model(_blend(part, masks[:, None], patterns[:, None]).flatten(0, 1))
@@ -298,7 +286,8 @@ class _Stack:
     def hit_rates(self, images: ImageSet, masks: Tensor, patterns: Tensor) -> Tensor:
         """Return the share of ``images`` that get each class once stamped, in 8 bits, float64 (C,)."""
         hits = torch.zeros(len(self._classes), dtype=torch.float64, device=images.device)
-        for some, part in _parts(torch.arange(len(hits), device=images.device), images.images):
+        classes = torch.arange(len(hits), device=images.device)
+        for some, part in _parts(classes, images.images, self._at_once):
             stamped = _blend(to_float(part), masks[some, None], patterns[some, None]).flatten(0, 1)
             logits = self._model(to_float(to_uint8(stamped)))
             hits[some] += (logits.argmax(1).view(len(some), -1) == self._classes[some, None]).sum(1)
@@ -367,9 +356,43 @@ def _endless(loader: Loader, rng: torch.Generator) -> Iterator[Batch]:
         yield from loader.epoch(rng)
 
 
-def _parts(classes: Tensor, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def images_at_once(model: nn.Module, shape: tuple[int, int], device: torch.device) -> int:
+    """Return how many stamped images of ``shape`` pass a model together.
+
+    A GPU with few images waits for launched kernels, so there as many as a share of its memory holds. That
+    is the memory that it has, not what is free: the bits would depend on what else runs there.
+    """
+    least = max(1, PIXELS // math.prod(shape))
+    if device.type != "cuda":
+        return least
+    memory = torch.cuda.get_device_properties(device).total_memory
+    return max(least, int(GPU_SHARE * memory / map_bytes(model, shape, device)))
+
+
+@torch.no_grad()
+def map_bytes(model: nn.Module, shape: tuple[int, int], device: torch.device) -> int:
+    """Return the size of all that the layers of a model make of one image of ``shape``, bytes."""
+    sizes: list[int] = []
+
+    def count(_layer: nn.Module, _inputs: object, output: object) -> None:
+        sizes.extend(
+            part.numel() * part.element_size()
+            for part in (output if isinstance(output, (list, tuple)) else [output])
+            if isinstance(part, Tensor)
+        )
+
+    layers = [layer for layer in model.modules() if not list(layer.children())]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        model(torch.zeros(1, 3, *shape, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(1, sum(sizes))
+
+
+def _parts(classes: Tensor, images: Tensor, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield each pair of a class and an image once, in groups of some classes and some images."""
-    at_once = max(1, PIXELS // images[0, 0].numel())
     for part in torch.split(images, at_once):
         for some in torch.split(classes, max(1, at_once // len(part))):
             yield some, part

@@ -45,6 +45,7 @@ class GradPruneInverted(GradientPruning, TriggerInversion):
         """Return a pruned and fine-tuned copy of ``model``; without ``regrow`` pruned filters stay zero."""
         repaired = copy.deepcopy(model).eval()
         filters, limit = self.candidates(repaired, clean.train), self.limit(repaired, clean)
+        scored = self.scored_rows(clean.train, rng=streams.child(rng, "scored"))
         masks, patterns = [], []
         searches: list[dict[str, object]] = []
         labels, num_pruned, epochs, capped = [], [], [], []
@@ -61,7 +62,7 @@ class GradPruneInverted(GradientPruning, TriggerInversion):
             triggered = _stamped(
                 clean, torch.stack(masks), torch.stack(patterns), streams.child(stream, "members")
             )
-            self.prune(repaired, filters, limit, triggered, rng=streams.child(stream, "prune"))
+            self.prune(repaired, filters, limit, triggered, scored, rng=streams.child(stream, "prune"))
             tuned = self.tune(repaired, filters, clean, triggered, rng=streams.child(stream, "tune"))
             labels.append(label)
             num_pruned.append(len(filters.removed_names()))

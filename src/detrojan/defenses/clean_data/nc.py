@@ -29,7 +29,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from detrojan import rng as streams
-from detrojan.defenses._parts.inversion import TriggerInversion, Triggers, stratified
+from detrojan.defenses._parts.inversion import TriggerInversion, Triggers
+from detrojan.defenses._parts.subsets import stratified
 from detrojan.defenses.base import Tuning
 from detrojan.errors import NotApplicableError
 from detrojan.images import DefenderSample, ImageSet, concatenate

@@ -31,7 +31,8 @@ class GradPrune(GradientPruning):
             raise NotApplicableError("Grad-Prune needs triggered copies of the sample: no attack, no trigger")
         repaired = copy.deepcopy(model).eval()
         filters, limit = self.candidates(repaired, clean.train), self.limit(repaired, clean)
-        self.prune(repaired, filters, limit, triggered, rng=streams.child(rng, "prune"))
+        scored = self.scored_rows(clean.train, rng=streams.child(rng, "scored"))
+        self.prune(repaired, filters, limit, triggered, scored, rng=streams.child(rng, "prune"))
         tuned = self.tune(repaired, filters, clean, triggered, rng=streams.child(rng, "tune"))
         pruned = filters.removed_names()
         clean.chosen.update(
