@@ -50,7 +50,7 @@ def script(monkeypatch):
             grey = torch.full((1, 3, side, side), (number + 1) / 5)
             return found(rounds[number], torch.ones(1, 1, side, side), grey)
 
-        def prune(self, model, filters, limit, triggered, *, rng):
+        def prune(self, model, filters, limit, triggered, scored, *, rng):
             calls["pruned"].append((triggered, limit))
             scores = torch.arange(len(filters)).neg().float()
             scores[: len(filters.removed)] = -torch.inf

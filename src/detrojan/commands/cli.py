@@ -254,7 +254,8 @@ def select(
 def costs() -> None:
     """Show what jobs cost, and learn it from finished studies.
 
-    The table slurm/costs.csv has measured and assumed seconds, memory and disk; docs/scale.md explains it.
+    The table slurm/costs.csv has seconds, memory and disk that were measured; the rest goes by a formula, see
+    docs/scale.md.
     """
 
 
