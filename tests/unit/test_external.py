@@ -217,6 +217,19 @@ def test_notes_count_what_a_reader_must_know(files):
 # --- mistakes in a mapping -------------------------------------------------------------------------
 
 
+def test_networks_that_a_study_may_name_are_ours(files):
+    table, mapping = files()
+    cells = external.cells(table, mapping)
+
+    def notes_of(name):
+        place = cells.column_names.index("architecture")
+        named = pa.array([name] * len(cells), pa.string())
+        return " ".join(external.notes(cells.set_column(place, cells.field(place), named), mapping))
+
+    assert "architecture vit_q_16" in notes_of("vit_q_16")
+    assert "architecture" not in notes_of("vit_b_16")
+
+
 def test_mistakes_of_a_mapping_are_listed_together(tmp_path):
     columns = {**MAPPING["columns"], "atack": "attack", "seed": "seed"}
     del columns["attack"], columns["asr"]

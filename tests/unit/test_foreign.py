@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
@@ -269,7 +270,7 @@ def test_results_of_backdoorbench_are_read(tmp_path, state, zip_file):
             "poison_indicator": np.array([True, False]),
             "ratio": np.float64(0.25),
             "names": np.array(["no", "numbers"]),
-            "container": {"data_dict": {3: {"path": "3.png", "other": (0, 1)}}},
+            "container": {"data_dict": {np.int64(3): {"path": "3.png", "other": (0, 1)}}},
         },
     }
     torch.save(defended, tmp_path / "defense_result.pt", _use_new_zipfile_serialization=zip_file)
@@ -278,7 +279,7 @@ def test_results_of_backdoorbench_are_read(tmp_path, state, zip_file):
     equal(checkpoint.tensors, state)
     assert checkpoint.known == foreign.Known(network="preactresnet18", num_classes=4)
     if not zip_file:  # torch calls its arrays unsafe
-        assert "multiarray" in refusal(tmp_path / "attack_result.pt")
+        assert "with more than weights" in refusal(tmp_path / "attack_result.pt")
         return
     checkpoint = foreign.read(tmp_path / "attack_result.pt")
     equal(checkpoint.tensors, state)
@@ -290,6 +291,14 @@ def test_results_of_backdoorbench_are_read(tmp_path, state, zip_file):
     assert test["ratio"] == 0.25
     assert isinstance(test["names"], Opaque)
     assert test["container"] == attacked["bd_test"]["container"]
+
+
+def test_results_of_backdoorbench_with_images_in_memory_are_read(tmp_path, state):
+    images = {np.int64(3): {"bd_img": Image.new("RGB", (2, 2), "red")}}
+    torch.save({"model": state, "bd_test": images}, tmp_path / "attack_result.pt")
+    checkpoint = foreign.read(tmp_path / "attack_result.pt")
+    equal(checkpoint.tensors, state)
+    assert checkpoint.beside["bd_test"][3]["bd_img"].what == Named("PIL.Image", "Image")
 
 
 def test_arrays_of_numpy_1_are_read_too(tmp_path, state):

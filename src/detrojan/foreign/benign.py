@@ -48,7 +48,7 @@ def check(pickle: Pickle) -> None:
     """
     modules = _module_classes(pickle.objects)
     for named in pickle.names:
-        if not _benign(named) and named not in modules:
+        if not is_benign(named) and named not in modules:
             raise ValueError(would_run(str(named)))
 
 
@@ -70,7 +70,8 @@ def is_scripted(value: object) -> bool:
     return isinstance(value, Opaque) and not value.called and value.what.module.split(".")[0] == SCRIPTED
 
 
-def _benign(named: Named) -> bool:
+def is_benign(named: Named) -> bool:
+    """Return whether a checkpoint may name this, whatever would become of it."""
     if named in EXACT:
         return True
     if named.module.split(".")[0] == SCRIPTED:

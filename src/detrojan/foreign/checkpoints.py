@@ -15,7 +15,7 @@ from detrojan.foreign.archives import Archive
 from detrojan.foreign.configs import Known
 from detrojan.foreign.containers import Found
 from detrojan.foreign.pickles import Pickle
-from detrojan.foreign.values import DTYPES, TensorRef
+from detrojan.foreign.values import DTYPES, Named, TensorRef
 
 T = TypeVar("T")
 STORAGES = "data/"
@@ -163,7 +163,7 @@ def _of_older(path: Path, key: str | None) -> Checkpoint:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of a damaged pickle anything; it is passed on in one line
         named = re.search(r"GLOBAL (\S+)", str(error))
-        if named:
+        if named and not benign.is_benign(Named(*named[1].rpartition(".")[::2])):
             raise ValueError(benign.would_run(named[1])) from error
         raise ValueError(f"an older file of torch with more than weights, or damaged; {ADVICE}") from error
     found = containers.find(value, key)

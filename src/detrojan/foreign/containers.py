@@ -157,12 +157,17 @@ class _Plain:
         if self._left < 0 or depth > MAX_DEPTH:
             raise ValueError("what stands beside its state dict has no end")
         if isinstance(value, dict):
-            return {key: self.of(entry, depth + 1) for key, entry in value.items()}
+            return {_plain_key(key): self.of(entry, depth + 1) for key, entry in value.items()}
         if isinstance(value, list):
             return [self.of(entry, depth + 1) for entry in value]
         if isinstance(value, tuple) and not isinstance(value, Named):
             return tuple(self.of(entry, depth + 1) for entry in value)
         return _array(value) if isinstance(value, Opaque) else value
+
+
+def _plain_key(key: object) -> Any:
+    number = _array(key) if isinstance(key, Opaque) else key
+    return key if isinstance(number, np.ndarray) else number  # which has no hash
 
 
 def _array(value: Opaque) -> Any:

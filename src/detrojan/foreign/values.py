@@ -36,7 +36,7 @@ class Named(NamedTuple):
         return f"{self.module}.{self.name}"
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Opaque:
     """What would be an object, had its class been imported: its parts, and nothing that acts on them.
 
@@ -56,6 +56,9 @@ class Opaque:
     items: list[Any] = dataclasses.field(default_factory=list)
     pairs: list[tuple[Any, Any]] = dataclasses.field(default_factory=list)
     state: Any = None
+
+    def __repr__(self) -> str:  # of bounded length, whatever it holds
+        return f"Opaque({self.what})"
 
     def attributes(self) -> dict[str, Any]:
         """Return the attributes by name; empty if its state is of another form."""

@@ -610,7 +610,10 @@ def notes(cells: pa.Table, mapping: TableMapping) -> list[str]:
         )
     kinds: dict[str, MethodKind] = {"architecture": "models", "attack": "attacks", "defense": "defenses"}
     for axis, kind in kinds.items():
-        names = sorted(set(frame[axis]) - {NO_METHOD} - set(registry.names(kind)))
+        ours = {NO_METHOD, *registry.names(kind)}
+        if kind == "models":  # those of others that a study may name in short are called so
+            ours |= {name.partition(":")[2] for name in registry.catalogue()}
+        names = sorted(set(frame[axis]) - ours)
         if names:
             found.append(f"Not ours, under the table's own names: {axis} {', '.join(names)}.")
     aside = frame[~frame["threat_model"].isin([NO_METHOD, *RANKED])].drop_duplicates("defense")

@@ -69,6 +69,7 @@ MODELS = pa.schema(
 NOTHING_MEASURED = {
     **dict.fromkeys(("chosen", "hyperparameters", "sources", "versions"), "{}"),
     "deviates": False,
+    "adapted": None,
     "steps": 0,
     "images_a_step": None,
     "passes": None,
