@@ -10,9 +10,9 @@ import yaml
 from detrojan.analysis.statistics import collect
 from detrojan.commands import tune
 from detrojan.storage import records
-from detrojan.study import feasibility, files, schema, trials
+from detrojan.study import feasibility, files, grid, schema, trials
 from detrojan.study.files import load_study
-from detrojan.study.tuned import NO_FILE
+from detrojan.study.tuned import NO_FILE, made, text
 from tests.command import exit_code
 from tests.unit.test_schema import minimal, mistakes
 from tests.unit.test_tuning import cells, trial
@@ -162,6 +162,28 @@ def test_the_row_says_which_trial_it_was(chosen):
     other = load_study(study(chosen[0], defenses={"ft": {"lr": 0.5}}))
     assert other.sources("ft", of("sig"))["lr"] == "study"
     assert other.deviates("ft", of("sig"))
+
+
+def test_another_choice_changes_the_settings_of_its_cells_alone(chosen, tmp_path):
+    """The settings of a cell are a param of its job, which is what runs it again."""
+    content = json.loads(chosen[0].read_text())
+    for choice in content["choices"]:
+        if choice["defense"] == "ft" and choice["left_out"] == "badnets":
+            choice |= {"trial": 2, "settings": schema.trial("ft", 2)[1]}
+    path = tmp_path / "other.json"
+    path.write_text(text(made(content["datasets"], content["choices"])))
+    studies = []
+    for name in (chosen[0], path):
+        raw = study(name)
+        raw["grid"] |= {"attacks": ["badnets", "sig"]}
+        studies.append(load_study(raw))
+    changed = {
+        (shard.defense, shard.model.attack, shard.protocol)
+        for shard in grid.shards(studies[0])
+        if shard.defense != "none"
+        and len({str(one.method("defenses", shard.defense, shard.axes)) for one in studies}) > 1
+    }
+    assert changed == {("ft", "badnets", "tuned")}
 
 
 def test_the_kept_study_needs_no_file(chosen, tmp_path):
