@@ -174,7 +174,7 @@ def section(measured: Measured, leaderboard: dict[tuple[str, str], str]) -> str:
     """Return all that stands between the marks."""
     rule = (
         "**How many remove the backdoor with 10 images a class?** Removed means: ASR at most "
-        f"{MOST_ASR:.0%} and ACC at most {100 * MOST_LOSS:.0f} points lower, mean over the draws. "
+        f"{100 * MOST_ASR:.0f} % and ACC at most {100 * MOST_LOSS:.0f} points lower, mean over the draws. "
         f"`{KNOWS_TRIGGER}`, which knows the trigger, is not counted."
     )
     lines = [
