@@ -123,9 +123,10 @@ def kept(results: Path) -> dict[str, Any]:
     if not path.is_file():
         raise StudyError([f"{path} is missing: no study was run there"])
     try:
-        return networks.expanded(yaml_text.read(path))
+        found: dict[str, Any] = networks.expanded(yaml_text.read(path))
     except ValueError as error:
         raise StudyError([f"{path} is broken: run the study again, which writes it ({error})"]) from None
+    return found
 
 
 # --- what the schema alone can't tell --------------------------------------------------------------

@@ -23,12 +23,14 @@ FIELDS = registry.declared("models", "torchvision:").settings  # of all networks
 SIZES = ("img_size", "image_size")  # options that say for which side a network is made
 
 
-def expanded(raw: Mapping[str, Any]) -> dict[str, Any]:
+def expanded(raw: Any) -> Any:
     """Return a parsed study file with the short form of networks written out, all else as it is.
 
     ``torchvision:resnet50`` among ``grid.architectures`` stands for an architecture ``resnet50`` with that
     ``network``. Where the name is taken by something else it stays, and is refused as unknown.
     """
+    if not isinstance(raw, Mapping):
+        return raw
     grid = raw.get("grid")
     named = grid.get("architectures") if isinstance(grid, Mapping) else None
     if not isinstance(named, list) or not any(map(_is_short, named)):
