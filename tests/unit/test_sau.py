@@ -169,7 +169,9 @@ def other_model(model):
     """Return ``model`` with other weights in its head, so that the two see images differently."""
     other = copy.deepcopy(model)
     with torch.no_grad():
-        other.head.weight.add_(0.3 * torch.randn(other.head.weight.shape, generator=rng.stream("head")))
+        other.network.linear.weight.add_(
+            0.3 * torch.randn(other.network.linear.weight.shape, generator=rng.stream("head"))
+        )
     return other
 
 
@@ -310,7 +312,7 @@ def test_optimizer_is_amsgrad_without_decay(toy_model, sample, monkeypatch):
 
 def test_passes_of_an_epoch(toy_model, sample):
     stubborn = copy.deepcopy(toy_model)
-    stubborn.head.bias.data[0] = 1e4  # nothing flips it, so no search ends early
+    stubborn.network.linear.bias.data[0] = 1e4  # nothing flips it, so no search ends early
     with meter(torch.device("cpu")) as cost:
         repaired = defend(load(epochs=2, batch_size=16), stubborn, sample)
     # Each image once by the original; then 5 (2f + 2b), f, and 3f + 2b.
