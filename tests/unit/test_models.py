@@ -406,7 +406,10 @@ def test_a_fresh_model_has_no_inserted_layers(toy_model):
 @pytest.mark.parametrize(
     ("inserted", "found"),
     [
-        ({"layer1.0.conv1": "mirror"}, "'mirror': there are polarizer, ceiling, token_ceiling"),
+        (
+            {"layer1.0.conv1": "mirror"},
+            "'mirror': there are polarizer, token_polarizer, ceiling, token_ceiling",
+        ),
         ({"layer1.0.conv1": "polarizer"}, r"no tensor layer1\.0\.conv1\.polarizer\.conv\.weight"),
         ({}, r"layer4\.1\.conv1\.polarizer\..* absent in the architecture"),
         (
