@@ -5,6 +5,7 @@ Each is a whole smaller study, of all defenses: none is ever dropped for what an
 """
 
 import itertools
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
@@ -154,7 +155,7 @@ def _decided(found: Sequence[Round], done: int, cells: pa.Table, measure: str, *
 
 def _text(pair: Pair) -> str:
     names = f"{pair.defense} – {pair.other}"
-    if pair.low != pair.low:
+    if math.isnan(pair.low):
         return f"{names:<44} {100 * pair.difference:+6.1f} points, nothing to judge the chance by"
     between = f"[{100 * pair.low:+.1f}, {100 * pair.high:+.1f}]"
     return f"{names:<44} {100 * pair.difference:+6.1f} points {between}"

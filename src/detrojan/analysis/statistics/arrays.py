@@ -94,6 +94,10 @@ class Pairs:
     difference: Array
     budgets: Flags
 
+    def crossed(self, design: Design, at: slice) -> Crossed:
+        """Return the mean difference over the settings of ``design``, at the budgets ``at``."""
+        return Crossed(design, self.difference[:, :, at], self.budgets[:, :, at])
+
     @classmethod
     def of(cls, runs: Runs, other: Runs, measure: str) -> "Pairs":
         """Return the pairs of two defenses' runs."""

@@ -16,7 +16,7 @@ import pyarrow as pa
 from scipy import special
 
 from detrojan.analysis.statistics import arrays, ranking, scores
-from detrojan.analysis.statistics.crossed import Crossed, Spread, holm
+from detrojan.analysis.statistics.crossed import Spread, holm
 from detrojan.analysis.statistics.frames import frame_of
 
 ALPHA = 0.05
@@ -83,10 +83,8 @@ def pairs(cells: pa.Table, measure: str, band: float, looks: int) -> list[Pair]:
     if found is None:
         return []
     names = list(itertools.combinations(found.names, 2))
-    at, crossed = study.at(None), []
-    for defense, other in names:
-        differences = study.pairs(defense, other, measure)
-        crossed.append(Crossed(study.design, differences.difference[:, :, at], differences.budgets[:, :, at]))
+    at = study.at(None)
+    crossed = [study.pairs(*pair, measure).crossed(study.design, at) for pair in names]
     states = judged([(pair.mean, pair.grid) for pair in crossed], band, looks)
     return [
         Pair(defense, other, pair.mean, *pair.grid.interval(pair.mean), state)

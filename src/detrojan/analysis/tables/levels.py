@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from detrojan.analysis.statistics import arrays, scores
 from detrojan.analysis.statistics.arrays import Study
-from detrojan.analysis.statistics.crossed import FACTORS, Array, Crossed, mean_of
+from detrojan.analysis.statistics.crossed import FACTORS, Array, mean_of
 from detrojan.analysis.statistics.frames import frame_of, table_of_rows
 from detrojan.analysis.statistics.relative import COMPARED
 from detrojan.analysis.tables.base import Table, columns
@@ -56,7 +56,7 @@ def make(cells: pa.Table) -> pa.Table:
             for name in study.runs:
                 means, gaps = study.crossed(name, measure, budget).means, np.full(len(study.settings), np.nan)
                 if pairs := against.get(name):
-                    gaps = Crossed(study.design, pairs.difference[:, :, at], pairs.budgets[:, :, at]).means
+                    gaps = pairs.crossed(study.design, at).means
                 about = {"measure": measure, "spc": budget, "defense": name}
                 rows += [about | row for row in _rows(study, means, gaps)]
     return table_of_rows(rows, TABLE.schema)

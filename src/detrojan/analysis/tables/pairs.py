@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from detrojan.analysis.statistics import arrays, ranking, scores
 from detrojan.analysis.statistics.arrays import Study
-from detrojan.analysis.statistics.crossed import Crossed, Spread, holm
+from detrojan.analysis.statistics.crossed import Spread, holm
 from detrojan.analysis.statistics.frames import frame_of, table_of_rows
 from detrojan.analysis.statistics.ranking import Ranking
 from detrojan.analysis.statistics.relative import SCORES
@@ -94,8 +94,7 @@ def _rows(
     for (place, name), (other_place, other) in itertools.combinations(enumerate(found.names), 2):
         if (name, other) not in differences:
             differences[name, other] = study.pairs(name, other, measure)
-        pairs = differences[name, other]
-        crossed = Crossed(study.design, pairs.difference[:, :, at], pairs.budgets[:, :, at])
+        crossed = differences[name, other].crossed(study.design, at)
         row: Row = {"measure": measure, "spc": budget, "defense": name, "other": other}
         row |= {
             "num_settings": crossed.num_settings,

@@ -9,7 +9,7 @@ import pyarrow as pa
 from detrojan.analysis import protocols
 from detrojan.analysis.statistics import arrays, scores
 from detrojan.analysis.statistics.arrays import Study
-from detrojan.analysis.statistics.crossed import Crossed, Spread
+from detrojan.analysis.statistics.crossed import Spread
 from detrojan.analysis.statistics.frames import frame_of, table_of_rows
 from detrojan.analysis.statistics.relative import COMPARED
 from detrojan.analysis.tables.base import Table, columns
@@ -99,8 +99,7 @@ def _pairs(study: Study, names: list[str]) -> list[tuple[str, tuple[str, str]]]:
 def _row(study: Study, measure: str, budget: int | None, defense: str, pair: tuple[str, str]) -> Row | None:
     """Return what one protocol changes against another; None where no run has both."""
     later, earlier = (f"{defense}{BETWEEN}{protocol}" for protocol in pair)
-    pairs, at = study.pairs(later, earlier, measure), study.at(budget)
-    crossed = Crossed(study.design, pairs.difference[:, :, at], pairs.budgets[:, :, at])
+    crossed = study.pairs(later, earlier, measure).crossed(study.design, study.at(budget))
     if not crossed.num_settings:
         return None
     row: Row = {"measure": measure, "spc": budget, "defense": defense}
